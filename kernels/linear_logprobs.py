@@ -1,0 +1,100 @@
+"""Fused LM head and log-probability: never holds [T, V], neither forward nor backward.
+
+    logits = h W^T,   logprob = x[token] - logsumexp(x),   x = logits / temperature
+    d logits = g (onehot(token) - softmax(x)) / temperature,   recomputed chunk by chunk
+
+Shape legend: T = rows, H = width, V = vocabulary. Memory: one [chunk, V] in fp32 instead of several [T, V].
+The forward is `kernels.linear` and `kernels.token_logprobs`, bit for bit what the sampler computes.
+"""
+
+import torch
+
+from kernels.linear import linear
+from kernels.numerics import accumulate_dtype
+from kernels.token_logprobs import vocab_sums
+
+__all__ = ["linear_logprobs", "linear_logprobs_reference"]
+
+_CHUNK_ELEMENTS = 1 << 23  # of [rows, V]: 32 MB in fp32
+
+
+def linear_logprobs_reference(
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    token_ids_T: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ground truth: materialises [T, V] and leaves the gradient to autograd."""
+    logits = torch.nn.functional.linear(hidden_TH, weight_VH)
+    logprobs_TV = (logits.to(accumulate_dtype(logits.dtype)) / temperature).log_softmax(-1)
+    entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(-1).detach()
+    return logprobs_TV.gather(-1, token_ids_T[:, None]).squeeze(-1), entropy_T
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_TH, weight_VH, token_ids_T, inverse_temperature):  # pyrefly: ignore
+        logprobs, entropies = [], []
+        for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
+            sums = _sums(hidden_TH[rows], weight_VH, inverse_temperature)
+            logprobs.append(sums.logprobs(token_ids_T[rows]))
+            entropies.append(sums.entropy())
+        ctx.save_for_backward(hidden_TH, weight_VH, token_ids_T)
+        ctx.inverse_temperature = inverse_temperature
+        entropy_T = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy_T)
+        return torch.cat(logprobs), entropy_T
+
+    @staticmethod
+    def backward(ctx, grad_logprobs_T, _grad_entropy_T):  # pyrefly: ignore
+        hidden_TH, weight_VH, token_ids_T = ctx.saved_tensors
+        dtype = accumulate_dtype(weight_VH.dtype)
+        grad_hidden_TH = torch.zeros_like(hidden_TH)
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype)
+        for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
+            hidden = hidden_TH[rows]
+            sums = _sums(hidden, weight_VH, ctx.inverse_temperature)
+            grad = grad_logprobs_T[rows, None] * ctx.inverse_temperature
+            grad_logits = sums.weights_TV.div_(sums.cumulative_TJ[:, -1:]).mul_(-grad)
+            grad_logits.scatter_add_(-1, token_ids_T[rows, None], grad)
+            grad_logits = grad_logits.to(weight_VH.dtype)
+            grad_hidden_TH[rows] = grad_logits @ weight_VH
+            grad_weight_VH += grad_logits.T @ hidden
+        return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), None, None
+
+
+def _chunks(num_rows: int, vocab_size: int) -> list[slice]:
+    size = max(64, _CHUNK_ELEMENTS // vocab_size)
+    return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
+
+
+def _sums(hidden_TH: torch.Tensor, weight_VH: torch.Tensor, inverse_temperature: float):
+    logits_TV = linear(hidden_TH, weight_VH)
+    inverse_T = logits_TV.new_full((logits_TV.shape[0],), inverse_temperature, dtype=torch.float64)
+    return vocab_sums(logits_TV, inverse_T)
+
+
+def linear_logprobs(
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    token_ids_T: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of `token_ids_T` under the LM head, and the entropy of each row's distribution.
+
+    Args:
+        hidden_TH: [T, H] after the final norm.
+        weight_VH: [V, H], the LM head, of the same type.
+        token_ids_T: [T] int64.
+        temperature: > 0, the sampler's.
+
+    Returns:
+        logprobs [T] (differentiable) and entropy [T] (a metric, detached), in nats, fp32 or float64.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}; greedy has no gradient")
+    return _LinearLogprobs.apply(  # pyrefly: ignore
+        hidden_TH, weight_VH, token_ids_T, 1.0 / temperature
+    )

@@ -1,0 +1,71 @@
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864), in the half-split layout of Hugging Face.
+
+    y[:D/2] = x[:D/2] cos - x[D/2:] sin      y[D/2:] = x[D/2:] cos + x[:D/2] sin
+
+Shape legend: T = rows, N = heads, D = width of a head, P = positions.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from kernels.numerics import accumulate_dtype
+
+__all__ = ["Llama3Scaling", "rope", "rope_reference", "rope_table"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3Scaling:
+    """Long wavelengths are slowed down by `factor`, short ones are kept, those between are blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+def rope_table(
+    num_positions: int,
+    head_dim: int,
+    *,
+    theta: float,
+    scaling: Llama3Scaling | None = None,
+    linear_factor: float = 1.0,
+) -> torch.Tensor:
+    """[P, D] float32: cos of the D/2 angles, then their sin. Angles are computed in float64."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    frequencies = theta**-exponents / linear_factor
+    if scaling is not None:
+        frequencies = _llama3(frequencies, scaling)
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
+
+
+def _llama3(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
+    wavelengths = 2 * math.pi / frequencies
+    context = scaling.original_max_position_embeddings
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    # 0 at the long end (slowed down), 1 at the short end (kept)
+    blend = ((context / wavelengths - low) / (high - low)).clamp(0, 1)
+    return frequencies / scaling.factor * (1 - blend) + frequencies * blend
+
+
+def rope_reference(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
+    """Ground truth, and the path taken off the GPU. Same contract as `rope`."""
+    cos, sin = cos_sin_TD.to(accumulate_dtype(x_TND.dtype))[:, None, :].chunk(2, dim=-1)
+    first, second = x_TND.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x_TND.dtype)
+
+
+def rope(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
+    """Rotate the heads of each row by that row's angles.
+
+    Args:
+        x_TND: [T, N, D] queries or keys.
+        cos_sin_TD: [T, D], rows of `rope_table` at the rows' positions.
+
+    Returns:
+        [T, N, D], the type of x. Differentiable.
+    """
+    return rope_reference(x_TND, cos_sin_TD)

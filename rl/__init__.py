@@ -1,0 +1,3 @@
+"""Trains the policies that `rollout` runs."""
+
+import rollout  # noqa: F401  it refuses another package named `kernels`, before anything else loads

@@ -1,0 +1,263 @@
+"""The schema of every run: names, types, defaults, and the checks a type cannot express.
+
+YAML under conf/ holds only the values that differ from these defaults.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from rollout.config import EngineConfig, ModelConfig, SamplingConfig, require
+
+
+class LossReduction(Enum):
+    TOKEN_MEAN = "token_mean"
+    SEQUENCE_MEAN = "sequence_mean"
+    FIXED_LENGTH = "fixed_length"
+
+
+class LRSchedule(Enum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class WandbMode(Enum):
+    OFFLINE = "offline"
+    ONLINE = "online"
+    DISABLED = "disabled"
+
+
+class DebugMode(Enum):
+    NONE = "none"
+    ROLLOUT_ONLY = "rollout_only"
+    TRAIN_ONLY = "train_only"
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """Base of the `task` group."""
+
+    system_prompt: str = ""
+    """Sent as the system message of every prompt; empty sends none."""
+    num_held_out: int = 1000
+    """Prompts kept for evaluation; they are never trained on."""
+    scorer: str = ""
+    """The user's own scorer, `package.module:function` or `path/to/file.py:function`; empty: the task's own."""
+    seed: int = 0
+    """Of the generated or shuffled prompts; apart from the run's `seed`, so that runs share the held-out set."""
+
+    def __post_init__(self) -> None:
+        require(self.num_held_out > 0, "task.num_held_out", "> 0", self.num_held_out)
+
+
+@dataclass(kw_only=True)
+class ArithmeticConfig(TaskConfig):
+    """Two-term sums and differences."""
+
+    min_digits: int = 1
+    max_digits: int = 2
+    """Digits of a term."""
+    num_train: int = 8000
+    """Prompts to train on; reasoning-gym draws them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.min_digits >= 1, "task.min_digits", ">= 1", self.min_digits)
+        require(
+            self.max_digits >= self.min_digits,
+            "task.max_digits",
+            f">= task.min_digits ({self.min_digits})",
+            self.max_digits,
+        )
+        require(self.num_train > 0, "task.num_train", "> 0", self.num_train)
+
+
+@dataclass(kw_only=True)
+class ReasoningGymConfig(TaskConfig):
+    """Any task of reasoning-gym, scored by that library."""
+
+    name: str = MISSING
+    """The library's name of the task, for example `number_sorting`."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Handed to `reasoning_gym.create_dataset`, for example `task.params.max_numbers=5`."""
+    num_train: int = 8000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_train > 0, "task.num_train", "> 0", self.num_train)
+
+
+@dataclass(kw_only=True)
+class DatasetConfig(TaskConfig):
+    """Rows of a Hugging Face dataset, scored by math-verify unless `scorer` says otherwise."""
+
+    path: str = MISSING
+    """A .jsonl, .json or .parquet file, or a hub id."""
+    split: str = "train"
+    held_out_path: str = ""
+    """A file or hub id of held-out rows; empty: `num_held_out` rows are split off."""
+    held_out_split: str = "test"
+    """Split of `held_out_path`."""
+    prompt_column: str = "question"
+    answer_column: str = "answer"
+
+
+@dataclass(kw_only=True)
+class RewardConfig:
+    num_workers: int = 1
+    """Processes that score."""
+    time_limit_seconds: float = 10.0
+    """Of one completion; past it the scorer is killed and the outcome is a timeout."""
+    memory_limit_gb: float = 8.0
+    """Address space of one scorer process, in GB (10^9 bytes)."""
+    max_error_rate: float = 0.2
+    """The run stops when more than this share of a step's completions could not be scored."""
+
+    def __post_init__(self) -> None:
+        require(self.num_workers > 0, "reward.num_workers", "> 0", self.num_workers)
+        require(
+            self.time_limit_seconds > 0, "reward.time_limit_seconds", "> 0", self.time_limit_seconds
+        )
+        require(self.memory_limit_gb > 0, "reward.memory_limit_gb", "> 0", self.memory_limit_gb)
+        require(0 <= self.max_error_rate <= 1, "reward.max_error_rate", "in [0, 1]", self.max_error_rate)
+
+
+@dataclass(kw_only=True)
+class AlgorithmConfig:
+    """Base of the `algorithm` group."""
+
+
+@dataclass(kw_only=True)
+class GRPOConfig(AlgorithmConfig):
+    clip_low: float = 0.2
+    """The ratio is kept at or above 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio is kept at or below 1 + clip_high."""
+    normalize_std: bool = True
+    """Divide a group's centred rewards by their standard deviation."""
+    loss_reduction: LossReduction = LossReduction.TOKEN_MEAN
+    """TOKEN_MEAN: every trained token weighs the same; SEQUENCE_MEAN: every rollout does; FIXED_LENGTH: tokens
+    weigh 1 / (rollouts * sampling.max_tokens)."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.clip_low < 1, "algorithm.clip_low", "in (0, 1)", self.clip_low)
+        require(self.clip_high > 0, "algorithm.clip_high", "> 0", self.clip_high)
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    num_steps: int = 100
+    """Optimiser steps, one per batch."""
+    learning_rate: float = 1e-6
+    lr_schedule: LRSchedule = LRSchedule.CONSTANT
+    """After warm-up: CONSTANT, or LINEAR or COSINE decay to 0 at `num_steps`."""
+    num_warmup_steps: int = 0
+    """The learning rate rises linearly over these steps."""
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this norm."""
+    max_tokens_per_micro_batch: int = 4096
+    """Packed tokens of one forward and backward; the longest sample must fit."""
+    share_prompts: bool = True
+    """Compute the prompt of a group once for all its rollouts; the gradient is the same."""
+
+    def __post_init__(self) -> None:
+        require(self.num_steps >= 0, "trainer.num_steps", ">= 0", self.num_steps)
+        require(self.learning_rate >= 0, "trainer.learning_rate", ">= 0", self.learning_rate)
+        require(self.num_warmup_steps >= 0, "trainer.num_warmup_steps", ">= 0", self.num_warmup_steps)
+        require(self.weight_decay >= 0, "trainer.weight_decay", ">= 0", self.weight_decay)
+        require(0 <= self.adam_beta1 < 1, "trainer.adam_beta1", "in [0, 1)", self.adam_beta1)
+        require(0 <= self.adam_beta2 < 1, "trainer.adam_beta2", "in [0, 1)", self.adam_beta2)
+        require(self.adam_epsilon > 0, "trainer.adam_epsilon", "> 0", self.adam_epsilon)
+        require(self.max_grad_norm > 0, "trainer.max_grad_norm", "> 0", self.max_grad_norm)
+        require(
+            self.max_tokens_per_micro_batch > 0,
+            "trainer.max_tokens_per_micro_batch",
+            "> 0",
+            self.max_tokens_per_micro_batch,
+        )
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    every_steps: int = 20
+    """Evaluate greedily on held-out prompts every so many steps, before the first and after the last; 0: never."""
+    num_prompts: int = 0
+    """Held-out prompts of the evaluations before the last; 0: all. The first and the last always take all."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "evaluation.every_steps", ">= 0", self.every_steps)
+        require(self.num_prompts >= 0, "evaluation.num_prompts", ">= 0", self.num_prompts)
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 50
+    """Write a checkpoint every so many steps and at the end; 0: at the end alone."""
+    keep: int = 2
+    """Checkpoints kept; older ones are removed after a newer one is complete."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "checkpoint.every_steps", ">= 0", self.every_steps)
+        require(self.keep > 0, "checkpoint.keep", "> 0", self.keep)
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    mode: WandbMode = WandbMode.OFFLINE
+    project: str = "paceline"
+    name: str = ""
+    """Of the run; empty: the name of the run directory."""
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    num_samples_per_step: int = 4
+    """Rollouts written to samples.jsonl and the W&B table at every step."""
+    curves_every_steps: int = 10
+    """curves.png is drawn every so many steps and at the end."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_samples_per_step >= 0,
+            "tracking.num_samples_per_step",
+            ">= 0",
+            self.num_samples_per_step,
+        )
+        require(
+            self.curves_every_steps > 0, "tracking.curves_every_steps", "> 0", self.curves_every_steps
+        )
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    run_dir: str = MISSING
+    """Everything the run writes; must not hold a run yet."""
+    seed: int = 0
+    """Of sampling and of the order of prompts."""
+    num_prompts_per_step: int = 16
+    """Prompts per optimiser step."""
+    group_size: int = 8
+    """Rollouts per prompt."""
+    model: ModelConfig = MISSING
+    task: TaskConfig = MISSING
+    algorithm: AlgorithmConfig = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    debug: DebugMode = DebugMode.NONE
+
+    def __post_init__(self) -> None:
+        require(self.num_prompts_per_step > 0, "num_prompts_per_step", "> 0", self.num_prompts_per_step)
+        require(self.group_size > 1, "group_size", "> 1 (advantages compare siblings)", self.group_size)

@@ -1,0 +1,25 @@
+"""Turns prompts into completions. Knows nothing of rewards, advantages or algorithms.
+
+`Engine` and the nouns around it load on first use: `import rollout` imports neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from rollout._guard import require_own_kernels
+
+require_own_kernels()
+
+_EXPORTS = {
+    "Completion": "rollout.engine.core",
+    "Engine": "rollout.engine.engine",
+    "Request": "rollout.engine.core",
+    "SamplingParams": "rollout.engine.core",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

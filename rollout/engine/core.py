@@ -1,0 +1,173 @@
+"""The nouns of the engine. No behaviour beyond what a noun knows of itself, and no torch."""
+
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+
+from rollout.config import require
+
+__all__ = [
+    "Batch",
+    "Chunk",
+    "Completion",
+    "FinishReason",
+    "Request",
+    "RequestState",
+    "SampleKey",
+    "SamplingParams",
+    "Status",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn and when a completion ends.
+
+    Raises:
+        ValueError: a value out of range, named.
+    """
+
+    n: int = 1
+    """Completions per prompt."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy, which reports log-probabilities at temperature 1."""
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int = 128
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these; the tokens that spelled it stay."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.n > 0, "n", "> 0", self.n)
+        require(self.temperature >= 0, "temperature", ">= 0", self.temperature)
+        require(self.top_k >= 0, "top_k", ">= 0", self.top_k)
+        require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
+        require(0 <= self.min_p < 1, "min_p", "in [0, 1)", self.min_p)
+        require(self.max_tokens > 0, "max_tokens", "> 0", self.max_tokens)
+        require(all(self.stop), "stop", "a tuple of non-empty strings", self.stop)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are dropped from the distribution before sampling."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """With a position, all that randomness depends on. `group_id` is never reused within a seed."""
+
+    seed: int
+    group_id: int
+    sample_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The engine's unit of work: one completion of one prompt."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    params: SamplingParams
+    key: SampleKey
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # end of sequence, a stop id or a stop string
+    LENGTH = "length"  # max_tokens, or the end of the context
+    ABORTED = "aborted"
+    REJECTED = "rejected"  # it could never have fitted; the message says why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What came out of one request."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[float]
+    """fp32, of the distribution that was really sampled from; greedy: at temperature 1."""
+    policy_versions: list[int]
+    """Per token, of the weights that produced it."""
+    finish_reason: FinishReason
+    text: str = ""
+    message: str = ""
+    """Why a request was rejected."""
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    FOLLOWING = "following"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RequestState:
+    """A request's life in the engine.
+
+        WAITING -> RUNNING -> FINISHED          RUNNING -> WAITING: preempted, to be recomputed
+        WAITING -> FOLLOWING -> RUNNING         a sibling whose prompt another one is computing
+        FOLLOWING -> WAITING                    that other one was preempted or aborted
+
+    `token_ids` is the log: prompt, then what was sampled. Keys and values of the first `num_computed` tokens
+    are in the cache, in the blocks of `block_table`.
+    """
+
+    request: Request
+    token_ids: list[int]
+    num_prompt_tokens: int
+    status: Status = Status.WAITING
+    num_computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    policy_versions: list[int] = field(default_factory=list)
+    followers: list["RequestState"] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: Request) -> "RequestState":
+        return cls(
+            request=request,
+            token_ids=list(request.token_ids),
+            num_prompt_tokens=len(request.token_ids),
+        )
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens whose keys and values have yet to be computed; 1 while decoding."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_output(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def group(self) -> tuple[int, int]:
+        return (self.request.key.seed, self.request.key.group_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`num_tokens` of a request, from `state.num_computed` on, in one forward."""
+
+    state: RequestState
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk reaches the end of the log, so that the next token can be drawn."""
+        return self.num_tokens == self.state.num_remaining
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step computes."""
+
+    chunks: tuple[Chunk, ...]
+    block_copies: tuple[tuple[int, int], ...]  # (from, to), before anything is written

@@ -1,0 +1,333 @@
+"""The engine's loop: schedule -> run -> sample -> postprocess."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rollout.config import Dtype, EngineConfig, ModelConfig
+from rollout.engine.block_manager import BlockManager
+from rollout.engine.core import (
+    Batch,
+    Completion,
+    FinishReason,
+    Request,
+    RequestState,
+    SampleKey,
+    SamplingParams,
+    Status,
+)
+from rollout.engine.runner import Runner, bytes_per_block
+from rollout.engine.sampler import sample_tokens
+from rollout.engine.scheduler import Scheduler
+from rollout.engine.text import Prompt, encode_prompt, ends_with_stop, load_tokenizer, text_of
+from rollout.models.checkpoint import load_decoder, torch_dtype
+from rollout.models.decoder import Decoder
+from rollout.models.sources import resolve_model
+from rollout.weights.receiver import WeightReceiver
+from rollout.weights.update import WeightUpdate
+
+__all__ = ["Engine", "EngineStats"]
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counts since the engine was made."""
+
+    num_steps: int = 0
+    num_computed_tokens: int = 0  # prefilled and decoded
+    num_sampled_tokens: int = 0
+    num_preemptions: int = 0
+    num_prefix_hit_tokens: int = 0
+
+
+class Engine:
+    """Continuous batching over a paged KV cache, on one device, in the caller's thread.
+
+    `generate` is a wrapper; beneath it are `add_request`, `step` and `abort`. Weights are replaced by
+    `stage`, `verify` and `commit`, between two steps and while no request is unfinished.
+
+    Args:
+        decoder: the model; the engine runs it and, at a commit, replaces it.
+        tokenizer: of the same model.
+        config: limits and sizes.
+        policy_version: of the decoder's weights.
+    """
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: Any, config: EngineConfig, *, policy_version: int = 0
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self._decoder = decoder
+        self._shadow = copy.deepcopy(decoder)
+        spec = decoder.spec
+        weight = decoder.embed_tokens
+        block_bytes = bytes_per_block(spec, block_size=config.block_size, dtype=weight.dtype)
+        num_blocks = int(config.kv_cache_gb * 1e9 // block_bytes)
+        if num_blocks == 0:
+            raise ValueError(
+                f"engine.kv_cache_gb must hold at least one block of {block_bytes / 1e9:.4f} GB, "
+                f"got {config.kv_cache_gb}"
+            )
+        self.max_context_tokens = min(config.max_context_tokens, spec.max_positions)
+        self._blocks = BlockManager(
+            num_blocks=num_blocks, block_size=config.block_size, prefix_cache=config.prefix_cache
+        )
+        self._scheduler = Scheduler(
+            self._blocks,
+            max_requests=config.max_requests,
+            max_tokens_per_step=config.max_tokens_per_step,
+        )
+        self._scheduler.policy_version = policy_version
+        self._runner = Runner(
+            spec,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        self._receiver = WeightReceiver(
+            dict(self._decoder.hf_tensors()),
+            dict(self._shadow.hf_tensors()),
+            version=policy_version,
+            swap=self._swap_decoders,
+        )
+        self._states: dict[str, RequestState] = {}
+        self._answered: list[Completion] = []  # rejected or aborted, handed out by the next step
+        self._stats = EngineStats()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        config: EngineConfig | None = None,
+    ) -> "Engine":
+        """An engine over a Hugging Face directory or hub id.
+
+        Args:
+            path: with config.json, safetensors files and a tokenizer.
+            dtype: "auto", "bfloat16", "float32" or "float64"; auto is bfloat16 where the device has it.
+            device: where it runs.
+            config: limits and sizes; the defaults of `rollout.config.EngineConfig`.
+        """
+        directory = resolve_model(ModelConfig(path=str(path)))
+        decoder = load_decoder(directory, dtype=torch_dtype(Dtype(dtype), device), device=device)
+        return cls(decoder, load_tokenizer(directory), config or EngineConfig())
+
+    @property
+    def policy_version(self) -> int:
+        return self._receiver.version
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._states or self._answered)
+
+    @property
+    def num_running(self) -> int:
+        return self._scheduler.num_running
+
+    @property
+    def stats(self) -> EngineStats:
+        self._stats.num_preemptions = self._scheduler.num_preemptions
+        self._stats.num_prefix_hit_tokens = self._scheduler.num_prefix_hit_tokens
+        return self._stats
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[list[Completion]]:
+        """`params.n` completions per prompt, in the order of the prompts.
+
+        Args:
+            prompts: token ids, text, or chat messages.
+            params: one for all, or one per prompt.
+
+        Raises:
+            ValueError: an empty prompt; not as many params as prompts.
+            RuntimeError: requests are unfinished.
+        """
+        if self.has_unfinished:
+            raise RuntimeError(
+                f"generate needs an idle engine; {len(self._states)} requests are unfinished"
+            )
+        params = params or SamplingParams()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(
+                f"params must be one, or one per prompt: got {len(each)} for {len(prompts)} prompts"
+            )
+        encoded = [tuple(encode_prompt(prompt, self.tokenizer)) for prompt in prompts]
+        for group_id, (token_ids, p) in enumerate(zip(encoded, each, strict=True)):
+            for i in range(p.n):
+                key = SampleKey(p.seed, group_id, i)
+                self.add_request(
+                    Request(request_id=f"{group_id}/{i}", token_ids=token_ids, params=p, key=key)
+                )
+        finished: dict[str, Completion] = {}
+        while self.has_unfinished:
+            finished |= {c.request_id: c for c in self.step()}
+        return [[finished[f"{g}/{i}"] for i in range(p.n)] for g, p in enumerate(each)]
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request. One that can never fit is answered by the next `step` as rejected.
+
+        Raises:
+            ValueError: the id is in use.
+        """
+        if request.request_id in self._states:
+            raise ValueError(
+                f"request_id must be new, got {request.request_id!r}, which is unfinished"
+            )
+        reason = self._why_impossible(request)
+        if reason:
+            self._answered.append(
+                Completion(
+                    request_id=request.request_id,
+                    token_ids=[],
+                    logprobs=[],
+                    policy_versions=[],
+                    finish_reason=FinishReason.REJECTED,
+                    message=reason,
+                )
+            )
+            return
+        state = RequestState.of(request)
+        self._states[request.request_id] = state
+        self._scheduler.add(state)
+
+    def abort(self, request_id: str) -> None:
+        """End a request now; the next `step` answers it with what it has. Unknown ids are finished ones."""
+        state = self._states.get(request_id)
+        if state is not None:
+            self._answered.append(self._finish(state, FinishReason.ABORTED))
+
+    def step(self) -> list[Completion]:
+        """Compute one batch; returns the requests that finished."""
+        finished, self._answered = self._answered, []
+        batch = self._scheduler.schedule()
+        if batch is None:
+            if not self._states:
+                self.check_integrity()
+            return finished
+        logits_RV = self._runner.run(self._decoder, batch)
+        finished += self._postprocess(batch, logits_RV)
+        self._stats.num_steps += 1
+        self._stats.num_computed_tokens += sum(chunk.num_tokens for chunk in batch.chunks)
+        return finished
+
+    def stage(self, update: WeightUpdate) -> None:
+        """Copy new weights beside the live ones; see `rollout.weights.receiver`."""
+        self._receiver.stage(update)
+
+    def verify(self) -> None:
+        """Compare the staged bytes with the manifest's digests."""
+        self._receiver.verify()
+
+    def commit(self) -> None:
+        """Put the verified weights in force.
+
+        Raises:
+            RuntimeError: requests are unfinished: their tokens would come from two versions.
+        """
+        if self._states:
+            raise RuntimeError(
+                f"commit needs a drained engine; {len(self._states)} requests are unfinished"
+            )
+        self._receiver.commit()
+        self._scheduler.policy_version = self._receiver.version
+
+    def rollback(self) -> None:
+        """Drop staged weights; the old version stays in force."""
+        self._receiver.rollback()
+
+    def weights_digest(self) -> str:
+        """One digest over the live weights."""
+        return self._receiver.digest()
+
+    def check_integrity(self) -> None:
+        """Recount every block and request.
+
+        Raises:
+            RuntimeError: the books do not agree.
+        """
+        self._scheduler.check_integrity()
+        if not self._states and self._blocks.num_available != self._blocks.num_blocks:
+            raise RuntimeError(
+                f"idle, but only {self._blocks.num_available} of {self._blocks.num_blocks} blocks are free"
+            )
+
+    def _why_impossible(self, request: Request) -> str:
+        length = len(request.token_ids)
+        if length >= self.max_context_tokens:
+            return (
+                f"the prompt has {length} tokens, and the context ({self.max_context_tokens} tokens: "
+                "engine.max_context_tokens or the model's own limit) leaves no room for a completion"
+            )
+        longest = min(length + request.params.max_tokens, self.max_context_tokens)
+        # one more, since a shared block is copied while its original is still held
+        needed = self._blocks.blocks_for(longest) + 1
+        if needed > self._blocks.num_blocks:
+            return (
+                f"{longest} tokens need {needed} KV blocks and there are {self._blocks.num_blocks}; "
+                "raise engine.kv_cache_gb or lower max_tokens"
+            )
+        return ""
+
+    def _postprocess(self, batch: Batch, logits_RV: torch.Tensor) -> list[Completion]:
+        rows: list[int] = []
+        states: list[RequestState] = []
+        row = 0
+        for chunk in batch.chunks:
+            drawing = self._scheduler.computed(chunk)
+            states += drawing
+            rows += [row] * len(drawing)
+            row += bool(drawing)
+        if not states:
+            return []
+        token_ids, logprobs = sample_tokens(logits_RV, rows, states)
+        self._stats.num_sampled_tokens += len(states)
+        finished = []
+        for state, token_id, logprob in zip(states, token_ids, logprobs, strict=True):
+            state.token_ids.append(token_id)
+            state.logprobs.append(logprob)
+            state.policy_versions.append(self.policy_version)
+            reason = self._finish_reason(state, token_id)
+            if reason is not None:
+                finished.append(self._finish(state, reason))
+        return finished
+
+    def _finish_reason(self, state: RequestState, token_id: int) -> FinishReason | None:
+        params = state.request.params
+        if token_id in self._decoder.spec.eos_token_ids and not params.ignore_eos:
+            return FinishReason.STOP
+        if token_id in params.stop_token_ids:
+            return FinishReason.STOP
+        if params.stop and ends_with_stop(state.output_ids, params.stop, self.tokenizer):
+            return FinishReason.STOP
+        is_full = len(state.token_ids) >= self.max_context_tokens
+        return FinishReason.LENGTH if is_full or state.num_output >= params.max_tokens else None
+
+    def _finish(self, state: RequestState, reason: FinishReason) -> Completion:
+        self._scheduler.finish(state)
+        assert state.status is Status.FINISHED, "the scheduler let go of it"
+        del self._states[state.request.request_id]
+        output_ids = state.output_ids
+        return Completion(
+            request_id=state.request.request_id,
+            token_ids=output_ids,
+            logprobs=state.logprobs,
+            policy_versions=state.policy_versions,
+            finish_reason=reason,
+            text=text_of(output_ids, state.request.params.stop, self.tokenizer),
+        )
+
+    def _swap_decoders(self) -> None:
+        self._decoder, self._shadow = self._shadow, self._decoder

@@ -1,0 +1,126 @@
+"""Runs the model on a batch: builds its tensors, moves blocks, writes and reads the paged cache.
+
+Shape legend: T = tokens of the batch, R = rows to sample from, V = vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.attention import AttentionLayout, PagedKV, Segment, paged_attention, paged_layout
+from rollout.engine.core import Batch
+from rollout.models.decoder import Decoder
+from rollout.models.spec import DecoderSpec
+
+__all__ = ["Runner", "bytes_per_block"]
+
+
+def bytes_per_block(spec: DecoderSpec, *, block_size: int, dtype: torch.dtype) -> int:
+    """Keys and values of `block_size` tokens, all layers."""
+    return 2 * spec.num_layers * spec.num_kv_heads * block_size * spec.head_dim * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    token_ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    block_ids_T: torch.Tensor
+    offsets_T: torch.Tensor
+    last_rows_R: torch.Tensor  # of the chunks that sample
+    layout: AttentionLayout
+
+
+class Runner:
+    """Owns the KV cache: one pair of [blocks, KV heads, block_size, head width] per layer."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._block_size = block_size
+        self._device = device
+        shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
+        # zeros, because an unwritten slot must be finite; the pages are only touched when used
+        self._caches = [
+            PagedKV(
+                keys=torch.zeros(shape, dtype=dtype, device=device),
+                values=torch.zeros(shape, dtype=dtype, device=device),
+            )
+            for _ in range(spec.num_layers)
+        ]
+
+    @torch.inference_mode()
+    def run(self, decoder: Decoder, batch: Batch) -> torch.Tensor:
+        """[R, V] logits after the last token of each chunk that reaches the end of its log, in order."""
+        self._copy_blocks(batch)
+        inputs = self._inputs(batch)
+
+        def attend(
+            layer: int, q_TND: torch.Tensor, k_TMD: torch.Tensor, v_TMD: torch.Tensor
+        ) -> torch.Tensor:
+            cache = self._caches[layer]
+            cache.write(k_TMD, v_TMD, inputs.block_ids_T, inputs.offsets_T)
+            return paged_attention(q_TND, cache, inputs.layout)
+
+        hidden_TH = decoder(inputs.token_ids_T, inputs.positions_T, attend)
+        return decoder.logits(hidden_TH[inputs.last_rows_R])
+
+    def reset(self) -> None:
+        """Forget everything, so that a NaN of a bad update cannot linger in unwritten slots."""
+        for cache in self._caches:
+            cache.keys.zero_()
+            cache.values.zero_()
+
+    def _copy_blocks(self, batch: Batch) -> None:
+        if not batch.block_copies:
+            return
+        source, target = (
+            torch.tensor(blocks, device=self._device)
+            for blocks in zip(*batch.block_copies, strict=True)
+        )
+        for cache in self._caches:
+            cache.keys[target] = cache.keys[source]
+            cache.values[target] = cache.values[source]
+
+    def _inputs(self, batch: Batch) -> _Inputs:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        blocks: list[int] = []
+        last_rows: list[int] = []
+        segments: list[Segment] = []
+        for chunk in batch.chunks:
+            state = chunk.state
+            start, end = state.num_computed, state.num_computed + chunk.num_tokens
+            segments.append(
+                Segment(
+                    first_row=len(token_ids),
+                    num_queries=chunk.num_tokens,
+                    first_position=start,
+                    key_index=state.block_table,
+                )
+            )
+            token_ids += state.token_ids[start:end]
+            positions += range(start, end)
+            blocks += [state.block_table[p // self._block_size] for p in range(start, end)]
+            if chunk.samples:
+                last_rows.append(len(token_ids) - 1)
+        columns = (token_ids, positions, blocks, last_rows)
+        tensors = [torch.tensor(c, dtype=torch.int64, device=self._device) for c in columns]
+        return _Inputs(
+            token_ids_T=tensors[0],
+            positions_T=tensors[1],
+            block_ids_T=tensors[2],
+            offsets_T=tensors[1] % self._block_size,
+            last_rows_R=tensors[3],
+            layout=paged_layout(
+                segments,
+                num_rows=len(token_ids),
+                block_size=self._block_size,
+                device=self._device,
+            ),
+        )

@@ -1,0 +1,88 @@
+"""Draws the next token of each request, with its log-probability.
+
+Shape legend: R = rows of logits, B = requests (siblings share a row), V = vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels.philox import philox_uniform
+from kernels.sample import keep_top, sample
+from kernels.token_logprobs import vocab_sums
+from rollout.engine.core import RequestState, SamplingParams
+
+__all__ = ["sample_tokens"]
+
+_CHUNK_ROWS = 64  # of [rows, V] in fp32 at a time: 12 MB at V = 49152
+
+
+@torch.inference_mode()
+def sample_tokens(
+    logits_RV: torch.Tensor, rows: Sequence[int], states: Sequence[RequestState]
+) -> tuple[list[int], list[float]]:
+    """One token and its log-probability per request.
+
+    Args:
+        logits_RV: [R, V].
+        rows: the row of logits that each of the B requests draws from.
+        states: the B requests; the position of the draw is the length of the log.
+
+    Returns:
+        B token ids, and B log-probabilities (fp32) under the distribution that was drawn from.
+    """
+    token_ids: list[int] = []
+    logprobs: list[float] = []
+    for start in range(0, len(states), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        index = torch.tensor(rows[part], device=logits_RV.device)
+        tokens_B, logprobs_B = _sample(logits_RV[index], states[part])
+        token_ids += tokens_B.tolist()
+        logprobs += logprobs_B.tolist()
+    return token_ids, logprobs
+
+
+def _sample(
+    logits_BV: torch.Tensor, states: Sequence[RequestState]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    device = logits_BV.device
+    params = [state.request.params for state in states]
+    temperature_B = torch.tensor(
+        [p.temperature for p in params], dtype=torch.float64, device=device
+    )
+    is_greedy_B = temperature_B == 0
+    temperature_B = torch.where(is_greedy_B, 1.0, temperature_B)
+    logits_BV = _truncate(logits_BV, params, temperature_B)
+    sums = vocab_sums(logits_BV, 1.0 / temperature_B)
+    keys_B3 = torch.tensor(
+        [[k.seed, k.group_id, k.sample_index] for k in (s.request.key for s in states)],
+        device=device,
+    )
+    positions_B = torch.tensor([len(state.token_ids) for state in states], device=device)
+    tokens_B = sample(sums, philox_uniform(keys_B3, positions_B))
+    if bool(is_greedy_B.any()):
+        tokens_B = torch.where(is_greedy_B, sums.scaled_TV.argmax(-1), tokens_B)
+    return tokens_B, sums.logprobs(tokens_B)
+
+
+def _truncate(
+    logits_BV: torch.Tensor, params: Sequence[SamplingParams], temperature_B: torch.Tensor
+) -> torch.Tensor:
+    """Apply top-k, top-p and min-p to the rows that ask for them."""
+    rows = [i for i, p in enumerate(params) if p.truncates]
+    if not rows:
+        return logits_BV
+
+    def column(values: list[float] | list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=logits_BV.device)
+
+    chosen = [params[i] for i in rows]
+    logits_BV = logits_BV.clone()
+    logits_BV[rows] = keep_top(
+        logits_BV[rows],
+        temperatures_B=temperature_B[rows].float(),
+        top_k_B=column([p.top_k for p in chosen]),
+        top_p_B=column([p.top_p for p in chosen]),
+        min_p_B=column([p.min_p for p in chosen]),
+    )
+    return logits_BV

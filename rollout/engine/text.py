@@ -1,0 +1,59 @@
+"""Between token ids and text: what a prompt may be, where a completion's text ends."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Prompt", "encode_prompt", "ends_with_stop", "load_tokenizer", "text_of"]
+
+Prompt = Sequence[int] | str | Sequence[Mapping[str, str]]
+"""Token ids, text, or chat messages."""
+
+_MAX_TOKENS_PER_CHARACTER = 4  # a byte-level token holds at least one byte of UTF-8
+
+
+def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer beside a model's weights."""
+    from transformers import AutoTokenizer  # takes a second to import
+
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def encode_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:
+    """Token ids of a prompt; chat messages go through the model's chat template.
+
+    Raises:
+        ValueError: an empty prompt, or chat messages for a model without a template.
+    """
+    if not prompt:
+        raise ValueError("prompt must not be empty")
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    if isinstance(prompt[0], Mapping):
+        if not tokenizer.chat_template:
+            raise ValueError(
+                "chat messages need a chat template, and this tokenizer has none; pass text"
+            )
+        return list(
+            tokenizer.apply_chat_template(
+                list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        )
+    return [int(token) for token in prompt]  # pyrefly: ignore
+
+
+def ends_with_stop(output_ids: Sequence[int], stop: Sequence[str], tokenizer: Any) -> bool:
+    """Whether the last token completed a stop string. Looks at the end of the text alone."""
+    window = _MAX_TOKENS_PER_CHARACTER * max(len(s) for s in stop) + 1
+    tail = tokenizer.decode(output_ids[-window:], skip_special_tokens=True)
+    return any(s in tail for s in stop)
+
+
+def text_of(output_ids: Sequence[int], stop: Sequence[str], tokenizer: Any) -> str:
+    """Text without special tokens, up to the first stop string."""
+    text = tokenizer.decode(list(output_ids), skip_special_tokens=True)
+    ends = [text.index(s) for s in stop if s in text]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,52 @@
+"""The interface between whoever needs completions and whatever computes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rollout.engine.core import Completion, Request
+from rollout.weights.update import WeightUpdate
+
+__all__ = ["Fleet", "FleetStatus"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStatus:
+    """Books that close: issued = running + finished + rejected + cancelled."""
+
+    issued: int
+    running: int
+    finished: int
+    rejected: int
+    cancelled: int
+    policy_version: int
+
+    def check(self) -> None:
+        """Assert that no request is lost.
+
+        Raises:
+            RuntimeError: the books do not close; with the counts.
+        """
+        if self.issued != self.running + self.finished + self.rejected + self.cancelled:
+            raise RuntimeError(f"requests are lost or counted twice: {self}")
+
+
+class Fleet(Protocol):
+    """One engine in this process, or many elsewhere."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests."""
+
+    def poll(self, timeout_seconds: float) -> list[Completion]:
+        """Completions since the last call; empty when there are none within the time or none are left."""
+        ...
+
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        """End requests; each is still answered, as aborted, by a later `poll`."""
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        """Stage, verify and commit; on an error the old version stays in force everywhere."""
+
+    def status(self) -> FleetStatus:
+        """Counts since the start."""
+        ...

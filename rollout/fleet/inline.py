@@ -1,0 +1,60 @@
+"""The fleet of one: an engine in the caller's process, pumped by `poll`."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from rollout.engine.core import Completion, FinishReason, Request
+from rollout.engine.engine import Engine
+from rollout.fleet.fleet import FleetStatus
+from rollout.weights.update import WeightUpdate
+
+__all__ = ["InlineFleet"]
+
+
+class InlineFleet:
+    """Runs its engine inside `poll`, so that trainer and engine take turns on one device."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._issued = 0
+        self._running: set[str] = set()
+        self._finished: Counter[FinishReason] = Counter()
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.engine.add_request(request)
+            self._running.add(request.request_id)
+            self._issued += 1
+
+    def poll(self, timeout_seconds: float) -> list[Completion]:
+        deadline = time.monotonic() + timeout_seconds
+        completions: list[Completion] = []
+        while self.engine.has_unfinished and not completions:
+            completions = self.engine.step()
+            if time.monotonic() > deadline:
+                break
+        for completion in completions:
+            self._running.remove(completion.request_id)
+            self._finished[completion.finish_reason] += 1
+        return completions
+
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self.engine.abort(request_id)
+
+    def update_weights(self, update: WeightUpdate) -> None:
+        self.engine.stage(update)
+        self.engine.verify()
+        self.engine.commit()
+
+    def status(self) -> FleetStatus:
+        finished = self._finished
+        return FleetStatus(
+            issued=self._issued,
+            running=len(self._running),
+            finished=finished[FinishReason.STOP] + finished[FinishReason.LENGTH],
+            rejected=finished[FinishReason.REJECTED],
+            cancelled=finished[FinishReason.ABORTED],
+            policy_version=self.engine.policy_version,
+        )

@@ -1,0 +1,139 @@
+"""Decoders from and to Hugging Face directories, under Hugging Face's own names."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from kernels.numerics import native_dtype
+from rollout.config import Dtype
+from rollout.models.decoder import Decoder
+from rollout.models.spec import read_spec
+
+__all__ = ["load_decoder", "read_tensors", "save_checkpoint", "torch_dtype"]
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
+    """`AUTO` is bfloat16 where the device multiplies it natively, else float32."""
+    return native_dtype(device) if dtype is Dtype.AUTO else getattr(torch, dtype.value)
+
+
+def load_decoder(
+    directory: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Decoder:
+    """Build the decoder that `config.json` describes and fill it from the safetensors files.
+
+    Raises:
+        ValueError: unsupported architecture; tensors missing, unexpected, or of another shape.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(read_spec(directory))
+    decoder = decoder.to(dtype).to_empty(device=device)
+    decoder.build_rope_table(device)
+    _fill(dict(decoder.hf_tensors()), directory, is_tied=decoder.spec.tie_word_embeddings)
+    return decoder
+
+
+@torch.no_grad()
+def _fill(targets: Mapping[str, torch.Tensor], directory: Path, *, is_tied: bool) -> None:
+    missing = set(targets)
+    for name, tensor in read_tensors(directory):
+        if (name == "lm_head.weight" and is_tied) or name.endswith("rotary_emb.inv_freq"):
+            continue
+        if name not in targets:
+            raise ValueError(
+                f"{directory} holds a tensor that its architecture does not have: {name}"
+            )
+        if tensor.shape != targets[name].shape:
+            raise ValueError(
+                f"{name} of {directory} must be {tuple(targets[name].shape)} by its config.json, "
+                f"got {tuple(tensor.shape)}"
+            )
+        targets[name].copy_(tensor)
+        missing.discard(name)
+    if missing:
+        raise ValueError(
+            f"{directory} lacks {len(missing)} tensors of its architecture, {sorted(missing)[0]} among them"
+        )
+
+
+def read_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a directory with one or several safetensors files."""
+    index = directory / _INDEX
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        files = [_SINGLE]
+    for name in files:
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory} has no {name}; weights must be in safetensors files")
+        with safe_open(str(directory / name), framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a dict
+                yield key, tensors.get_tensor(key)
+
+
+def save_checkpoint(
+    named_weights: Mapping[str, torch.Tensor],
+    *,
+    source: Path,
+    directory: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    max_shard_bytes: int = 4_000_000_000,
+) -> None:
+    """Write weights beside copies of `source`'s config, tokenizer and chat template: a Hugging Face directory.
+
+    Args:
+        named_weights: under Hugging Face's names.
+        source: the directory the model was loaded from.
+        directory: exists; gets the files.
+        dtype: of the saved weights.
+        max_shard_bytes: of one safetensors file.
+    """
+    for path in sorted(source.iterdir()):
+        if (
+            path.is_file()
+            and path.suffix in (".json", ".jinja", ".txt", ".model")
+            and path.name != _INDEX
+        ):
+            shutil.copyfile(path, directory / path.name)
+    config = json.loads((directory / "config.json").read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shards = _shards(named_weights, dtype.itemsize, max_shard_bytes)
+    files = (
+        [_SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+    )
+    for file, names in zip(files, shards, strict=True):
+        tensors = {n: named_weights[n].detach().to("cpu", dtype).contiguous() for n in names}
+        save_file(tensors, str(directory / file), metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {n: file for file, names in zip(files, shards, strict=True) for n in names}
+        total = sum(t.numel() * dtype.itemsize for t in named_weights.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(
+    named_weights: Mapping[str, torch.Tensor], itemsize: int, max_bytes: int
+) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in named_weights.items():
+        size = tensor.numel() * itemsize
+        if shards[-1] and used + size > max_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
+
+
+def _shard_name(index: int, count: int) -> str:
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
