@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Prompt", "encode_prompt", "ends_with_stop", "load_tokenizer", "text_of"]
+__all__ = [
+    "Prompt",
+    "encode_prompt",
+    "encode_prompts",
+    "ends_with_stop",
+    "load_tokenizer",
+    "text_of",
+]
 
 Prompt = Sequence[int] | str | Sequence[Mapping[str, str]]
 """Token ids, text, or chat messages."""
@@ -57,3 +64,18 @@ def text_of(output_ids: Sequence[int], stop: Sequence[str], tokenizer: Any) -> s
     text = tokenizer.decode(list(output_ids), skip_special_tokens=True)
     ends = [text.index(s) for s in stop if s in text]
     return text[: min(ends)] if ends else text
+
+
+def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]:
+    """Token ids of many prompts; chat messages are rendered first, then tokenised together.
+
+    Raises:
+        ValueError: as `encode_prompt`.
+    """
+    if not prompts or not isinstance(prompts[0][0], Mapping):
+        return [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    encode_prompt(prompts[0], tokenizer)  # says what is wrong with prompts of this kind
+    texts = tokenizer.apply_chat_template(
+        [list(prompt) for prompt in prompts], add_generation_prompt=True, tokenize=False
+    )
+    return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]

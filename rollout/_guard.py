@@ -1,0 +1,28 @@
+"""Refuses to run beside another package named `kernels`; Hugging Face publishes one."""
+
+import importlib.metadata
+
+import kernels
+
+
+def require_own_kernels() -> None:
+    """Raise an ImportError unless `kernels` is Paceline's, and the only package of that name."""
+    if not getattr(kernels, "IS_PACELINE", False):
+        found = kernels.__file__ or next(iter(kernels.__path__))
+        raise ImportError(
+            f"Paceline's package `kernels` is hidden by another package of that name, found at {found}; "
+            "run `pip uninstall kernels`, then install Paceline again"
+        )
+    if _is_installed("kernels"):
+        raise ImportError(
+            "the Hugging Face package `kernels` is installed beside Paceline's, and transformers would "
+            f"take ours, at {kernels.__file__}, for it; run `pip uninstall kernels`"
+        )
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

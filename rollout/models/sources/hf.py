@@ -1,0 +1,55 @@
+"""A Hugging Face checkpoint: a local directory, or a repository of the hub."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+# folders hold other formats (onnx/, original/); consolidated* is Mistral's second copy of the weights
+_UNWANTED = ["*/*", "consolidated*"]
+
+
+def resolve_hf(path: str) -> Path:
+    """The local directory of `path`, downloaded first if it is a hub id.
+
+    Raises:
+        ValueError: neither a directory nor a repository that can be had, or not in safetensors.
+    """
+    local = Path(path).expanduser()
+    directory = local if local.exists() else _download(path)
+    _check_checkpoint(directory, path)
+    return directory
+
+
+def _download(repo_id: str) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+    except HFValidationError:
+        raise ValueError(
+            f"model.path must be an existing Hugging Face directory or a hub id, got {repo_id!r}: "
+            "there is no such directory, and a hub id reads 'name' or 'organisation/name'"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        raise ValueError(
+            f"model.path={repo_id!r} is no local directory and could not be had from the Hugging Face hub; "
+            "check the spelling and the network (HF_HUB_OFFLINE=1 forbids downloads), "
+            "log in if the model is gated, or set model.path to a local directory"
+        ) from error
+
+
+def _check_checkpoint(directory: Path, path: str) -> None:
+    if not directory.is_dir():
+        raise ValueError(f"model.path must be a directory, got the file {path!r}; name its folder")
+    if not (directory / "config.json").is_file():
+        raise ValueError(
+            f"model.path={path!r} holds no config.json; it must be a Hugging Face model directory"
+        )
+    if any(directory.glob("*.safetensors")):
+        return
+    has_pickles = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
+    found = "weights in .bin or .pt files only" if has_pickles else "no weights"
+    raise ValueError(
+        f"model.path={path!r} must hold *.safetensors, got {found}; "
+        "write them with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+    )

@@ -1,0 +1,175 @@
+"""The receiving end of a weight update: nothing unverified is ever in force."""
+
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+
+import torch
+
+from rollout.weights.manifest import Manifest, combine_digests, digest_tensor, dtype_name
+from rollout.weights.update import WeightUpdate
+
+
+class ReceiverState(Enum):
+    IDLE = "idle"
+    STAGED = "staged"
+    VERIFIED = "verified"
+
+
+_ALLOWED = {
+    ReceiverState.IDLE: "stage",
+    ReceiverState.STAGED: "verify or rollback",
+    ReceiverState.VERIFIED: "commit or rollback",
+}
+
+
+class WeightReceiver:
+    """Takes updates into shadow tensors and swaps them in between two engine steps.
+
+            stage             verify               commit
+      IDLE ───────> STAGED ──────────> VERIFIED ──────────> IDLE, at the new version
+       ^              │                    │
+       └──────────────┴────────────────────┘
+         rollback, or a verify that fails: the old version stays in force
+
+    Args:
+        targets: the live weights by HF name; may be views into larger fused parameters.
+        shadows: tensors of the same names, shapes and dtypes, which an update is written to.
+        version: of the live weights.
+        swap: exchanges live and shadow storage. If it raises it must have changed nothing.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, torch.Tensor],
+        shadows: Mapping[str, torch.Tensor],
+        *,
+        version: int,
+        swap: Callable[[], None],
+    ) -> None:
+        _check_same_layout(_layout(targets), _layout(shadows), of="the shadows")
+        self._targets = targets
+        self._shadows = shadows
+        self._version = version
+        self._swap = swap
+        self._state = ReceiverState.IDLE
+        self._staged: Manifest | None = None
+
+    @property
+    def version(self) -> int:
+        """Of the weights in force."""
+        return self._version
+
+    @property
+    def state(self) -> ReceiverState:
+        return self._state
+
+    def digest(self) -> str:
+        """One digest over the weights in force, read now; equals `Manifest.digest` of their update."""
+        return combine_digests({name: digest_tensor(t) for name, t in self._targets.items()})
+
+    @torch.no_grad()
+    def stage(self, update: WeightUpdate) -> None:
+        """Copy `update` into the shadows.
+
+        Raises:
+            ValueError: other names, shapes or dtypes than the live weights', or no newer version.
+        """
+        self._require(ReceiverState.IDLE, "stage")
+        if update.version <= self._version:
+            raise ValueError(
+                f"a weight update must be newer than version {self._version}, got {update.version}"
+            )
+        layout = _layout(self._targets)
+        specs = {spec.name: (spec.shape, spec.dtype) for spec in update.manifest.tensors}
+        _check_same_layout(layout, specs, of="the manifest")
+        _check_same_layout(layout, _layout(update.tensors), of="the update")
+        for name, tensor in update.tensors.items():
+            self._shadows[name].copy_(tensor)
+        self._staged = update.manifest
+        self._state = ReceiverState.STAGED
+
+    def verify(self) -> None:
+        """Compare the digests of what was staged with the manifest's.
+
+        Raises:
+            RuntimeError: some differ; the receiver is IDLE again and the old version in force.
+        """
+        self._require(ReceiverState.STAGED, "verify")
+        assert self._staged is not None, "STAGED without a manifest"
+        version, specs = self._staged.version, self._staged.tensors
+        bad = [
+            spec.name for spec in specs if digest_tensor(self._shadows[spec.name]) != spec.digest
+        ]
+        if bad:
+            self.rollback()
+            raise RuntimeError(
+                f"weights of version {version} differ from their manifest in {len(bad)} of {len(specs)} "
+                f"tensors: {_some(bad)}; version {self._version} stays in force"
+            )
+        self._state = ReceiverState.VERIFIED
+
+    def commit(self) -> None:
+        """Put the verified weights in force. Call it between two engine steps."""
+        self._require(ReceiverState.VERIFIED, "commit")
+        assert self._staged is not None, "VERIFIED without a manifest"
+        self._swap()
+        self._targets, self._shadows = self._shadows, self._targets
+        self._version = self._staged.version
+        self._drop_staged()
+
+    def rollback(self) -> None:
+        """Drop what was staged; the old version stays in force."""
+        if self._state is ReceiverState.IDLE:
+            raise self._out_of_order("rollback")
+        self._drop_staged()
+
+    def _drop_staged(self) -> None:
+        self._staged = None
+        self._state = ReceiverState.IDLE
+
+    def _require(self, state: ReceiverState, call: str) -> None:
+        if self._state is not state:
+            raise self._out_of_order(call)
+
+    def _out_of_order(self, call: str) -> RuntimeError:
+        return RuntimeError(
+            f"{call} is not allowed while the weight receiver is {self._state.name} "
+            f"(version {self._version} in force); allowed now: {_ALLOWED[self._state]}"
+        )
+
+
+_Layout = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+def _layout(tensors: Mapping[str, torch.Tensor]) -> _Layout:
+    return {name: (tuple(t.shape), dtype_name(t.dtype)) for name, t in tensors.items()}
+
+
+def _check_same_layout(expected: _Layout, got: _Layout, *, of: str) -> None:
+    """Raise a ValueError that names what is missing, extra or of another shape or dtype in `got`."""
+    missing = [name for name in expected if name not in got]
+    extra = [name for name in got if name not in expected]
+    mismatched = [
+        f"{name} is {_describe(*got[name])}, not {_describe(*layout)}"
+        for name, layout in expected.items()
+        if name in got and got[name] != layout
+    ]
+    complaints = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("extra", extra), ("mismatched", mismatched))
+        if names
+    ]
+    if complaints:
+        raise ValueError(
+            f"{of} must match the {len(expected)} live tensors, got " + "; ".join(complaints)
+        )
+
+
+def _describe(shape: tuple[int, ...], dtype: str) -> str:
+    return f"{dtype}{list(shape)}"
+
+
+def _some(names: Iterable[str], *, at_most: int = 3) -> str:
+    names = list(names)
+    rest = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")

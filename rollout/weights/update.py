@@ -1,0 +1,39 @@
+"""A new version of the weights on its way from the trainer to an engine in the same process."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rollout.weights.manifest import Manifest, describe_tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightUpdate:
+    """Transport `inline`: the tensors themselves are handed over, not copied.
+
+    The sender leaves them unchanged until the receiver has staged them; `verify` finds out if it did not.
+    """
+
+    version: int
+    manifest: Manifest
+    tensors: Mapping[str, torch.Tensor]
+
+    def __post_init__(self) -> None:
+        if self.version != self.manifest.version:
+            raise ValueError(
+                f"version {self.version} of the update must be its manifest's, {self.manifest.version}"
+            )
+
+
+def make_update(version: int, named_weights: Iterable[tuple[str, torch.Tensor]]) -> WeightUpdate:
+    """The update to `version`, with the digests of `named_weights` as they are now.
+
+    Raises:
+        ValueError: a name comes twice.
+    """
+    weights = list(named_weights)
+    manifest = Manifest(
+        version=version, tensors=tuple(describe_tensor(name, tensor) for name, tensor in weights)
+    )
+    return WeightUpdate(version=version, manifest=manifest, tensors=dict(weights))
