@@ -30,10 +30,12 @@ class WandbMode(Enum):
     DISABLED = "disabled"
 
 
-class DebugMode(Enum):
-    NONE = "none"
+class RunMode(Enum):
+    FULL = "full"
     ROLLOUT_ONLY = "rollout_only"
+    """Generate and score; train nothing."""
     TRAIN_ONLY = "train_only"
+    """Train on random completions with random scores; generate nothing."""
 
 
 @dataclass(kw_only=True)
@@ -122,7 +124,9 @@ class RewardConfig:
             self.time_limit_seconds > 0, "reward.time_limit_seconds", "> 0", self.time_limit_seconds
         )
         require(self.memory_limit_gb > 0, "reward.memory_limit_gb", "> 0", self.memory_limit_gb)
-        require(0 <= self.max_error_rate <= 1, "reward.max_error_rate", "in [0, 1]", self.max_error_rate)
+        require(
+            0 <= self.max_error_rate <= 1, "reward.max_error_rate", "in [0, 1]", self.max_error_rate
+        )
 
 
 @dataclass(kw_only=True)
@@ -170,7 +174,9 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         require(self.num_steps >= 0, "trainer.num_steps", ">= 0", self.num_steps)
         require(self.learning_rate >= 0, "trainer.learning_rate", ">= 0", self.learning_rate)
-        require(self.num_warmup_steps >= 0, "trainer.num_warmup_steps", ">= 0", self.num_warmup_steps)
+        require(
+            self.num_warmup_steps >= 0, "trainer.num_warmup_steps", ">= 0", self.num_warmup_steps
+        )
         require(self.weight_decay >= 0, "trainer.weight_decay", ">= 0", self.weight_decay)
         require(0 <= self.adam_beta1 < 1, "trainer.adam_beta1", "in [0, 1)", self.adam_beta1)
         require(0 <= self.adam_beta2 < 1, "trainer.adam_beta2", "in [0, 1)", self.adam_beta2)
@@ -232,7 +238,10 @@ class TrackingConfig:
             self.num_samples_per_step,
         )
         require(
-            self.curves_every_steps > 0, "tracking.curves_every_steps", "> 0", self.curves_every_steps
+            self.curves_every_steps > 0,
+            "tracking.curves_every_steps",
+            "> 0",
+            self.curves_every_steps,
         )
 
 
@@ -256,8 +265,45 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    debug: DebugMode = DebugMode.NONE
+    mode: RunMode = RunMode.FULL
+    """FULL; ROLLOUT_ONLY generates and scores alone; TRAIN_ONLY trains on random completions alone."""
+    resume_from: str = ""
+    """A run directory whose latest checkpoint this run goes on from; empty: start from the model."""
 
     def __post_init__(self) -> None:
-        require(self.num_prompts_per_step > 0, "num_prompts_per_step", "> 0", self.num_prompts_per_step)
-        require(self.group_size > 1, "group_size", "> 1 (advantages compare siblings)", self.group_size)
+        require(
+            self.num_prompts_per_step > 0, "num_prompts_per_step", "> 0", self.num_prompts_per_step
+        )
+        require(
+            self.group_size > 1, "group_size", "> 1 (advantages compare siblings)", self.group_size
+        )
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Of scripts/evaluate.py."""
+
+    model: ModelConfig = MISSING
+    task: TaskConfig = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Of scripts/generate.py."""
+
+    model: ModelConfig = MISSING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    prompts: list[str] = field(default_factory=list)
+    """Sent as user messages; where the model has no chat template, as plain text."""
+    system_prompt: str = ""
+    num_samples: int = 1
+    """Completions per prompt."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.num_samples > 0, "num_samples", "> 0", self.num_samples)

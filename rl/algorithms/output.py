@@ -1,0 +1,15 @@
+"""What every loss returns."""
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["LossOutput"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutput:
+    loss: torch.Tensor  # scalar sum, in the graph
+    metrics: dict[
+        str, torch.Tensor
+    ]  # scalar sums, detached; add over micro-batches and ranks, then divide

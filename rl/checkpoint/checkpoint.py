@@ -1,0 +1,91 @@
+"""Checkpoints of a run: weights in the store that others follow, trainer state beside it.
+
+    <run_dir>/weights/v<version>/     a Hugging Face directory with a manifest; weights/LATEST names the newest
+    <run_dir>/trainer/v<version>.pt   optimiser and master weights, and where the run stands
+
+The trainer state is written first, so that every version that LATEST has ever named can be resumed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rollout.models.checkpoint import save_checkpoint
+from rollout.weights.store import WeightStore
+
+__all__ = ["Checkpointer", "RunState", "load_run_state"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Where a run stands. With S = 0 everything else follows: data order and randomness are keyed."""
+
+    policy_version: int
+    accepted_groups: int
+
+
+class Checkpointer:
+    """Writes checkpoints of one run and keeps the newest few."""
+
+    def __init__(self, run_dir: Path, *, source: Path, keep: int) -> None:
+        self._store = WeightStore(run_dir / "weights")
+        self._states = run_dir / "trainer"
+        self._source = source
+        self._keep = keep
+
+    @property
+    def latest(self) -> int | None:
+        return self._store.latest()
+
+    def save(
+        self,
+        state: RunState,
+        *,
+        named_weights: Iterator[tuple[str, torch.Tensor]],
+        trainer_state: Mapping[str, Any],
+    ) -> Path:
+        """Write version `state.policy_version`; returns its Hugging Face directory."""
+        self._states.mkdir(parents=True, exist_ok=True)
+        version = state.policy_version
+        partial = self._states / f".v{version}.pt"
+        torch.save({"run": asdict(state), "trainer": trainer_state}, partial)
+        partial.rename(_state_path(self._states, version))
+        weights = dict(named_weights)
+        dtype = next(iter(weights.values())).dtype
+
+        def write(directory: Path) -> None:
+            save_checkpoint(weights, source=self._source, directory=directory, dtype=dtype)
+
+        path = self._store.publish(version, write)
+        self._store.remove_old(self._keep)
+        self._remove_old_states()
+        return path
+
+    def _remove_old_states(self) -> None:
+        kept = {_state_path(self._states, version) for version in self._store.versions()}
+        for path in self._states.iterdir():
+            if path not in kept:
+                path.unlink()
+
+
+def load_run_state(run_dir: Path) -> tuple[RunState, dict[str, Any], Path]:
+    """(where the run stood, trainer state, Hugging Face directory) of a run's latest checkpoint.
+
+    Raises:
+        ValueError: the directory holds no checkpoint.
+    """
+    store = WeightStore(run_dir / "weights")
+    version = store.latest() if store.root.is_dir() else None
+    if version is None:
+        raise ValueError(
+            f"resume_from must be a run directory with a checkpoint, got {str(run_dir)!r}"
+        )
+    saved = torch.load(_state_path(run_dir / "trainer", version), weights_only=True, mmap=True)
+    return RunState(**saved["run"]), saved["trainer"], store.path(version)
+
+
+def _state_path(directory: Path, version: int) -> Path:
+    return directory / f"v{version}.pt"

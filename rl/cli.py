@@ -1,0 +1,125 @@
+"""What stands between a command line and a run: composition, one clear sentence for a mistake, exit codes."""
+
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.logging import RichHandler
+
+from rl.composition import ROOTS, known_keys, register_schemas, suggest, to_config
+
+__all__ = ["UserError", "launch"]
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+_FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"}
+_GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
+class UserError(Exception):
+    """A mistake in what the user asked for, found before any work was done."""
+
+
+def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line's overrides and run `task(config)`.
+
+    Exits with 2 after one sentence on a user's mistake, and with what `task` returns otherwise.
+    """
+    register_schemas()
+    _configure_logging()
+    arguments = sys.argv[1:]
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    try:
+        if not is_sweep and not any(a.startswith(("-h", "--h")) for a in arguments):
+            _check(arguments, config_name)
+    except ValueError as error:
+        _fail(str(error))
+    exit_codes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
+    def main(cfg: DictConfig) -> None:
+        try:
+            exit_codes.append(task(_config_of(cfg, config_name)) or 0)
+        except UserError as error:
+            if is_sweep:
+                raise
+            _fail(str(error))
+
+    # a traceback is worth reading whole: Hydra's own handler cuts it
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    main()
+    sys.exit(max(exit_codes, default=0))
+
+
+def _config_of(cfg: DictConfig, config_name: str) -> Any:
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN and "run_dir" in cfg:
+        cfg.run_dir = hydra_config.runtime.output_dir  # each run of a sweep has its own
+    return to_config(cfg, ROOTS[config_name])  # pyrefly: ignore
+
+
+def _check(arguments: Sequence[str], config_name: str) -> None:
+    """Find what Hydra would say in a page, and say it in a sentence.
+
+    Raises:
+        ValueError: an unknown key or group option, a value of the wrong type or out of range.
+    """
+    before = ["", *arguments]
+    overrides = [
+        argument
+        for flag, argument in zip(before, arguments, strict=False)
+        if not argument.startswith("-") and flag not in _FLAGS_WITH_VALUE
+    ]
+    root = ROOTS[config_name]
+    known = set(known_keys(root))
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ValueError(f"overrides are key=value, got {override!r}")
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+        is_free = key.startswith(("hydra", "task.params."))
+        if not is_free and key not in known and key.partition("/")[0] not in _GROUPS:
+            raise ValueError(f"unknown config key {key}{suggest(key, root)}")
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            cfg = compose(config_name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_sentence(error, root)) from error
+    if not any(a.startswith(("-c", "--cfg", "-i", "--info")) for a in arguments):
+        to_config(cfg, root)  # pyrefly: ignore
+
+
+def _sentence(error: Exception, root: type) -> str:
+    """Of a composition error: the innermost OmegaConf error knows the key, Hydra's message the file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        key = getattr(cause, "full_key", None)
+        if key:
+            rule = str(cause).splitlines()[0]
+            if "not in" in rule and key not in known_keys(root):
+                return f"unknown config key {key}{suggest(key, root)}"
+            return f"{key}: {rule}"
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(itertools.takewhile(lambda line: "search path" not in line, lines))
+
+
+def _configure_logging() -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("paceline").setLevel(logging.INFO)
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {message}")
+    sys.exit(2)

@@ -1,0 +1,117 @@
+"""From Hydra's composed node to plain dataclasses. Nothing below sees OmegaConf."""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from rl.config import (
+    AlgorithmConfig,
+    ArithmeticConfig,
+    DatasetConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    GRPOConfig,
+    ReasoningGymConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+__all__ = ["known_keys", "register_schemas", "suggest", "to_config"]
+
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, GenerateConfig)
+
+ROOTS: Mapping[str, type] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+}
+_VARIANTS: Mapping[type, tuple[type, ...]] = {
+    AlgorithmConfig: (GRPOConfig,),
+    TaskConfig: (ArithmeticConfig, ReasoningGymConfig, DatasetConfig),
+}
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra; conf/ refers to them as `<name>_schema`."""
+    store = ConfigStore.instance()
+    for name, root in ROOTS.items():
+        store.store(name=f"{name}_schema", node=root)
+    store.store(group="algorithm", name="grpo_schema", node=GRPOConfig)
+    store.store(group="task", name="arithmetic_schema", node=ArithmeticConfig)
+    store.store(group="task", name="reasoning_gym_schema", node=ReasoningGymConfig)
+    store.store(group="task", name="dataset_schema", node=DatasetConfig)
+
+
+def to_config(cfg: DictConfig, root: type[Config]) -> Config:
+    """Composed node -> dataclasses, whose `__post_init__` has checked every range.
+
+    Raises:
+        ValueError: unknown keys, with suggestions; a value out of range; a mandatory value missing.
+    """
+    unknown = list(_unknown_keys(cfg, root, prefix=""))
+    if unknown:
+        # `+key=value` passes the schema, and to_object then drops the key without a word
+        hints = "; ".join(f"unknown config key {key}{suggest(key, root)}" for key in unknown)
+        raise ValueError(hints)
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(
+            f"config keys without a value: {', '.join(missing)}; set them, {missing[0]}=..."
+        )
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, root), "the primary config names this schema first"
+    return config
+
+
+def known_keys(root: type) -> list[str]:
+    """Every dotted key of a schema, those of all variants of its groups included."""
+    return sorted(set(_keys(root, prefix="")))
+
+
+def suggest(key: str, root: type) -> str:
+    """`; did you mean ...?` with the nearest keys, or where to look."""
+    known = known_keys(root)
+    near = difflib.get_close_matches(key, known, n=2, cutoff=0.7)
+    # the right name under the wrong parent, or a wrong name under the right one
+    leaf = key.rpartition(".")[2]
+    near += [k for k in known if k.rpartition(".")[2] == leaf and k not in near][:2]
+    if not near:
+        return "; --cfg job lists all keys"
+    return f"; did you mean {' or '.join(near)}?"
+
+
+def _keys(schema: type, *, prefix: str) -> Iterator[str]:
+    for variant in (schema, *_VARIANTS.get(schema, ())):
+        hints = typing.get_type_hints(variant)
+        for field in fields(variant):
+            yield prefix + field.name
+            if isinstance(hints[field.name], type) and is_dataclass(hints[field.name]):
+                yield from _keys(hints[field.name], prefix=f"{prefix}{field.name}.")
+
+
+def _unknown_keys(node: DictConfig, schema: type, *, prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(schema)
+    for key in node:
+        name = f"{prefix}{key}"
+        if str(key) not in hints:
+            yield name
+            continue
+        child = None if OmegaConf.is_missing(node, key) else node[key]
+        kind = _class_of(child, hints[str(key)])
+        if isinstance(child, DictConfig) and kind is not None:
+            yield from _unknown_keys(child, kind, prefix=f"{name}.")
+
+
+def _class_of(child: Any, hint: Any) -> type | None:
+    """The dataclass a node stands for; None for values and free-form mappings."""
+    kind = OmegaConf.get_type(child) if isinstance(child, DictConfig) else None
+    if isinstance(kind, type) and is_dataclass(kind):
+        return kind
+    is_plain = isinstance(hint, types.GenericAlias) or not is_dataclass(hint)
+    return None if is_plain else hint

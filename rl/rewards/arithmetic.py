@@ -1,0 +1,12 @@
+"""Scorer of arithmetic: the last integer of a completion counts."""
+
+import re
+from decimal import Decimal
+from typing import Any
+
+
+def score_arithmetic(completion: str, row: dict[str, Any]) -> float:
+    """1.0 if the last integer of the completion equals `row["answer"]`, else 0.0."""
+    integers = re.findall(r"-?\d+", completion)
+    # Decimal: int() refuses more than 4300 digits, which a policy may well write
+    return float(bool(integers) and Decimal(integers[-1]) == Decimal(row["answer"]))

@@ -1,0 +1,240 @@
+"""One PNG of a run: reward and held-out accuracy, the health of the policy, and where the seconds went.
+
+Drawn from the rows of events.jsonl alone, so any run, finished or not, can be drawn again. A panel whose metric no row
+has is left out, and the others take its place.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH_PIXELS, HEIGHT_PIXELS = 1600, 900
+
+_INK, _MUTED, _GRID = "#22303c", "#7b8794", "#e6e9ed"
+_BLUE, _GREEN, _RED = "#2f6db5", "#1b8a5a", "#c0392b"
+_PHASES = {  # label -> key, colour; in the order of a step, stacked upwards; what has no key is the rest
+    "rollout": ("seconds/rollout", "#2f6db5"),
+    "waiting for scores": ("seconds/score_wait", "#8fb8de"),
+    "forward, backward": ("seconds/forward_backward", "#e08a3c"),
+    "optimizer": ("seconds/optimizer", "#f2c48d"),
+    "publish": ("seconds/publish", "#7fb69a"),
+    "other": (None, "#c9d0d6"),
+}
+_MAX_BARS = 120
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    title: str
+    unit: str
+    key: str  # the panel is drawn when some row has it
+    draw: Callable[["Axes", Rows, str], None]
+
+
+def draw_curves(events: Rows, path: Path, *, title: str) -> None:
+    """Write the figure of `events` to `path`, in one atomic step."""
+    draft = path.with_name(f".{path.name}.tmp")
+    curves_figure(events, title=title).savefig(draft, format="png")
+    os.replace(draft, path)
+
+
+def curves_figure(events: Rows, *, title: str) -> "Figure":
+    """The figure of the `step` and `evaluation` rows of `events`; pyplot, and what it shows, is left alone."""
+    from matplotlib.figure import Figure
+
+    dpi = 100
+    figure = Figure(figsize=(WIDTH_PIXELS / dpi, HEIGHT_PIXELS / dpi), dpi=dpi, facecolor="white")
+    figure.text(0.04, 0.955, title, size=17, weight="bold", color=_INK, parse_math=False)
+    figure.text(0.95, 0.955, _subtitle(events), size=11, color=_MUTED, ha="right")
+    _draw_panels(figure, events)
+    return figure
+
+
+def _panels() -> list[list[_Panel]]:
+    reward = _Panel("Reward", "mean of a step", "reward/mean", _draw_trend)
+    accuracy = _Panel(
+        "Held-out accuracy", "% of prompts, greedy", "evaluation/accuracy", _draw_accuracy
+    )
+    length = _Panel("Completion length", "tokens, mean", "rollout/length_mean", _draw_trend)
+    entropy = _Panel("Entropy", "nats per token", "policy/entropy", _draw_trend)
+    speed = _Panel("Rollout speed", "tokens/s", "rollout/tokens_per_second", _draw_trend)
+    mismatch = _Panel(
+        "Trainer against engine",
+        "largest log-prob difference, nats",
+        "mismatch/logprob_difference_max",
+        _draw_mismatch,
+    )
+    seconds = _Panel("Time of a step", "seconds", "seconds/step", _draw_seconds)
+    return [[reward, accuracy], [length, entropy, speed, mismatch], [seconds]]
+
+
+def _draw_panels(figure: "Figure", events: Rows) -> None:
+    rows = [[panel for panel in row if _has(events, panel.key)] for row in _panels()]
+    rows = [row for row in rows if row]
+    if not rows:
+        figure.text(0.5, 0.5, "nothing recorded yet", size=14, color=_MUTED, ha="center")
+        return
+    grid = figure.add_gridspec(
+        len(rows), 1, left=0.04, right=0.95, top=0.88, bottom=0.06, hspace=0.55,
+        height_ratios=[1.3 if index == 0 else 1.0 for index in range(len(rows))],
+    )  # fmt: skip
+    last_step = max(event["step"] for event in events if "step" in event)
+    for index, row in enumerate(rows):
+        cells = grid[index].subgridspec(1, len(row), wspace=0.16 if len(row) < 3 else 0.34)
+        for column, panel in enumerate(row):
+            axes = figure.add_subplot(cells[column])
+            _set_style(axes, panel, last_step=last_step)
+            if _points(events, panel.key)[0]:
+                panel.draw(axes, events, panel.key)
+            if num_lost := _num_not_finite(events, panel.key):
+                note = f"{num_lost} not finite"
+                axes.set_title(note, loc="right", size=9.5, weight="bold", color=_RED, pad=20)
+
+
+def _set_style(axes: "Axes", panel: _Panel, *, last_step: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(panel.title, loc="left", size=11.5, weight="bold", color=_INK, pad=20)
+    axes.text(0, 1.045, panel.unit, transform=axes.transAxes, size=9.5, color=_MUTED, va="bottom")
+    axes.set_xlim(0, max(last_step, 1) * 1.01)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_MUTED)
+    axes.grid(axis="y", color=_GRID, linewidth=0.9)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9, labelcolor=_MUTED, pad=5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
+    axes.set_xlabel("step", size=9, color=_MUTED, loc="right", labelpad=1)
+
+
+def _draw_trend(axes: "Axes", events: Rows, key: str) -> None:
+    steps, values = _points(events, key)
+    smooth = _smoothed(values)
+    _dots(axes, steps, values)
+    axes.plot(steps, smooth, color=_BLUE, linewidth=2)
+    _label(axes, steps[-1], smooth[-1], _short(smooth[-1]), color=_BLUE)
+    axes.margins(y=0.12)
+
+
+def _draw_accuracy(axes: "Axes", events: Rows, key: str) -> None:
+    steps, values = _points(events, key)
+    percents = [100 * value for value in values]
+    axes.plot(steps, percents, "o-", color=_GREEN, linewidth=2, markersize=6, clip_on=False)
+    _label(axes, steps[-1], percents[-1], f"{percents[-1]:.1f}%", color=_GREEN)
+    if len(steps) > 1:
+        axes.axhline(percents[0], color=_GREEN, linewidth=1, linestyle=(0, (2, 3)))
+        _label(axes, steps[0], percents[0], f"{percents[0]:.1f}%", color=_GREEN, below=True)
+    axes.margins(y=0.2)
+
+
+def _draw_mismatch(axes: "Axes", events: Rows, key: str) -> None:
+    steps, values = _points(events, key)
+    positive = [value for value in values if value > 0]
+    if positive:
+        _dots(axes, steps, values)
+        axes.set_yscale("symlog", linthresh=min(positive))
+        _label(axes, steps[-1], max(values), f"{max(values):.1e}", color=_BLUE)
+        return
+    axes.plot(steps, values, color=_BLUE, linewidth=2)
+    if _num_not_finite(events, key):
+        return
+    axes.set_ylim(-1, 1)
+    axes.set_yticks([0], ["0"])
+    axes.text(
+        0.5, 0.56, "0.0: bit for bit", transform=axes.transAxes, ha="center", size=11,
+        weight="bold", color=_BLUE,
+    )  # fmt: skip
+
+
+def _draw_seconds(axes: "Axes", events: Rows, key: str) -> None:
+    timed = [event for event in events if event["event"] == "step" and key in event]
+    bars = _chunks(timed, at_most=_MAX_BARS)
+    edges = [bar[0]["step"] - 0.5 for bar in bars] + [timed[-1]["step"] + 0.5]
+    mean_step = fmean(event[key] for event in timed)
+    base = [0.0] * len(bars)
+    for label, (_, color) in _PHASES.items():
+        mean = fmean(_phase_seconds(event)[label] for event in timed)
+        if mean == 0:
+            continue
+        heights = [fmean(_phase_seconds(event)[label] for event in bar) for bar in bars]
+        top = [low + height for low, height in zip(base, heights, strict=True)]
+        note = f"{label}  {mean:.2g} s, {mean / mean_step:.0%}"
+        axes.stairs(top, edges, baseline=base, fill=True, color=color, label=note)
+        base = top
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(0, max(base) * 1.05)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.03), ncols=len(_PHASES), frameon=False,
+        fontsize=9.5, labelcolor=_INK, handlelength=0.9, handleheight=0.9, columnspacing=1.8,
+        borderaxespad=0, borderpad=0,
+    )  # fmt: skip
+
+
+def _phase_seconds(event: Mapping[str, Any]) -> dict[str, float]:
+    named = {label: event.get(key, 0.0) for label, (key, _) in _PHASES.items() if key}
+    return named | {"other": max(0.0, event["seconds/step"] - sum(named.values()))}
+
+
+def _chunks(rows: Rows, *, at_most: int) -> list[Rows]:
+    size = math.ceil(len(rows) / at_most)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _has(events: Rows, key: str) -> bool:
+    return any(key in event for event in events)
+
+
+def _num_not_finite(events: Rows, key: str) -> int:
+    return sum(key in event and not math.isfinite(event[key]) for event in events)
+
+
+def _points(events: Rows, key: str) -> tuple[list[int], list[float]]:
+    """Steps and finite values of `key`, in order."""
+    pairs = [(event["step"], event[key]) for event in events if key in event]
+    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
+    return [step for step, _ in finite], [value for _, value in finite]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Centred Gaussian average, a thirtieth of the run wide; at the ends over what is there."""
+    import numpy as np
+
+    width = len(values) / 30
+    reach = int(3 * width)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    inside = slice(reach, reach + len(values))
+    weighted = np.convolve(values, kernel)[inside]
+    return (weighted / np.convolve(np.ones(len(values)), kernel)[inside]).tolist()
+
+
+def _dots(axes: "Axes", steps: Sequence[int], values: Sequence[float]) -> None:
+    axes.plot(steps, values, "o", color=_BLUE, alpha=0.3, markersize=3.5, markeredgewidth=0)
+
+
+def _label(axes: "Axes", x: float, y: float, text: str, *, color: str, below: bool = False) -> None:
+    axes.annotate(
+        text, (x, y), xytext=(8, -16 if below else -4), textcoords="offset points", size=10.5,
+        weight="bold", color=color, annotation_clip=False,
+    )  # fmt: skip
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _subtitle(events: Rows) -> str:
+    steps = [event["step"] for event in events if event["event"] == "step"]
+    if not steps:
+        return ""
+    seconds = round(events[-1]["time"] - events[0]["time"])
+    return f"step {max(steps)}, {timedelta(seconds=seconds)} since the start"

@@ -1,0 +1,127 @@
+"""Everything a run writes about itself, behind one object: events first, W&B last."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from rl.config import TrackingConfig
+from rl.tracking.curves import draw_curves
+from rl.tracking.events import EventLog, SampleLog, read_events
+from rl.tracking.progress import Progress
+from rl.tracking.wandb_sink import WandbSink
+
+
+class Tracker:
+    """Context manager that owns events.jsonl, samples.jsonl, curves.png, config.yaml, the terminal and W&B of a run.
+
+    `progress` is there for `begin_phase` and `advance`. Leaving the context on an exception records it as the run's
+    end; curves are drawn and W&B is finished either way.
+
+    Raises:
+        ValueError: `run_dir` holds a run already, or W&B is wanted and cannot be used (see `WandbSink`).
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        run_config: Mapping[str, Any],
+        *,
+        total_steps: int,
+        console: Console | None = None,
+    ) -> None:
+        _require_new(run_dir)
+        self._config = config
+        self._run_dir = run_dir
+        self.console = console if console is not None else Console()
+        plain = _without_enums(run_config)
+        self._wandb = WandbSink(config.wandb, run_dir, plain, console=self.console)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(plain), run_dir / "config.yaml")
+        self._events = EventLog(run_dir / "events.jsonl")
+        self._samples = SampleLog(run_dir / "samples.jsonl")
+        self.progress = Progress(total_steps, console=self.console)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """What a user may look at, by name; W&B only where it recorded something."""
+        names = ("curves.png", "events.jsonl", "samples.jsonl", "config.yaml")
+        paths = {Path(name).stem: self._run_dir / name for name in names}
+        return paths | ({"W&B": self._wandb.directory} if self._wandb.directory else {})
+
+    def __enter__(self) -> Self:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with (
+            ExitStack() as stack
+        ):  # each of these runs, whatever another one raises; the last one first
+            stack.callback(self.progress.__exit__, kind, error, trace)
+            stack.callback(self._wandb.finish, exit_code=0 if error is None else 1)
+            stack.callback(self.progress.begin_phase, "finishing")
+            stack.callback(self._samples.close)
+            stack.callback(self._events.close)
+            stack.callback(self._draw_curves)
+            if error is not None:
+                self.run_end({"error": f"{type(error).__name__}: {error}"})
+
+    def run_start(self, fields: Mapping[str, Any]) -> None:
+        self._events.write("run_start", fields)
+
+    def step(self, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
+        """Record one optimiser step, its metrics (with `step`) and, of its rollouts, `num_samples_per_step`."""
+        step = int(metrics["step"])
+        shown = _spread(samples, self._config.num_samples_per_step)
+        self._events.write("step", metrics)
+        self._samples.write(shown)
+        self.progress.step_line(metrics)
+        if step % self._config.curves_every_steps == 0:
+            self._draw_curves()
+        self._wandb.log(step, metrics, samples=shown)
+
+    def evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Record one evaluation; `step` is the number of optimiser steps before it."""
+        self._events.write("evaluation", metrics)
+        self.progress.evaluation_line(metrics)
+        self._wandb.log(int(metrics["step"]), metrics)
+
+    def checkpoint(self, fields: Mapping[str, Any]) -> None:
+        self._events.write("checkpoint", fields)
+
+    def run_end(self, fields: Mapping[str, Any]) -> None:
+        self._events.write("run_end", fields)
+
+    def _draw_curves(self) -> None:
+        events = read_events(self._run_dir / "events.jsonl")
+        draw_curves(events, self._run_dir / "curves.png", title=self._run_dir.resolve().name)
+
+
+def _require_new(run_dir: Path) -> None:
+    if (run_dir / "events.jsonl").exists():
+        raise ValueError(
+            f"run_dir={run_dir} already holds a run; choose another with run_dir=..., or remove {run_dir}"
+        )
+
+
+def _without_enums(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as YAML spells it: enum members by name."""
+    plain = OmegaConf.to_container(OmegaConf.create(dict(run_config)), enum_to_str=True)
+    assert isinstance(plain, dict), f"a run config is a mapping, got {type(plain)}"
+    return {str(key): value for key, value in plain.items()}
+
+
+def _spread(samples: Sequence[Mapping[str, Any]], num_samples: int) -> list[Mapping[str, Any]]:
+    """At most `num_samples` of them, evenly spaced: the first ones would all be siblings."""
+    count = min(num_samples, len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]

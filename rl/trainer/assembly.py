@@ -1,0 +1,141 @@
+"""Builds a run from its config: everything that can be wrong is found here, before training begins."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.checkpoint.checkpoint import Checkpointer, RunState, load_run_state
+from rl.config import RunMode, TrainConfig
+from rl.data.prompts import Prompt
+from rl.data.task import Task, load_task
+from rl.environments import SingleTurn
+from rl.rewards.pool import ScorerPool
+from rl.rewards.synthetic import random_score
+from rl.tracking.tracker import Tracker
+from rl.trainer.collector import Collector
+from rl.trainer.loop import EncodedPrompt, Parts, TrainLoop
+from rl.trainer.torch_backend import TorchBackend
+from rl.trainer.validation import check_config, check_prompts
+from rollout.engine.engine import Engine
+from rollout.engine.text import encode_prompts, load_tokenizer
+from rollout.fleet.fleet import Fleet
+from rollout.fleet.inline import InlineFleet
+from rollout.fleet.synthetic import SyntheticFleet
+from rollout.models.checkpoint import load_decoder, torch_dtype
+from rollout.models.decoder import Decoder
+from rollout.models.sources import resolve_model
+
+__all__ = ["Run", "assemble"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    loop: TrainLoop
+    tracker: Tracker
+    plan: dict[str, str]  # what will be used, for people
+
+
+def assemble(config: TrainConfig, stack: ExitStack) -> Run:
+    """Everything a run needs; what must be closed is left to `stack`.
+
+    Raises:
+        ValueError: a user's mistake: key, rule, value and cure.
+    """
+    check_config(config)
+    task = load_task(config.task)
+    source = resolve_model(config.model)
+    tokenizer = load_tokenizer(source)
+    state, trainer_state, weights = _start(config, source)
+    dtype = torch_dtype(config.model.dtype, "cpu")
+    decoder = load_decoder(weights, dtype=dtype)
+    prompts = {
+        "training": _encode(task.train, tokenizer),
+        "held-out": _encode(task.held_out, tokenizer),
+    }
+    limit = min(config.engine.max_context_tokens, decoder.spec.max_positions)
+    for what, encoded in prompts.items():
+        lengths = [len(token_ids) for _, token_ids in encoded]
+        check_prompts(config, lengths, max_context_tokens=limit, what=what)
+    backend = TorchBackend(
+        load_decoder(weights, dtype=dtype), config.trainer, temperature=config.sampling.temperature
+    )
+    if trainer_state is not None:
+        backend.load_state_dict(trainer_state)
+    run_dir = Path(config.run_dir)
+    tracker = stack.enter_context(
+        Tracker(
+            config.tracking,
+            run_dir,
+            asdict(config),
+            total_steps=config.trainer.num_steps,
+        )
+    )
+    pool = stack.enter_context(_pool(config, task))
+    fleet = _fleet(config, decoder, tokenizer, state.policy_version)
+    parts = Parts(
+        train_prompts=prompts["training"],
+        held_out_prompts=prompts["held-out"],
+        fleet=fleet,
+        collector=Collector(fleet, pool, SingleTurn()),
+        backend=backend,
+        checkpointer=Checkpointer(run_dir, source=source, keep=config.checkpoint.keep),
+        tracker=tracker,
+    )
+    plan = _plan(config, task, decoder, prompts["training"])
+    return Run(loop=TrainLoop(config, parts, state), tracker=tracker, plan=plan)
+
+
+def _start(config: TrainConfig, source: Path) -> tuple[RunState, dict[str, Any] | None, Path]:
+    """Where the run begins: (state, trainer state or None, directory of the weights)."""
+    if config.resume_from:
+        return load_run_state(Path(config.resume_from))
+    return RunState(policy_version=0, accepted_groups=0), None, source
+
+
+def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, policy_version: int) -> Fleet:
+    if config.mode is RunMode.TRAIN_ONLY:
+        return SyntheticFleet(decoder.spec.vocab_size, policy_version=policy_version)
+    return InlineFleet(Engine(decoder, tokenizer, config.engine, policy_version=policy_version))
+
+
+def _pool(config: TrainConfig, task: Task) -> ScorerPool:
+    reward = config.reward
+    return ScorerPool(
+        random_score if config.mode is RunMode.TRAIN_ONLY else task.scorer,
+        num_workers=reward.num_workers,
+        time_limit_seconds=reward.time_limit_seconds,
+        memory_limit_gb=reward.memory_limit_gb,
+    )
+
+
+def _encode(prompts: Sequence[Prompt], tokenizer: Any) -> list[EncodedPrompt]:
+    encoded = encode_prompts([prompt.messages for prompt in prompts], tokenizer)
+    return list(zip(prompts, encoded, strict=True))
+
+
+def _plan(
+    config: TrainConfig, task: Task, decoder: Decoder, prompts: Sequence[EncodedPrompt]
+) -> dict[str, str]:
+    """What the run will use; memory in GB (10^9 bytes)."""
+    weight = decoder.embed_tokens
+    num_parameters = sum(p.numel() for p in decoder.parameters())
+    copies = (
+        2 if config.mode is RunMode.TRAIN_ONLY else 3
+    )  # trainer's, engine's, the engine's shadow
+    weights_gb = copies * num_parameters * weight.itemsize / 1e9
+    # fp32 gradient and two AdamW moments, and masters where the compute type is narrower
+    optimizer_gb = num_parameters * 4 * (3 if weight.itemsize >= 4 else 4) / 1e9
+    lengths = [len(token_ids) for _, token_ids in prompts]
+    return {
+        "model": f"{num_parameters / 1e6:.1f} M parameters, {str(weight.dtype).removeprefix('torch.')}",
+        "task": f"{task.name}: {len(task.train):,} prompts to train on (mean {sum(lengths) / len(lengths):.0f} "
+        f"tokens), {len(task.held_out):,} held out",
+        "batch": f"{config.num_prompts_per_step} prompts x {config.group_size} rollouts of at most "
+        f"{config.sampling.max_tokens} tokens",
+        "memory": f"weights {weights_gb:.2f} GB, optimizer {optimizer_gb:.2f} GB, "
+        f"KV cache up to {config.engine.kv_cache_gb:.2f} GB, and activations",
+        "run directory": config.run_dir,
+    }
+

@@ -1,0 +1,54 @@
+"""What the loop asks of whatever computes gradients."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from rl.algorithms.output import LossOutput
+from rl.trainer.packing import MicroBatch
+
+__all__ = ["Backend", "BatchStats", "LossFunction"]
+
+LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], LossOutput]
+"""(logprobs, old_logprobs, advantages, loss_weights), each [N] -> sums."""
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchStats:
+    """Sums over the trained tokens of a batch."""
+
+    sums: dict[str, float]
+    max_logprob_difference: float
+    """Greatest |old_logprobs - rollout_logprobs|: 0.0 in exact mode."""
+    num_tokens: int
+    bad_sample: int | None
+    """Index of the first sample whose loss is not finite."""
+
+
+class Backend(Protocol):
+    def forward_backward(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        loss_function: LossFunction,
+        *,
+        denominator: float,
+    ) -> BatchStats:
+        """Accumulate the gradient of sum / denominator."""
+        ...
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update and clear the gradient; returns its norm before clipping, in which NaN skips the update."""
+        ...
+
+    def clear_gradients(self) -> None:
+        """Drop what was accumulated."""
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights under Hugging Face's names, in the compute type, in a fixed order."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

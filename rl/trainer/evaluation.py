@@ -1,0 +1,78 @@
+"""Greedy accuracy on held-out prompts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rl.data.prompts import Prompt
+from rl.rollouts import Purpose, RolloutGroup
+from rl.trainer.collector import Collector, count_unscored
+from rollout.engine.core import SamplingParams
+
+__all__ = ["Evaluation", "evaluate"]
+
+Progress = Callable[[int, int], None]
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """`accuracy` is the mean score; a completion that could not be scored counts as wrong, and is counted."""
+
+    groups: list[RolloutGroup]
+    accuracy: float
+    num_correct: float
+    num_unscored: int
+    length_mean: float
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "evaluation/accuracy": self.accuracy,
+            "evaluation/num_correct": self.num_correct,
+            "evaluation/num_unscored": self.num_unscored,
+            "evaluation/length_mean": self.length_mean,
+            "evaluation/num_prompts": len(self.groups),
+        }
+
+
+def evaluate(
+    collector: Collector,
+    prompts: Sequence[tuple[Prompt, Sequence[int]]],
+    *,
+    params: SamplingParams,
+    progress: Progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """One greedy completion of each (prompt, token ids); None if it was told to stop half-way.
+
+    Args:
+        collector: with nothing else in flight.
+        prompts: held out.
+        params: temperature 0.
+        progress: called with (done, total).
+        should_stop: asked between engine steps.
+    """
+    for index, (prompt, token_ids) in enumerate(prompts):
+        collector.begin(
+            prompt,
+            token_ids,
+            group_id=index,
+            group_size=1,
+            params=params,
+            purpose=Purpose.EVALUATION,
+        )
+    groups: list[RolloutGroup] = []
+    while not collector.is_idle:
+        if should_stop():
+            return None
+        groups += collector.poll(_POLL_SECONDS)
+        progress(len(groups), len(prompts))
+    groups.sort(key=lambda group: group.group_id)
+    rollouts = [group.rollouts[0] for group in groups]
+    correct = sum(r.reward for r in rollouts if r.reward is not None)
+    return Evaluation(
+        groups=groups,
+        accuracy=correct / len(rollouts),
+        num_correct=correct,
+        num_unscored=count_unscored(groups)[0],
+        length_mean=sum(r.num_sampled_tokens for r in rollouts) / len(rollouts),
+    )

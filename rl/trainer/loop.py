@@ -1,0 +1,316 @@
+"""The loop.
+
+    prompts -> admit (staleness capacity) -> fleet: generate -> score (pool) -> group complete -> advantages
+            -> pack -> forward/backward* -> step -> publish v+1 -> fleet: stage, verify, commit
+
+One batch is `num_prompts_per_step` groups, taken in `group_id` order. `policy_version` counts the batches
+consumed, also those whose step was skipped because a loss was not finite.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.algorithms.grpo import grpo_advantages, grpo_loss
+from rl.checkpoint.checkpoint import Checkpointer, RunState
+from rl.config import AlgorithmConfig, GRPOConfig, RunMode, TrainConfig
+from rl.data.prompts import Prompt, PromptOrder
+from rl.rollouts import NO_VERSION, Purpose, RolloutGroup
+from rl.tracking.tracker import Tracker
+from rl.trainer.admission import Admission
+from rl.trainer.backend import Backend, BatchStats, LossFunction
+from rl.trainer.collector import Collector, count_unscored
+from rl.trainer.evaluation import Evaluation, evaluate
+from rl.trainer.lr_schedule import learning_rate
+from rl.trainer.metrics import memory_metrics, rollout_metrics, sample_rows, training_metrics
+from rl.trainer.packing import TrainingSample, loss_weights, pack
+from rl.trainer.stop_signal import StopSignal
+from rl.trainer.stopwatch import Stopwatch
+from rollout.engine.core import SamplingParams
+from rollout.fleet.fleet import Fleet
+from rollout.weights.update import make_update
+
+__all__ = ["Parts", "TrainLoop"]
+
+logger = logging.getLogger("paceline")
+
+_POLL_SECONDS = 1.0
+EncodedPrompt = tuple[Prompt, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the loop drives; built by `rl.trainer.assembly`."""
+
+    train_prompts: Sequence[EncodedPrompt]
+    held_out_prompts: Sequence[EncodedPrompt]
+    fleet: Fleet
+    collector: Collector
+    backend: Backend
+    checkpointer: Checkpointer
+    tracker: Tracker
+
+
+class TrainLoop:
+    """Runs from `state` to `trainer.num_steps`, or to Ctrl-C."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, state: RunState) -> None:
+        self._config = config
+        self._parts = parts
+        self._version = state.policy_version
+        self._order = PromptOrder(len(parts.train_prompts), seed=config.seed)
+        self._next_group = state.accepted_groups
+        self._admission = Admission(num_prompts_per_step=config.num_prompts_per_step)
+        self._admission.accepted = state.accepted_groups
+        self._complete: dict[int, RolloutGroup] = {}
+        self._loss_function = _loss_function(config.algorithm)
+        self._stop = StopSignal()
+        self.first_evaluation: Evaluation | None = None
+        self.last_evaluation: Evaluation | None = None
+
+    @property
+    def policy_version(self) -> int:
+        return self._version
+
+    def run(self) -> bool:
+        """Train; True when all steps were done, False when it was told to stop. The last version is saved."""
+        with self._stop:
+            self.first_evaluation = self._evaluate(is_full=True)
+            while self._version < self._config.trainer.num_steps and not self._stop.requested:
+                if not self._step():
+                    break
+                self._after_step()
+            self._save_checkpoint()
+        return not self._stop.requested
+
+    def _step(self) -> bool:
+        """Consume one batch; False if it was told to stop before the batch was complete."""
+        stopwatch = Stopwatch()
+        progress = self._parts.tracker.progress
+        progress.begin_phase("rollout")
+        groups = self._collect(stopwatch)
+        if groups is None:
+            return False
+        self._check_scores(groups)
+        seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
+        metrics = rollout_metrics(groups, seconds=seconds)
+        if self._config.mode is not RunMode.ROLLOUT_ONLY:
+            progress.begin_phase("training")
+            metrics |= self._train(groups, stopwatch)
+            with stopwatch("publish"):
+                self._publish()
+        else:
+            self._version += 1
+        metrics |= stopwatch.metrics() | memory_metrics()
+        header = {"step": self._version, "policy_version": self._version}
+        samples = sample_rows(groups, step=self._version)
+        self._parts.tracker.step({**header, **metrics}, samples)
+        return True
+
+    def _collect(self, stopwatch: Stopwatch) -> list[RolloutGroup] | None:
+        """The next batch's groups in `group_id` order; None when told to stop before they were complete."""
+        size = self._config.num_prompts_per_step
+        first = self._admission.accepted
+        wanted = range(first, first + size)
+        collector, progress = self._parts.collector, self._parts.tracker.progress
+        while not all(group_id in self._complete for group_id in wanted):
+            if self._stop.requested:
+                return None
+            self._admit()
+            with stopwatch("score_wait" if collector.is_generated else "rollout"):
+                for group in collector.poll(_POLL_SECONDS):
+                    self._complete[group.group_id] = group
+            self._parts.fleet.status().check()
+            progress.advance(len(self._complete), size)
+        self._admission.accept(size)
+        return [self._complete.pop(group_id) for group_id in wanted]
+
+    def _admit(self) -> None:
+        capacity = self._admission.capacity(self._version)
+        for _ in range(capacity):
+            prompt_id = self._order.prompt_id(self._next_group)
+            prompt, token_ids = self._parts.train_prompts[prompt_id]
+            self._parts.collector.begin(
+                prompt,
+                token_ids,
+                group_id=self._next_group,
+                group_size=self._config.group_size,
+                params=self._params(self._config.sampling.temperature),
+                purpose=Purpose.TRAINING,
+            )
+            self._next_group += 1
+        self._admission.begin(capacity)
+
+    def _params(self, temperature: float) -> SamplingParams:
+        sampling = self._config.sampling
+        return SamplingParams(
+            temperature=temperature,
+            max_tokens=sampling.max_tokens,
+            stop=tuple(sampling.stop),
+            seed=self._config.seed,
+        )
+
+    def _check_scores(self, groups: Sequence[RolloutGroup]) -> None:
+        num_unscored, first = count_unscored(groups)
+        if first is None:
+            return
+        total = sum(len(group.rollouts) for group in groups)
+        limit = self._config.reward.max_error_rate
+        summary = f"{num_unscored} of {total} rollouts could not be scored ({first.kind.value}: {first.message})"
+        if num_unscored > limit * total:
+            raise RuntimeError(
+                f"{summary}; more than reward.max_error_rate={limit} allows: mend the scorer"
+            )
+        logger.warning("%s; they are left out of this step", summary)
+
+    def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> dict[str, float]:
+        """Advantages, packing, forward and backward, and the optimiser's step."""
+        backend, trainer = self._parts.backend, self._config.trainer
+        with stopwatch("pack"):
+            self._check_versions(groups)
+            samples, denominator = self._samples(groups)
+            micro_batches = pack(
+                samples,
+                max_tokens=trainer.max_tokens_per_micro_batch,
+                share_prompts=trainer.share_prompts,
+            )
+        with stopwatch("forward_backward"):
+            stats = backend.forward_backward(
+                micro_batches, self._loss_function, denominator=denominator
+            )
+        rate = learning_rate(trainer, self._version)
+        with stopwatch("optimizer"):
+            grad_norm = self._update(stats, samples, rate)
+        return training_metrics(stats, grad_norm=grad_norm, learning_rate=rate)
+
+    def _samples(self, groups: Sequence[RolloutGroup]) -> tuple[list[TrainingSample], float]:
+        """Scored rollouts with signal, and the denominator, in which those without it count too."""
+        algorithm = self._config.algorithm
+        assert isinstance(algorithm, GRPOConfig), "the only algorithm of this version"
+        scored = [(g, r) for g in groups for r in g.rollouts if r.reward is not None]
+        weights, denominator = loss_weights(
+            [rollout for _, rollout in scored],
+            algorithm.loss_reduction,
+            fixed_length=self._config.sampling.max_tokens,
+        )
+        advantages: list[float] = []
+        for group in groups:
+            rewards = [r.reward for r in group.rollouts if r.reward is not None]
+            if rewards:
+                rewards_G = torch.tensor(rewards, dtype=torch.float64)
+                advantages += grpo_advantages(
+                    rewards_G, normalize_std=algorithm.normalize_std
+                ).tolist()
+        samples = [
+            TrainingSample(rollout=rollout, advantage=advantage, loss_weight=weight)
+            for (_, rollout), advantage, weight in zip(scored, advantages, weights, strict=True)
+            if advantage != 0
+        ]
+        return samples, max(denominator, 1.0)
+
+    def _check_versions(self, groups: Sequence[RolloutGroup]) -> None:
+        """Refuse tokens of a policy that this step does not train."""
+        versions = {v for g in groups for r in g.rollouts for v in r.policy_versions} - {NO_VERSION}
+        if self._config.mode is RunMode.FULL and versions != {self._version}:
+            raise RuntimeError(
+                f"step {self._version + 1} trains version {self._version}, "
+                f"but its rollouts come from versions {sorted(versions)}"
+            )
+
+    def _update(self, stats: BatchStats, samples: Sequence[TrainingSample], rate: float) -> float:
+        """Step, or skip it when a loss or the gradient is not finite; returns the gradient's norm."""
+        if stats.bad_sample is not None:
+            rollout = samples[stats.bad_sample].rollout
+            logger.warning(
+                "step %d skipped: the loss of group %d, sample %d is not finite",
+                self._version + 1,
+                rollout.group_id,
+                rollout.sample_index,
+            )
+            self._parts.backend.clear_gradients()
+            return float("nan")
+        norm = self._parts.backend.step(rate)
+        if not math.isfinite(norm):
+            logger.warning("step %d skipped: the gradient is not finite", self._version + 1)
+        return norm
+
+    def _publish(self) -> None:
+        update = make_update(self._version + 1, self._parts.backend.named_weights())
+        self._parts.fleet.update_weights(update)
+        self._version += 1
+
+    def _after_step(self) -> None:
+        config, version = self._config, self._version
+        is_last = version == config.trainer.num_steps
+        if is_last or _is_due(version, config.evaluation.every_steps):
+            self.last_evaluation = self._evaluate(is_full=is_last) or self.last_evaluation
+        if not is_last and _is_due(version, config.checkpoint.every_steps):
+            self._save_checkpoint()
+
+    def _evaluate(self, *, is_full: bool) -> Evaluation | None:
+        config = self._config
+        if config.evaluation.every_steps == 0 or config.mode is RunMode.TRAIN_ONLY:
+            return None
+        prompts = self._parts.held_out_prompts
+        if not is_full and config.evaluation.num_prompts:
+            prompts = prompts[: config.evaluation.num_prompts]
+        progress = self._parts.tracker.progress
+        progress.begin_phase("evaluation")
+        stopwatch = Stopwatch()
+        with stopwatch("evaluate"):
+            evaluation = evaluate(
+                self._parts.collector,
+                prompts,
+                params=self._params(temperature=0.0),
+                progress=progress.advance,
+                should_stop=lambda: self._stop.requested,
+            )
+        if evaluation is not None:
+            row = {"step": self._version, "policy_version": self._version, **evaluation.metrics()}
+            self._parts.tracker.evaluation(
+                {**row, "seconds/evaluate": stopwatch.seconds("evaluate")}
+            )
+        return evaluation
+
+    def _save_checkpoint(self) -> None:
+        """Save the current version, unless it is saved or nothing was trained."""
+        if (
+            self._config.mode is not RunMode.FULL
+            or self._parts.checkpointer.latest == self._version
+        ):
+            return
+        self._parts.tracker.progress.begin_phase("checkpoint")
+        stopwatch = Stopwatch()
+        backend = self._parts.backend
+        state = RunState(policy_version=self._version, accepted_groups=self._admission.accepted)
+        with stopwatch("checkpoint"):
+            path: Path = self._parts.checkpointer.save(
+                state, named_weights=backend.named_weights(), trainer_state=backend.state_dict()
+            )
+        fields: Mapping[str, Any] = {
+            "step": self._version,
+            "policy_version": self._version,
+            "path": str(path),
+            "seconds/checkpoint": stopwatch.seconds("checkpoint"),
+        }
+        self._parts.tracker.checkpoint(fields)
+
+
+def _loss_function(algorithm: AlgorithmConfig) -> LossFunction:
+    match algorithm:
+        case GRPOConfig():
+            return functools.partial(
+                grpo_loss, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
+            )
+        case _:
+            raise TypeError(f"no algorithm for a {type(algorithm).__name__}")
+
+
+def _is_due(version: int, every_steps: int) -> bool:
+    return every_steps > 0 and version % every_steps == 0

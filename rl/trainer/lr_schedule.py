@@ -1,0 +1,25 @@
+"""The learning rate of each step."""
+
+import math
+
+from rl.config import LRSchedule, TrainerConfig
+
+__all__ = ["learning_rate"]
+
+
+def learning_rate(config: TrainerConfig, step: int) -> float:
+    """Learning rate of step 0, 1, ...: linear warm-up to the full rate, then the schedule.
+
+    The decays reach 0 at `num_steps`, one step past the last.
+    """
+    if step < config.num_warmup_steps:
+        return config.learning_rate * (step + 1) / config.num_warmup_steps
+    span = max(config.num_steps - config.num_warmup_steps, 1)
+    progress = min((step - config.num_warmup_steps) / span, 1.0)
+    match config.lr_schedule:
+        case LRSchedule.CONSTANT:
+            return config.learning_rate
+        case LRSchedule.LINEAR:
+            return config.learning_rate * (1 - progress)
+        case LRSchedule.COSINE:
+            return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,186 @@
+"""From scored groups to micro-batches: packed rows without padding, a group's prompt once.
+
+A micro-batch has T input rows (tokens that are read) and N targets (tokens that are trained). They are kept
+apart, because siblings share their prompt's rows, so that the last prompt row predicts the first token of each,
+and because a rollout's last token is a target that nobody reads.
+
+Shape legend: T = input rows, N = targets.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from kernels.attention import AttentionLayout, Segment, packed_layout
+from rl.config import LossReduction
+from rl.rollouts import Rollout
+
+__all__ = ["MicroBatch", "TrainingSample", "loss_weights", "pack"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSample:
+    """One rollout with its advantage. `loss_weight` is that of each trained token; never 0."""
+
+    rollout: Rollout
+    advantage: float
+    loss_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """What one forward sees."""
+
+    token_ids_T: torch.Tensor  # int64
+    positions_T: torch.Tensor  # int64, in the rollout's token log
+    layout: AttentionLayout
+    source_rows_N: torch.Tensor  # int64, the input row that predicts the target
+    target_ids_N: torch.Tensor  # int64
+    sample_ids_N: torch.Tensor  # int64, index of the sample in the batch
+    loss_weights_N: torch.Tensor  # fp32
+    advantages_N: torch.Tensor  # fp32
+    rollout_logprobs_N: torch.Tensor  # fp32, as the engine reported
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, torch.Tensor):
+                moved[name] = value.to(device)
+        return MicroBatch(**moved)
+
+
+def loss_weights(
+    rollouts: Sequence[Rollout], reduction: LossReduction, *, fixed_length: int
+) -> tuple[list[float], float]:
+    """Weight of each rollout's tokens, and the denominator of their weighted sum.
+
+    Args:
+        rollouts: all that count, also those that will not be forwarded because their advantage is 0.
+        reduction: TOKEN_MEAN: 1, over all tokens. SEQUENCE_MEAN: 1 / length, over rollouts. FIXED_LENGTH:
+            1 / fixed_length, over rollouts.
+        fixed_length: in tokens; read by FIXED_LENGTH.
+    """
+    lengths = [rollout.num_sampled_tokens for rollout in rollouts]
+    match reduction:
+        case LossReduction.TOKEN_MEAN:
+            return [1.0] * len(lengths), float(sum(lengths))
+        case LossReduction.SEQUENCE_MEAN:
+            return [1.0 / max(length, 1) for length in lengths], float(len(lengths))
+        case LossReduction.FIXED_LENGTH:
+            return [1.0 / fixed_length] * len(lengths), float(len(lengths))
+
+
+def pack(
+    samples: Sequence[TrainingSample], *, max_tokens: int, share_prompts: bool
+) -> list[MicroBatch]:
+    """Pack samples, in their order, into micro-batches of at most `max_tokens` input rows.
+
+    Args:
+        samples: siblings stand together. A sample is never split.
+        max_tokens: input rows of a micro-batch.
+        share_prompts: compute a group's prompt once per micro-batch.
+
+    Raises:
+        ValueError: a sample alone is longer than `max_tokens`.
+    """
+    micro_batches: list[MicroBatch] = []
+    builder = _Builder(share_prompts)
+    for sample_id, sample in enumerate(samples):
+        if builder.num_rows and builder.num_rows + builder.cost(sample) > max_tokens:
+            micro_batches.append(builder.build())
+            builder = _Builder(share_prompts)
+        if builder.cost(sample) > max_tokens:
+            raise ValueError(
+                f"trainer.max_tokens_per_micro_batch must hold the longest sample, {builder.cost(sample)} "
+                f"tokens, got {max_tokens}"
+            )
+        builder.add(sample_id, sample)
+    if builder.num_rows:
+        micro_batches.append(builder.build())
+    return micro_batches
+
+
+class _Builder:
+    """One micro-batch in the making."""
+
+    def __init__(self, share_prompts: bool) -> None:
+        self._share_prompts = share_prompts
+        self._token_ids: list[int] = []
+        self._positions: list[int] = []
+        self._segments: list[Segment] = []
+        self._targets: dict[str, list[float]] = {
+            name: []
+            for name in (
+                "source_rows",
+                "target_ids",
+                "sample_ids",
+                "loss_weights",
+                "advantages",
+                "logprobs",
+            )
+        }
+        self._prompt_rows: range = range(0)
+        self._prompt_group: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._token_ids)
+
+    def cost(self, sample: TrainingSample) -> int:
+        """Input rows that a sample adds."""
+        rollout = sample.rollout
+        num_rows = len(rollout.token_ids) - 1
+        return num_rows - rollout.num_prompt_tokens if self._shares(rollout) else num_rows
+
+    def add(self, sample_id: int, sample: TrainingSample) -> None:
+        rollout = sample.rollout
+        num_prompt = rollout.num_prompt_tokens
+        if not self._shares(rollout):
+            self._prompt_rows = self._append(rollout.token_ids[:num_prompt], prefix=range(0))
+            self._prompt_group = rollout.group_id
+        own_rows = self._append(rollout.token_ids[num_prompt:-1], prefix=self._prompt_rows)
+        rows = [*self._prompt_rows, *own_rows]
+        for position in range(num_prompt, len(rollout.token_ids)):
+            if rollout.loss_mask[position]:
+                self._targets["source_rows"].append(rows[position - 1])
+                self._targets["target_ids"].append(rollout.token_ids[position])
+                self._targets["sample_ids"].append(sample_id)
+                self._targets["loss_weights"].append(sample.loss_weight)
+                self._targets["advantages"].append(sample.advantage)
+                self._targets["logprobs"].append(rollout.rollout_logprobs[position])
+
+    def build(self) -> MicroBatch:
+        t: Mapping[str, list[float]] = self._targets
+        return MicroBatch(
+            token_ids_T=torch.tensor(self._token_ids),
+            positions_T=torch.tensor(self._positions),
+            layout=packed_layout(self._segments, num_rows=self.num_rows),
+            source_rows_N=torch.tensor(t["source_rows"], dtype=torch.int64),
+            target_ids_N=torch.tensor(t["target_ids"], dtype=torch.int64),
+            sample_ids_N=torch.tensor(t["sample_ids"], dtype=torch.int64),
+            loss_weights_N=torch.tensor(t["loss_weights"], dtype=torch.float32),
+            advantages_N=torch.tensor(t["advantages"], dtype=torch.float32),
+            rollout_logprobs_N=torch.tensor(t["logprobs"], dtype=torch.float32),
+        )
+
+    def _shares(self, rollout: Rollout) -> bool:
+        return self._share_prompts and self._prompt_group == rollout.group_id
+
+    def _append(self, token_ids: Sequence[int], *, prefix: range) -> range:
+        """Add input rows that follow `prefix` in their sequence; returns them."""
+        rows = range(self.num_rows, self.num_rows + len(token_ids))
+        if not token_ids:
+            return rows
+        self._segments.append(
+            Segment(
+                first_row=rows.start,
+                num_queries=len(rows),
+                first_position=len(prefix),
+                key_index=[*prefix, *rows],
+            )
+        )
+        self._token_ids += token_ids
+        self._positions += range(len(prefix), len(prefix) + len(rows))
+        return rows

@@ -1,0 +1,66 @@
+"""One training run, from its config to the summary at the end."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rl.cli import UserError
+from rl.config import TrainConfig
+from rl.tracking.summary import print_summary
+from rl.trainer.assembly import Run, assemble
+from rl.trainer.metrics import sample_rows
+
+__all__ = ["INTERRUPTED", "train"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def train(config: TrainConfig) -> int:
+    """Run `config`; returns the exit code: 0, or 130 when it was told to stop (a checkpoint is kept).
+
+    Raises:
+        UserError: a mistake in the config or in what it points to.
+    """
+    with ExitStack() as stack:
+        try:
+            run = assemble(config, stack)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return 0 if _run(run, config) else INTERRUPTED
+
+
+def _run(run: Run, config: TrainConfig) -> bool:
+    console = Console()
+    _print_plan(console, run.plan)
+    run.tracker.run_start(run.plan)
+    is_done = run.loop.run()
+    loop = run.loop
+    run.tracker.run_end(
+        {"policy_version": loop.policy_version, "status": "finished" if is_done else "interrupted"}
+    )
+    first, last = loop.first_evaluation, loop.last_evaluation
+    if not is_done:
+        console.print(f"Stopped after step {loop.policy_version}; everything up to it is kept.")
+    run_dir = Path(config.run_dir)
+    paths = {
+        "checkpoint": run_dir / "weights" / f"v{loop.policy_version}",
+        **run.tracker.paths,
+    }
+    print_summary(
+        console,
+        before=first.metrics() if first else None,
+        after=last.metrics() if last else None,
+        samples=sample_rows(last.groups[:3], step=loop.policy_version) if last else [],
+        paths={name: path for name, path in paths.items() if path.exists()},
+    )
+    return is_done
+
+
+def _print_plan(console: Console, plan: dict[str, str]) -> None:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in plan.items():
+        table.add_row(f"[dim]{name}[/]", value)
+    console.print(table)

@@ -1,0 +1,65 @@
+"""Checks that span several parts of a config, made before any work is lost."""
+
+import importlib.util
+from collections.abc import Sequence
+
+from rl.config import RunMode, TrainConfig, WandbMode
+
+__all__ = ["check_config", "check_prompts"]
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuse what cannot train.
+
+    Raises:
+        ValueError: with the keys, the rule and the cure.
+    """
+    sampling = config.sampling
+    if sampling.temperature == 0:
+        raise ValueError(
+            "sampling.temperature must be > 0 in training, got 0: siblings would all be the same"
+        )
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+        raise ValueError(
+            "sampling.top_k, top_p and min_p must be off (0, 1, 0) in training, got "
+            f"{sampling.top_k}, {sampling.top_p}, {sampling.min_p}: the log-probabilities would be of "
+            "another distribution than the trainer's"
+        )
+    mode = config.tracking.wandb.mode
+    if mode is not WandbMode.DISABLED and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            f"tracking.wandb.mode={mode.name} needs the package wandb: "
+            'pip install "paceline[wandb]", or set tracking.wandb.mode=DISABLED'
+        )
+    if config.resume_from and config.mode is not RunMode.FULL:
+        raise ValueError(f"resume_from needs mode=FULL, got {config.mode.name}")
+
+
+def check_prompts(
+    config: TrainConfig, lengths: Sequence[int], *, max_context_tokens: int, what: str
+) -> None:
+    """Refuse prompts that leave no room for a completion, or make samples that fit no micro-batch.
+
+    Args:
+        config: of the run.
+        lengths: tokens of each prompt.
+        max_context_tokens: of the engine and the model, whichever is less.
+        what: the prompts' name in the error.
+
+    Raises:
+        ValueError: with the longest prompt.
+    """
+    longest = max(lengths)
+    if longest >= max_context_tokens:
+        raise ValueError(
+            f"the longest of the {what} prompts has {longest} tokens (prompt {lengths.index(longest)}), and the "
+            f"context holds {max_context_tokens} with its completion; raise engine.max_context_tokens if the model "
+            "allows it, or leave the prompt out"
+        )
+    sample = min(longest + config.sampling.max_tokens, max_context_tokens)
+    budget = config.trainer.max_tokens_per_micro_batch
+    if sample > budget:
+        raise ValueError(
+            f"trainer.max_tokens_per_micro_batch must hold the longest sample, {longest} prompt tokens and "
+            f"{sample - longest} of completion, got {budget}"
+        )
