@@ -53,6 +53,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         require(self.num_held_out > 0, "task.num_held_out", "> 0", self.num_held_out)
+        require(self.seed >= 0, "task.seed", ">= 0", self.seed)
 
 
 @dataclass(kw_only=True)
@@ -98,6 +99,8 @@ class DatasetConfig(TaskConfig):
 
     path: str = MISSING
     """A .jsonl, .json or .parquet file, or a hub id."""
+    subset: str = ""
+    """Of a hub id that has several, for example `main`."""
     split: str = "train"
     held_out_path: str = ""
     """A file or hub id of held-out rows; empty: `num_held_out` rows are split off."""

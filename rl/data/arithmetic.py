@@ -15,6 +15,8 @@ from reasoning_gym import create_dataset
 from rl.config import ArithmeticConfig
 from rl.data.prompts import PromptSplit, split_prompts
 
+__all__ = ["arithmetic_prompts", "canonical_pair", "num_pairs"]
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Pair:

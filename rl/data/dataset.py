@@ -9,6 +9,8 @@ from datasets.exceptions import DatasetGenerationError
 from rl.config import DatasetConfig
 from rl.data.prompts import PromptSplit, keyed_permutation, split_prompts
 
+__all__ = ["dataset_prompts"]
+
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 Row = dict[str, Any]
@@ -58,7 +60,7 @@ def _draw_held_out(rows: list[Row], *, config: DatasetConfig) -> tuple[list[Row]
 
 
 def _read_rows(config: DatasetConfig, *, path: str, split: str, key: str) -> list[Row]:
-    dataset = _load(path, split=split, key=key)
+    dataset = _load(path, subset=config.subset, split=split, key=key)
     columns = {"prompt_column": config.prompt_column, "answer_column": config.answer_column}
     for column_key, column in columns.items():
         if column not in dataset.column_names:
@@ -78,11 +80,11 @@ def _read_rows(config: DatasetConfig, *, path: str, split: str, key: str) -> lis
     return rows
 
 
-def _load(path: str, *, split: str, key: str) -> Dataset:
+def _load(path: str, *, subset: str, split: str, key: str) -> Dataset:
     if Path(path).suffix in _FORMATS and not Path(path).is_file():
         raise ValueError(f"{key}: there is no file {Path(path).resolve()}")
     try:
-        dataset = _load_split(path, split=split)
+        dataset = _load_split(path, subset=subset, split=split)
     except (FileNotFoundError, ConnectionError) as error:  # of the hub
         raise ValueError(
             f"{key} must be a .jsonl, .json or .parquet file or a hub id, got {path!r}: {error}"
@@ -97,10 +99,10 @@ def _load(path: str, *, split: str, key: str) -> Dataset:
     return dataset
 
 
-def _load_split(path: str, *, split: str) -> Dataset:
+def _load_split(path: str, *, subset: str, split: str) -> Dataset:
     file_format = _FORMATS.get(Path(path).suffix)
     if file_format is None:
-        dataset = load_dataset(path, split=split)
+        dataset = load_dataset(path, name=subset or None, split=split)
     else:
         # a file is the split that is asked for, which may be a slice such as train[:100]
         data_files = {split.partition("[")[0]: path}

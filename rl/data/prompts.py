@@ -7,6 +7,15 @@ from typing import Any
 
 import numpy as np
 
+__all__ = [
+    "Prompt",
+    "PromptOrder",
+    "PromptSplit",
+    "keyed_permutation",
+    "make_prompt",
+    "split_prompts",
+]
+
 logger = logging.getLogger(__name__)
 
 

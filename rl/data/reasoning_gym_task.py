@@ -17,6 +17,8 @@ from reasoning_gym.factory import DATASETS
 from rl.config import ReasoningGymConfig
 from rl.data.prompts import Prompt, PromptSplit, make_prompt
 
+__all__ = ["reasoning_gym_prompts"]
+
 # item i is drawn with seed + i, so the held-out seed must be further away than any number of training items
 _HELD_OUT_SEED_OFFSET = 1 << 31
 

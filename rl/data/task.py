@@ -7,6 +7,8 @@ from rl.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskC
 from rl.data.prompts import Prompt, PromptSplit
 from rl.rewards.scorer import Scorer, load_scorer
 
+__all__ = ["Task", "load_task"]
+
 
 @dataclass(frozen=True)
 class Task:

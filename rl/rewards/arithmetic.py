@@ -4,6 +4,8 @@ import re
 from decimal import Decimal
 from typing import Any
 
+__all__ = ["score_arithmetic"]
+
 
 def score_arithmetic(completion: str, row: dict[str, Any]) -> float:
     """1.0 if the last integer of the completion equals `row["answer"]`, else 0.0."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from math_verify import parse, verify
 
+__all__ = ["score_mathematics"]
+
 # at level WARNING it says that its time limit is off
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+__all__ = ["OutcomeKind", "ScoreOutcome"]
+
 
 class OutcomeKind(Enum):
     SCORE = "score"

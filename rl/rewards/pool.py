@@ -18,6 +18,8 @@ from rl.rewards.outcome import ScoreOutcome
 from rl.rewards.process import ScoreJob, ScorerProcess
 from rl.rewards.scorer import Scorer
 
+__all__ = ["MAX_JOBS_PER_CHUNK", "ScoreJob", "ScoreTicket", "ScorerPool"]
+
 MAX_JOBS_PER_CHUNK = 64
 
 logger = logging.getLogger(__name__)

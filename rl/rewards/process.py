@@ -24,6 +24,8 @@ _BOOT = """\
 import sys
 sys.path[:] = sys.argv[3:]
 from rl.rewards.worker import main
+
+__all__ = ["OUT_OF_MEMORY_EXIT_CODE", "ScoreJob", "ScorerProcess"]
 main(int(sys.argv[1]), memory_limit_bytes=int(sys.argv[2]))
 """
 

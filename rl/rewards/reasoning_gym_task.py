@@ -4,6 +4,8 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
+__all__ = ["ReasoningGymScorer"]
+
 
 @dataclass(frozen=True)
 class ReasoningGymScorer:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
+__all__ = ["ImportedScorer", "PreparedScorer", "Scorer", "load_scorer"]
+
 
 class Scorer(Protocol):
     """Scores one completion; `row` holds at least `question` and `answer`."""

@@ -23,6 +23,8 @@ from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rewards.process import OUT_OF_MEMORY_EXIT_CODE, ScoreJob
 from rl.rewards.scorer import PreparedScorer, Scorer
 
+__all__ = ["main"]
+
 MAX_MESSAGE_CHARS = 2000
 
 

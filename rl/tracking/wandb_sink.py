@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 INIT_TIMEOUT_SECONDS = 20.0
 FINISH_TIMEOUT_SECONDS = 60.0
+FINISH_MARGIN_SECONDS = 5.0  # so that wandb's own timeout comes first
 MAX_WAITING_ROWS = 1000
 
 
@@ -99,9 +100,7 @@ class WandbSink:
             return
         self._waiting.put(lambda: run.finish(exit_code=exit_code))
         self._waiting.put(None)
-        patience_seconds = (
-            self._finish_timeout_seconds + 5
-        )  # so that wandb's own timeout comes first
+        patience_seconds = self._finish_timeout_seconds + FINISH_MARGIN_SECONDS
         self._thread.join(patience_seconds)
         if self._thread.is_alive():
             self._switch_off(f"it did not take the last rows within {patience_seconds:g} s")

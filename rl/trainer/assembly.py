@@ -8,18 +8,18 @@ from typing import Any
 
 from rl.checkpoint.checkpoint import Checkpointer, RunState, load_run_state
 from rl.config import RunMode, TrainConfig
-from rl.data.prompts import Prompt
 from rl.data.task import Task, load_task
 from rl.environments import SingleTurn
 from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
 from rl.tracking.tracker import Tracker
 from rl.trainer.collector import Collector
-from rl.trainer.loop import EncodedPrompt, Parts, TrainLoop
+from rl.trainer.loop import Parts, TrainLoop
+from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.torch_backend import TorchBackend
 from rl.trainer.validation import check_config, check_prompts
 from rollout.engine.engine import Engine
-from rollout.engine.text import encode_prompts, load_tokenizer
+from rollout.engine.text import load_tokenizer
 from rollout.fleet.fleet import Fleet
 from rollout.fleet.inline import InlineFleet
 from rollout.fleet.synthetic import SyntheticFleet
@@ -28,6 +28,9 @@ from rollout.models.decoder import Decoder
 from rollout.models.sources import resolve_model
 
 __all__ = ["Run", "assemble"]
+
+
+_NUM_CHECKED = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +53,13 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     state, trainer_state, weights = _start(config, source)
     dtype = torch_dtype(config.model.dtype, "cpu")
     decoder = load_decoder(weights, dtype=dtype)
-    prompts = {
-        "training": _encode(task.train, tokenizer),
-        "held-out": _encode(task.held_out, tokenizer),
-    }
+    train_prompts = EncodedPrompts(task.train, tokenizer)
+    held_out_prompts = EncodedPrompts(task.held_out, tokenizer)
     limit = min(config.engine.max_context_tokens, decoder.spec.max_positions)
-    for what, encoded in prompts.items():
-        lengths = [len(token_ids) for _, token_ids in encoded]
+    for what, prompts in (("training", train_prompts), ("held-out", held_out_prompts)):
+        # prompts that are generated when asked for may be slow to make: the first ones speak for the rest
+        count = len(prompts) if isinstance(prompts.prompts, list) else _NUM_CHECKED
+        lengths = prompts.lengths(count)
         check_prompts(config, lengths, max_context_tokens=limit, what=what)
     backend = TorchBackend(
         load_decoder(weights, dtype=dtype), config.trainer, temperature=config.sampling.temperature
@@ -75,15 +78,15 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     pool = stack.enter_context(_pool(config, task))
     fleet = _fleet(config, decoder, tokenizer, state.policy_version)
     parts = Parts(
-        train_prompts=prompts["training"],
-        held_out_prompts=prompts["held-out"],
+        train_prompts=train_prompts,
+        held_out_prompts=held_out_prompts,
         fleet=fleet,
         collector=Collector(fleet, pool, SingleTurn()),
         backend=backend,
         checkpointer=Checkpointer(run_dir, source=source, keep=config.checkpoint.keep),
         tracker=tracker,
     )
-    plan = _plan(config, task, decoder, prompts["training"])
+    plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
     return Run(loop=TrainLoop(config, parts, state), tracker=tracker, plan=plan)
 
 
@@ -110,13 +113,8 @@ def _pool(config: TrainConfig, task: Task) -> ScorerPool:
     )
 
 
-def _encode(prompts: Sequence[Prompt], tokenizer: Any) -> list[EncodedPrompt]:
-    encoded = encode_prompts([prompt.messages for prompt in prompts], tokenizer)
-    return list(zip(prompts, encoded, strict=True))
-
-
 def _plan(
-    config: TrainConfig, task: Task, decoder: Decoder, prompts: Sequence[EncodedPrompt]
+    config: TrainConfig, task: Task, decoder: Decoder, lengths: Sequence[int]
 ) -> dict[str, str]:
     """What the run will use; memory in GB (10^9 bytes)."""
     weight = decoder.embed_tokens
@@ -127,7 +125,6 @@ def _plan(
     weights_gb = copies * num_parameters * weight.itemsize / 1e9
     # fp32 gradient and two AdamW moments, and masters where the compute type is narrower
     optimizer_gb = num_parameters * 4 * (3 if weight.itemsize >= 4 else 4) / 1e9
-    lengths = [len(token_ids) for _, token_ids in prompts]
     return {
         "model": f"{num_parameters / 1e6:.1f} M parameters, {str(weight.dtype).removeprefix('torch.')}",
         "task": f"{task.name}: {len(task.train):,} prompts to train on (mean {sum(lengths) / len(lengths):.0f} "
@@ -138,4 +135,3 @@ def _plan(
         f"KV cache up to {config.engine.kv_cache_gb:.2f} GB, and activations",
         "run directory": config.run_dir,
     }
-

@@ -20,7 +20,7 @@ import torch
 from rl.algorithms.grpo import grpo_advantages, grpo_loss
 from rl.checkpoint.checkpoint import Checkpointer, RunState
 from rl.config import AlgorithmConfig, GRPOConfig, RunMode, TrainConfig
-from rl.data.prompts import Prompt, PromptOrder
+from rl.data.prompts import PromptOrder
 from rl.rollouts import NO_VERSION, Purpose, RolloutGroup
 from rl.tracking.tracker import Tracker
 from rl.trainer.admission import Admission
@@ -30,31 +30,35 @@ from rl.trainer.evaluation import Evaluation, evaluate
 from rl.trainer.lr_schedule import learning_rate
 from rl.trainer.metrics import memory_metrics, rollout_metrics, sample_rows, training_metrics
 from rl.trainer.packing import TrainingSample, loss_weights, pack
+from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.stop_signal import StopSignal
 from rl.trainer.stopwatch import Stopwatch
 from rollout.engine.core import SamplingParams
 from rollout.fleet.fleet import Fleet
 from rollout.weights.update import make_update
 
-__all__ = ["Parts", "TrainLoop"]
+__all__ = ["Parts", "ScoringError", "TrainLoop"]
 
 logger = logging.getLogger("paceline")
 
 _POLL_SECONDS = 1.0
-EncodedPrompt = tuple[Prompt, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What the loop drives; built by `rl.trainer.assembly`."""
 
-    train_prompts: Sequence[EncodedPrompt]
-    held_out_prompts: Sequence[EncodedPrompt]
+    train_prompts: EncodedPrompts
+    held_out_prompts: EncodedPrompts
     fleet: Fleet
     collector: Collector
     backend: Backend
     checkpointer: Checkpointer
     tracker: Tracker
+
+
+class ScoringError(RuntimeError):
+    """Too many rollouts of a step could not be scored."""
 
 
 class TrainLoop:
@@ -71,6 +75,7 @@ class TrainLoop:
         self._complete: dict[int, RolloutGroup] = {}
         self._loss_function = _loss_function(config.algorithm)
         self._stop = StopSignal()
+        self._is_updating = False  # weights are between two versions
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
 
@@ -81,13 +86,20 @@ class TrainLoop:
     def run(self) -> bool:
         """Train; True when all steps were done, False when it was told to stop. The last version is saved."""
         with self._stop:
-            self.first_evaluation = self._evaluate(is_full=True)
-            while self._version < self._config.trainer.num_steps and not self._stop.requested:
-                if not self._step():
-                    break
-                self._after_step()
-            self._save_checkpoint()
+            try:
+                self._run()
+            finally:
+                # whatever ended the run, its last whole version is kept
+                if not self._is_updating:
+                    self._save_checkpoint()
         return not self._stop.requested
+
+    def _run(self) -> None:
+        self.first_evaluation = self._evaluate(is_full=True)
+        while self._version < self._config.trainer.num_steps and not self._stop.requested:
+            if not self._step():
+                break
+            self._after_step()
 
     def _step(self) -> bool:
         """Consume one batch; False if it was told to stop before the batch was complete."""
@@ -103,8 +115,6 @@ class TrainLoop:
         if self._config.mode is not RunMode.ROLLOUT_ONLY:
             progress.begin_phase("training")
             metrics |= self._train(groups, stopwatch)
-            with stopwatch("publish"):
-                self._publish()
         else:
             self._version += 1
         metrics |= stopwatch.metrics() | memory_metrics()
@@ -185,8 +195,12 @@ class TrainLoop:
                 micro_batches, self._loss_function, denominator=denominator
             )
         rate = learning_rate(trainer, self._version)
+        self._is_updating = True
         with stopwatch("optimizer"):
             grad_norm = self._update(stats, samples, rate)
+        with stopwatch("publish"):
+            self._publish()
+        self._is_updating = False
         return training_metrics(stats, grad_norm=grad_norm, learning_rate=rate)
 
     def _samples(self, groups: Sequence[RolloutGroup]) -> tuple[list[TrainingSample], float]:
@@ -257,16 +271,17 @@ class TrainLoop:
         config = self._config
         if config.evaluation.every_steps == 0 or config.mode is RunMode.TRAIN_ONLY:
             return None
-        prompts = self._parts.held_out_prompts
+        held_out = self._parts.held_out_prompts
+        count = len(held_out)
         if not is_full and config.evaluation.num_prompts:
-            prompts = prompts[: config.evaluation.num_prompts]
+            count = min(count, config.evaluation.num_prompts)
         progress = self._parts.tracker.progress
         progress.begin_phase("evaluation")
         stopwatch = Stopwatch()
         with stopwatch("evaluate"):
             evaluation = evaluate(
                 self._parts.collector,
-                prompts,
+                [held_out[i] for i in range(count)],
                 params=self._params(temperature=0.0),
                 progress=progress.advance,
                 should_stop=lambda: self._stop.requested,

@@ -10,6 +10,7 @@ from rl.cli import UserError
 from rl.config import TrainConfig
 from rl.tracking.summary import print_summary
 from rl.trainer.assembly import Run, assemble
+from rl.trainer.loop import ScoringError
 from rl.trainer.metrics import sample_rows
 
 __all__ = ["INTERRUPTED", "train"]
@@ -29,7 +30,11 @@ def train(config: TrainConfig) -> int:
             run = assemble(config, stack)
         except ValueError as error:
             raise UserError(str(error)) from error
-        return 0 if _run(run, config) else INTERRUPTED
+        try:
+            is_done = _run(run, config)
+        except ScoringError as error:
+            raise UserError(f"{error}. The weights so far are kept in {config.run_dir}") from error
+        return 0 if is_done else INTERRUPTED
 
 
 def _run(run: Run, config: TrainConfig) -> bool:

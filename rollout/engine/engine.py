@@ -117,9 +117,17 @@ class Engine:
             device: where it runs.
             config: limits and sizes; the defaults of `rollout.config.EngineConfig`.
         """
-        directory = resolve_model(ModelConfig(path=str(path)))
-        decoder = load_decoder(directory, dtype=torch_dtype(Dtype(dtype), device), device=device)
-        return cls(decoder, load_tokenizer(directory), config or EngineConfig())
+        model = ModelConfig(path=str(path), dtype=Dtype(dtype))
+        return cls.from_config(model, config or EngineConfig(), device=device)
+
+    @classmethod
+    def from_config(
+        cls, model: ModelConfig, config: EngineConfig, *, device: str = "cpu"
+    ) -> "Engine":
+        """An engine over whatever model a config names."""
+        directory = resolve_model(model)
+        decoder = load_decoder(directory, dtype=torch_dtype(model.dtype, device), device=device)
+        return cls(decoder, load_tokenizer(directory), config)
 
     @property
     def policy_version(self) -> int:

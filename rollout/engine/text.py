@@ -26,7 +26,10 @@ def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer beside a model's weights."""
     from transformers import AutoTokenizer  # takes a second to import
 
-    return AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if tokenizer is None:
+        raise ValueError(f"model directory {directory} has no tokenizer; add tokenizer.json")
+    return tokenizer
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:

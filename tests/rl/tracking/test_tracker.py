@@ -1,0 +1,146 @@
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from rl.config import LRSchedule, TrackingConfig, WandbConfig, WandbMode
+from rl.tracking import tracker as tracker_module
+from rl.tracking.events import read_events
+from rl.tracking.tracker import Tracker
+
+
+class _FakeSink:
+    """Notes, for each row it gets, how many events were on disk by then."""
+
+    directory = None
+
+    def __init__(self, config: WandbConfig, run_dir: Path, run_config: dict, *, console) -> None:
+        self.run_config = run_config
+        self.rows: list[tuple[int, dict[str, float], list[Any]]] = []
+        self.num_events: list[int] = []
+        self.exit_code: int | None = None
+        self._events = run_dir / "events.jsonl"
+
+    def log(self, step: int, metrics: dict[str, float], *, samples: Any = ()) -> None:
+        self.rows.append((step, metrics, list(samples)))
+        self.num_events.append(len(read_events(self._events)))
+
+    def finish(self, *, exit_code: int = 0) -> None:
+        self.exit_code = exit_code
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(tracker_module, "WandbSink", _FakeSink)
+    return tmp_path / "outputs" / "run"
+
+
+def _start(run_dir: Path, *, run_config: dict[str, Any] | None = None, **config: Any) -> Tracker:
+    disabled = WandbConfig(mode=WandbMode.DISABLED)
+    return Tracker(
+        TrackingConfig(wandb=disabled, **config),
+        run_dir,
+        run_config or {},
+        total_steps=4,
+        console=Console(file=io.StringIO()),
+    )
+
+
+def test_every_row_is_in_the_event_log_before_wandb_hears_of_it(
+    run_dir, make_step, make_evaluation
+) -> None:
+    with _start(run_dir) as tracker:
+        tracker.run_start({"seed": 0})
+        tracker.evaluation(make_evaluation(0, 0.25))
+        tracker.step(make_step(1), [])
+        tracker.checkpoint({"step": 1, "path": "checkpoints/1"})
+        tracker.run_end({"steps": 1})
+    kinds = [row["event"] for row in read_events(run_dir / "events.jsonl")]
+    assert kinds == ["run_start", "evaluation", "step", "checkpoint", "run_end"]
+    assert tracker._wandb.num_events == [2, 3]
+    assert [row[0] for row in tracker._wandb.rows] == [0, 1]
+    assert tracker._wandb.exit_code == 0
+
+
+def test_a_directory_that_holds_a_run_is_refused_with_the_cure(run_dir) -> None:
+    with _start(run_dir):
+        pass
+    with pytest.raises(ValueError, match=r"run_dir=.*run already holds a run; choose another"):
+        _start(run_dir)
+
+
+def test_the_resolved_config_can_be_read_back_with_enums_by_name(run_dir) -> None:
+    config = {"trainer": {"lr_schedule": LRSchedule.COSINE, "learning_rate": 1e-6}, "stop": ["$"]}
+    with _start(run_dir, run_config=config) as tracker:
+        pass
+    expected = {"trainer": {"lr_schedule": "COSINE", "learning_rate": 1e-6}, "stop": ["$"]}
+    assert OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")) == expected
+    assert tracker._wandb.run_config == expected
+
+
+def test_sampled_rollouts_are_spread_over_the_groups(run_dir, make_step, make_sample) -> None:
+    rollouts = [make_sample(group_id=group, sample_index=i) for group in range(2) for i in range(8)]
+    with _start(run_dir, num_samples_per_step=4) as tracker:
+        tracker.step(make_step(1), rollouts)
+        tracker.step(make_step(2), rollouts[:3])
+    lines = (run_dir / "samples.jsonl").read_text().splitlines()
+    written = [(row["group_id"], row["sample_index"]) for row in map(json.loads, lines)]
+    assert written == [(0, 0), (0, 4), (1, 0), (1, 4), (0, 0), (0, 1), (0, 2)]
+    assert [len(samples) for _, _, samples in tracker._wandb.rows] == [4, 3]
+
+
+def test_no_samples_are_written_when_none_are_wanted(run_dir, make_step, make_sample) -> None:
+    with _start(run_dir, num_samples_per_step=0) as tracker:
+        tracker.step(make_step(1), [make_sample()])
+    assert (run_dir / "samples.jsonl").read_text() == ""
+
+
+def test_an_exception_becomes_the_end_of_the_run_and_passes_on(run_dir, make_step) -> None:
+    def train() -> None:
+        with _start(run_dir) as tracker:
+            sinks.append(tracker._wandb)
+            tracker.step(make_step(1), [])
+            raise RuntimeError("out of blocks")
+
+    sinks = []
+    with pytest.raises(RuntimeError, match="out of blocks"):
+        train()
+    last = read_events(run_dir / "events.jsonl")[-1]
+    assert (last["event"], last["error"]) == ("run_end", "RuntimeError: out of blocks")
+    assert sinks[0].exit_code == 1
+    assert (run_dir / "curves.png").exists()
+
+
+def test_wandb_is_finished_even_when_the_curves_cannot_be_drawn(run_dir, monkeypatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tracker_module, "draw_curves", fail)
+    tracker = _start(run_dir)
+    with pytest.raises(OSError, match="disk full"), tracker:
+        pass
+    assert tracker._wandb.exit_code == 0
+
+
+def test_curves_are_drawn_every_so_many_steps_and_at_the_end(
+    run_dir, make_step, monkeypatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        tracker_module, "draw_curves", lambda events, path, title: drawn.append(len(events))
+    )
+    with _start(run_dir, curves_every_steps=2) as tracker:
+        for step in range(1, 6):
+            tracker.step(make_step(step), [])
+    assert drawn == [2, 4, 5]
+
+
+def test_the_files_a_user_may_want_all_exist(run_dir, make_step, make_sample) -> None:
+    with _start(run_dir) as tracker:
+        tracker.step(make_step(1), [make_sample()])
+    assert list(tracker.paths) == ["curves", "events", "samples", "config"]
+    assert all(path.stat().st_size > 0 for path in tracker.paths.values())
