@@ -100,17 +100,14 @@ def _check(arguments: Sequence[str], config_name: str) -> None:
 
 
 def _sentence(error: Exception, root: type) -> str:
-    """Of a composition error: the innermost OmegaConf error knows the key, Hydra's message the file."""
-    cause: BaseException | None = error
-    while cause is not None:
-        key = getattr(cause, "full_key", None)
-        if key:
-            rule = str(cause).splitlines()[0]
-            if "not in" in rule and key not in known_keys(root):
-                return f"unknown config key {key}{suggest(key, root)}"
-            return f"{key}: {rule}"
-        cause = cause.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Of a composition error: OmegaConf, at times behind Hydra, names the key on a line of its own."""
+    text = f"{error}\n{error.__cause__ or ''}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    if keys and keys[0] not in known_keys(root):
+        return f"unknown config key {keys[0]}{suggest(keys[0], root)} ({lines[0].partition(':')[0]})"
+    if keys:
+        return f"{keys[0]}: {str(error.__cause__ or error).splitlines()[0]}"
     return " ".join(itertools.takewhile(lambda line: "search path" not in line, lines))
 
 

@@ -44,6 +44,8 @@ class TaskConfig:
 
     system_prompt: str = ""
     """Sent as the system message of every prompt; empty sends none."""
+    reply_prefix: str = ""
+    """How every reply begins, given and not sampled; `{question}` stands for the question. Empty: not at all."""
     num_held_out: int = 1000
     """Prompts kept for evaluation; they are never trained on."""
     scorer: str = ""
@@ -274,6 +276,7 @@ class TrainConfig:
     """A run directory whose latest checkpoint this run goes on from; empty: start from the model."""
 
     def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", ">= 0", self.seed)
         require(
             self.num_prompts_per_step > 0, "num_prompts_per_step", "> 0", self.num_prompts_per_step
         )

@@ -13,7 +13,7 @@ from typing import Any
 from reasoning_gym import create_dataset
 
 from rl.config import ArithmeticConfig
-from rl.data.prompts import PromptSplit, split_prompts
+from rl.data.prompts import PromptForm, PromptSplit, keyed_permutation, split_prompts
 
 __all__ = ["arithmetic_prompts", "canonical_pair", "num_pairs"]
 
@@ -53,11 +53,14 @@ def arithmetic_prompts(config: ArithmeticConfig) -> PromptSplit:
         if pair not in held_out and num_held_out[pair.num_digits] < quota[pair.num_digits]:
             held_out[pair] = row
             num_held_out[pair.num_digits] += 1
+    # the quota fills up with one digit first: shuffled, any first part of the held-out prompts speaks for all
+    held_out_rows = list(held_out.values())
+    order = keyed_permutation(len(held_out_rows), seed=config.seed, epoch=0)
     train_rows = (row for pair, row in items if pair not in held_out)
     return split_prompts(
         train_rows=list(islice(train_rows, config.num_train)),
-        held_out_rows=held_out.values(),
-        system_prompt=config.system_prompt,
+        held_out_rows=[held_out_rows[i] for i in order],
+        form=PromptForm.of(config),
     )
 
 

@@ -7,7 +7,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from rl.config import DatasetConfig
-from rl.data.prompts import PromptSplit, keyed_permutation, split_prompts
+from rl.data.prompts import PromptForm, PromptSplit, keyed_permutation, split_prompts
 
 __all__ = ["dataset_prompts"]
 
@@ -42,7 +42,7 @@ def dataset_prompts(config: DatasetConfig) -> PromptSplit:
                 f"are left to train on; got {config.num_held_out}: lower it, or set task.held_out_path"
             )
     return split_prompts(
-        train_rows=train_rows, held_out_rows=held_out_rows, system_prompt=config.system_prompt
+        train_rows=train_rows, held_out_rows=held_out_rows, form=PromptForm.of(config)
     )
 
 

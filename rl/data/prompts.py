@@ -3,9 +3,11 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+
+from rl.config import TaskConfig
 
 __all__ = [
     "Prompt",
@@ -37,10 +39,30 @@ class PromptSplit:
     """Shares no question with `train`."""
 
 
-def make_prompt(prompt_id: int, *, row: dict[str, Any], system_prompt: str) -> Prompt:
-    """The prompt that asks `row["question"]`; an empty `system_prompt` sends no system message."""
-    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages.append({"role": "user", "content": row["question"]})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptForm:
+    """What stands around a question."""
+
+    system_prompt: str = ""
+    """The system message; empty sends none."""
+    reply_prefix: str = ""
+    """How the reply begins, given and not sampled; `{question}` stands for the question."""
+
+    @classmethod
+    def of(cls, config: TaskConfig) -> Self:
+        return cls(system_prompt=config.system_prompt, reply_prefix=config.reply_prefix)
+
+
+def make_prompt(prompt_id: int, *, row: dict[str, Any], form: PromptForm) -> Prompt:
+    """The prompt that asks `row["question"]`."""
+    question = row["question"]
+    messages = []
+    if form.system_prompt:
+        messages.append({"role": "system", "content": form.system_prompt})
+    messages.append({"role": "user", "content": question})
+    if form.reply_prefix:
+        begun = form.reply_prefix.replace("{question}", question)
+        messages.append({"role": "assistant", "content": begun})
     return Prompt(prompt_id=prompt_id, messages=tuple(messages), row=row)
 
 
@@ -48,7 +70,7 @@ def split_prompts(
     *,
     train_rows: Sequence[dict[str, Any]],
     held_out_rows: Iterable[dict[str, Any]],
-    system_prompt: str,
+    form: PromptForm,
 ) -> PromptSplit:
     """Prompts of both sets; training rows that ask a held-out question are left out, and counted in the log.
 
@@ -68,7 +90,7 @@ def split_prompts(
             "left out %d of %d training prompts: held out too", num_removed, len(train_rows)
         )
     prompts = [
-        make_prompt(prompt_id, row=row, system_prompt=system_prompt)
+        make_prompt(prompt_id, row=row, form=form)
         for prompt_id, row in enumerate([*kept_rows, *held_out_rows])
     ]
     return PromptSplit(train=prompts[: len(kept_rows)], held_out=prompts[len(kept_rows) :])

@@ -15,7 +15,7 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
 from rl.config import ReasoningGymConfig
-from rl.data.prompts import Prompt, PromptSplit, make_prompt
+from rl.data.prompts import Prompt, PromptForm, PromptSplit, make_prompt
 
 __all__ = ["reasoning_gym_prompts"]
 
@@ -27,11 +27,11 @@ class TrainPrompts(Sequence[Prompt]):
     """Prompt i is item i of the dataset, or the next one after it whose question is not held out."""
 
     def __init__(
-        self, dataset: ProceduralDataset, *, held_out_questions: set[str], system_prompt: str
+        self, dataset: ProceduralDataset, *, held_out_questions: set[str], form: PromptForm
     ) -> None:
         self._dataset = dataset
         self._held_out_questions = held_out_questions
-        self._system_prompt = system_prompt
+        self._form = form
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -50,7 +50,7 @@ class TrainPrompts(Sequence[Prompt]):
         for offset in range(len(self)):
             row = self._dataset[(prompt_id + offset) % len(self)]
             if row["question"] not in self._held_out_questions:
-                return make_prompt(prompt_id, row=row, system_prompt=self._system_prompt)
+                return make_prompt(prompt_id, row=row, form=self._form)
         raise ValueError(
             f"every one of the {len(self)} training questions is among the "
             f"{len(self._held_out_questions)} held-out ones; lower task.num_held_out, raise "
@@ -71,11 +71,11 @@ def reasoning_gym_prompts(config: ReasoningGymConfig) -> PromptSplit:
     train = TrainPrompts(
         _create(config, seed=config.seed, size=config.num_train),
         held_out_questions={row["question"] for row in held_out_rows},
-        system_prompt=config.system_prompt,
+        form=PromptForm.of(config),
     )
     _ = train[0]  # raises if there is nothing to train on
     held_out = [
-        make_prompt(prompt_id, row=row, system_prompt=config.system_prompt)
+        make_prompt(prompt_id, row=row, form=PromptForm.of(config))
         for prompt_id, row in enumerate(held_out_rows, start=len(train))
     ]
     return PromptSplit(train=train, held_out=held_out)

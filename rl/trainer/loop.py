@@ -174,7 +174,7 @@ class TrainLoop:
         limit = self._config.reward.max_error_rate
         summary = f"{num_unscored} of {total} rollouts could not be scored ({first.kind.value}: {first.message})"
         if num_unscored > limit * total:
-            raise RuntimeError(
+            raise ScoringError(
                 f"{summary}; more than reward.max_error_rate={limit} allows: mend the scorer"
             )
         logger.warning("%s; they are left out of this step", summary)

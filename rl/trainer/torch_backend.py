@@ -1,5 +1,6 @@
 """The trainer in one process: fp32 master weights, forward and backward in the compute type, AdamW."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -131,7 +132,8 @@ class TorchBackend:
         ):
             master.copy_(saved)
             parameter.copy_(saved)
-        self._optimizer.load_state_dict(state["optimizer"])
+        # a copy: the optimiser would update the caller's tensors in place
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
 def _master_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:

@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 Prompt = Sequence[int] | str | Sequence[Mapping[str, str]]
-"""Token ids, text, or chat messages."""
+"""Token ids, text, or chat messages; a last message of the assistant's is continued, not answered."""
 
 _MAX_TOKENS_PER_CHARACTER = 4  # a byte-level token holds at least one byte of UTF-8
 
@@ -49,7 +49,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:
             )
         return list(
             tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
+                list(prompt), **_ending(prompt), tokenize=True, return_dict=False
             )
         )
     return [int(token) for token in prompt]  # pyrefly: ignore
@@ -78,7 +78,14 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]
     if not prompts or not isinstance(prompts[0][0], Mapping):
         return [encode_prompt(prompt, tokenizer) for prompt in prompts]
     encode_prompt(prompts[0], tokenizer)  # says what is wrong with prompts of this kind
-    texts = tokenizer.apply_chat_template(
-        [list(prompt) for prompt in prompts], add_generation_prompt=True, tokenize=False
-    )
+    texts = [
+        tokenizer.apply_chat_template(list(prompt), **_ending(prompt), tokenize=False)
+        for prompt in prompts
+    ]
     return [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def _ending(messages: Any) -> dict[str, bool]:
+    """How the chat template ends: by opening the assistant's reply, or inside the reply that was begun."""
+    is_begun = messages[-1]["role"] == "assistant"
+    return {"continue_final_message": True} if is_begun else {"add_generation_prompt": True}

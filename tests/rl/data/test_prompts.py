@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from rl.data.prompts import PromptOrder, make_prompt, split_prompts
+from rl.data.prompts import PromptForm, PromptOrder, make_prompt, split_prompts
 
 
 def rows(*questions: str) -> list[dict[str, str]]:
@@ -54,8 +54,8 @@ def test_order_refuses_nonsense():
 def test_a_system_prompt_comes_first_and_an_empty_one_is_not_sent():
     (row,) = rows("6 + 3 =")
     user = {"role": "user", "content": "6 + 3 ="}
-    assert make_prompt(0, row=row, system_prompt="").messages == (user,)
-    assert make_prompt(0, row=row, system_prompt="Be brief.").messages == (
+    assert make_prompt(0, row=row, form=PromptForm()).messages == (user,)
+    assert make_prompt(0, row=row, form=PromptForm(system_prompt="Be brief.")).messages == (
         {"role": "system", "content": "Be brief."},
         user,
     )
@@ -64,7 +64,7 @@ def test_a_system_prompt_comes_first_and_an_empty_one_is_not_sent():
 def test_held_out_questions_are_not_trained_on_and_ids_go_on_after_training(caplog):
     with caplog.at_level(logging.WARNING):
         split = split_prompts(
-            train_rows=rows("a", "b", "c", "b"), held_out_rows=rows("b", "d"), system_prompt=""
+            train_rows=rows("a", "b", "c", "b"), held_out_rows=rows("b", "d"), form=PromptForm()
         )
     assert [(p.prompt_id, p.row["question"]) for p in split.train] == [(0, "a"), (1, "c")]
     assert [(p.prompt_id, p.row["question"]) for p in split.held_out] == [(2, "b"), (3, "d")]
@@ -73,4 +73,10 @@ def test_held_out_questions_are_not_trained_on_and_ids_go_on_after_training(capl
 
 def test_nothing_left_to_train_on_is_an_error():
     with pytest.raises(ValueError, match="all 2 training prompts are among the 1 held-out"):
-        split_prompts(train_rows=rows("a", "a"), held_out_rows=rows("a"), system_prompt="")
+        split_prompts(train_rows=rows("a", "a"), held_out_rows=rows("a"), form=PromptForm())
+
+
+def test_a_begun_reply_comes_last_and_may_repeat_the_question():
+    row = {"question": "6 + 3 =", "answer": "9"}
+    made = make_prompt(0, row=row, form=PromptForm(reply_prefix="So {question}"))
+    assert made.messages[-1] == {"role": "assistant", "content": "So 6 + 3 ="}

@@ -1,0 +1,160 @@
+"""I5: gradients do not depend on micro-batch size, packing, or sharing of prompts. In float64."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl.algorithms.grpo import grpo_loss
+from rl.config import TrainerConfig
+from rl.trainer.packing import TrainingSample, pack
+from rl.trainer.torch_backend import TorchBackend
+from rollout.models.checkpoint import load_decoder
+from rollout.models.sources.tiny import make_tiny_model
+from tests.rl.rollout_factory import rollout
+
+LOSS = functools.partial(grpo_loss, clip_low=0.2, clip_high=0.2)
+PROMPTS = [[5, 6, 7], list(range(40, 40 + 70))]  # the second is longer than a key block
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    make_tiny_model(directory)
+    return directory
+
+
+def backend_of(directory: Path, dtype: torch.dtype, **config) -> TorchBackend:
+    decoder = load_decoder(directory, dtype=dtype)
+    return TorchBackend(decoder, TrainerConfig(**config), temperature=0.7)
+
+
+def samples() -> list[TrainingSample]:
+    return [
+        TrainingSample(
+            rollout=rollout(prompt, [9 + i, 30 + i, 60][: i + 1], group_id=g, sample_index=i),
+            advantage=[1.0, -0.5, 0.25][i],
+            loss_weight=1.0 / (i + 1),
+        )
+        for g, prompt in enumerate(PROMPTS)
+        for i in range(3)
+    ]
+
+
+def gradients(backend: TorchBackend, micro_batches) -> list[torch.Tensor]:
+    backend.clear_gradients()
+    backend.forward_backward(micro_batches, LOSS, denominator=12.0)
+    return [m.grad.clone() for m in backend.state_dict()["masters"]]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "share_prompts"), [(75, True), (75, False), (150, False), (1000, False)]
+)
+def test_the_gradient_depends_neither_on_the_budget_nor_on_sharing(tiny, max_tokens, share_prompts):
+    backend = backend_of(tiny, torch.float64)
+    truth = gradients(backend, pack(samples(), max_tokens=1000, share_prompts=True))
+    micro_batches = pack(samples(), max_tokens=max_tokens, share_prompts=share_prompts)
+    assert max_tokens == 1000 or len(micro_batches) > 1
+    got = gradients(backend, micro_batches)
+    assert sum(float(g.abs().sum()) for g in truth) > 0
+    for a, b in zip(truth, got, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+def test_the_gradient_is_the_derivative_of_the_loss(tiny):
+    # central differences along the gradient's own direction
+    backend = backend_of(tiny, torch.float64)
+    micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
+    masters = backend.state_dict()["masters"]
+    start = [backend.logprobs(b)[0].detach() for b in micro_batches]
+
+    def loss() -> float:
+        total = 0.0
+        for batch, old in zip(micro_batches, start, strict=True):
+            logprobs, _ = backend.logprobs(batch)
+            weights, advantages = batch.loss_weights_N.double(), batch.advantages_N.double()
+            total += float(LOSS(logprobs, old, advantages, weights).loss.detach())
+        return total / 12.0
+
+    grads = gradients(backend, micro_batches)
+    norm = sum(float(g.square().sum()) for g in grads) ** 0.5
+    epsilon = 1e-6
+    moved = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for m, g in zip(masters, grads, strict=True):
+                m += sign * epsilon * g / norm
+        moved.append(loss())
+        with torch.no_grad():
+            for m, g in zip(masters, grads, strict=True):
+                m -= sign * epsilon * g / norm
+    assert (moved[0] - moved[1]) / (2 * epsilon) == pytest.approx(norm, rel=1e-5)
+
+
+def test_bf16_gradients_are_accumulated_in_fp32_masters(tiny):
+    backend = backend_of(tiny, torch.bfloat16)
+    micro_batches = pack(samples(), max_tokens=80, share_prompts=True)
+    grads = gradients(backend, micro_batches * 4)
+    assert {g.dtype for g in grads} == {torch.float32}
+    once = gradients(backend, micro_batches)
+    for a, b in zip(grads, once, strict=True):
+        torch.testing.assert_close(
+            a, 4 * b, rtol=1e-5, atol=1e-7
+        )  # a bf16 sum would be off by 1e-2
+
+
+def test_a_step_far_below_bf16_resolution_still_moves_the_master(tiny):
+    backend = backend_of(tiny, torch.bfloat16, max_grad_norm=1e9)
+    micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
+    before = [m.clone() for m in backend.state_dict()["masters"]]
+    backend.forward_backward(micro_batches, LOSS, denominator=12.0)
+    backend.step(1e-7)
+    after = backend.state_dict()["masters"]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_norm_is_reported_before_clipping_and_the_gradient_is_cleared(tiny):
+    backend = backend_of(tiny, torch.float32, max_grad_norm=1e-3)
+    micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
+    grads = gradients(backend, micro_batches)
+    expected = sum(float(g.square().sum()) for g in grads) ** 0.5
+    assert backend.step(0.0) == pytest.approx(expected, rel=1e-5)
+    assert expected > 1e-3
+    assert all(float(m.grad.abs().sum()) == 0 for m in backend.state_dict()["masters"])
+
+
+def test_an_infinite_advantage_names_its_sample_and_a_nan_gradient_changes_nothing(tiny):
+    backend = backend_of(tiny, torch.float32)
+    bad = samples()
+    bad[4] = TrainingSample(rollout=bad[4].rollout, advantage=float("inf"), loss_weight=1.0)
+    stats = backend.forward_backward(
+        pack(bad, max_tokens=1000, share_prompts=True), LOSS, denominator=1.0
+    )
+    assert stats.bad_sample == 4
+    before = [m.clone() for m in backend.state_dict()["masters"]]
+    backend.state_dict()["masters"][0].grad[0] = float("nan")
+    backend.step(1.0)
+    after = backend.state_dict()["masters"]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_state_survives_a_round_trip_and_the_next_step_is_bitwise_the_same(tiny):
+    micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
+
+    def one_step(backend: TorchBackend) -> None:
+        backend.forward_backward(micro_batches, LOSS, denominator=12.0)
+        backend.step(1e-3)
+
+    first = backend_of(tiny, torch.float32)
+    one_step(first)
+    saved = {
+        "masters": [m.detach().clone() for m in first.state_dict()["masters"]],
+        "optimizer": first.state_dict()["optimizer"],
+    }
+    second = backend_of(tiny, torch.float32)
+    second.load_state_dict(saved)
+    one_step(first)
+    one_step(second)
+    pairs = zip(first.named_weights(), second.named_weights(), strict=True)
+    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)

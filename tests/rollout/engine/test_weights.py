@@ -1,0 +1,193 @@
+"""Weights flip atomically under an engine that serves: I6 and I8."""
+
+import pytest
+import torch
+
+from rollout.models.checkpoint import load_decoder
+from rollout.weights.update import WeightUpdate, make_update
+from tests.rollout.engine.engines import draws, make_engine, make_group, make_request, prompt, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EMBEDDING = "model.embed_tokens.weight"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+DOWN = "model.layers.1.mlp.down_proj.weight"
+NORM = "model.norm.weight"
+
+
+def update_from(directory, version: int, *, fill: float | None = None) -> WeightUpdate:
+    """The weights of a directory as a new version; with `fill`, every element is that."""
+    decoder = load_decoder(directory, dtype=torch.float32)
+    if fill is not None:
+        for parameter in decoder.parameters():
+            parameter.data.fill_(fill)
+    return make_update(version, decoder.hf_tensors())
+
+
+def put_in_force(engine, update: WeightUpdate) -> None:
+    engine.stage(update)
+    engine.verify()
+    engine.commit()
+
+
+def requests() -> list:
+    return [
+        *make_group(0, prompt(40), size=3),
+        make_request("long", prompt(100, start=3), group_id=1, temperature=0.7),
+        make_request("greedy", prompt(7, start=1), group_id=2, temperature=0),
+    ]
+
+
+@pytest.fixture(scope="module")
+def old(llama):
+    return draws(run(make_engine(llama), requests()))
+
+
+@pytest.fixture(scope="module")
+def new(other_llama):
+    return draws(run(make_engine(other_llama), requests()))
+
+
+def test_outputs_after_a_commit_are_those_of_an_engine_born_with_the_new_weights(
+    llama, other_llama, old, new
+):
+    engine = make_engine(llama)
+    for version, directory, expected in (
+        (1, other_llama, new),
+        (2, llama, old),
+        (7, other_llama, new),
+    ):
+        put_in_force(engine, update_from(directory, version))
+        assert engine.policy_version == version
+        assert draws(run(engine, requests())) == expected
+    assert all(old[name] != new[name] for name in old)
+
+
+def test_every_token_knows_the_version_that_drew_it(llama, other_llama):
+    engine = make_engine(llama, policy_version=4)
+    (before,) = run(engine, [make_request("a", prompt(5))]).values()
+    put_in_force(engine, update_from(other_llama, 9))
+    (after,) = run(engine, [make_request("a", prompt(5))]).values()
+    assert (before.policy_versions, after.policy_versions) == ([4] * 8, [9] * 8)
+
+
+def test_a_prefix_hit_never_crosses_versions(llama, other_llama):
+    engine = make_engine(llama)
+    run(engine, requests())
+    hits = engine.stats.num_prefix_hit_tokens
+    run(engine, requests())
+    assert engine.stats.num_prefix_hit_tokens == hits + 32 + 96, "the cache works"
+    hits = engine.stats.num_prefix_hit_tokens
+    for version in (1, 2):  # version 2 has the weights of 0, and still is another version
+        put_in_force(engine, update_from((llama, other_llama)[version % 2], version))
+        run(engine, requests())
+        assert engine.stats.num_prefix_hit_tokens == hits
+    run(engine, requests())
+    assert engine.stats.num_prefix_hit_tokens == hits + 32 + 96, "and works again"
+
+
+def test_an_engine_born_at_a_version_caches_prefixes_under_it(llama, other_llama):
+    engine = make_engine(llama, policy_version=5)
+    run(engine, requests())
+    put_in_force(engine, update_from(other_llama, 6))
+    hits = engine.stats.num_prefix_hit_tokens
+    run(engine, requests())
+    assert engine.stats.num_prefix_hit_tokens == hits
+
+
+def test_digests_agree_on_both_sides(llama, other_llama):
+    engine = make_engine(llama)
+    before, update = update_from(llama, 1).manifest.digest, update_from(other_llama, 1)
+    assert engine.weights_digest() == before
+    engine.stage(update)
+    engine.verify()
+    assert engine.weights_digest() == before
+    engine.commit()
+    assert engine.weights_digest() == update.manifest.digest != before
+
+
+def test_staging_while_requests_run_changes_no_bit_and_the_commit_waits_for_them(
+    llama, other_llama, old, new
+):
+    engine = make_engine(llama)
+    for request in requests():
+        engine.add_request(request)
+    engine.step()
+    engine.stage(update_from(other_llama, 1))
+    engine.step()
+    engine.verify()
+    with pytest.raises(RuntimeError, match="commit needs a drained engine; 5 requests are unfin"):
+        engine.commit()
+    assert engine.policy_version == 0
+    answers = run(engine)
+    assert draws(answers) == old
+    assert {v for c in answers.values() for v in c.policy_versions} == {0}
+    engine.commit()
+    assert draws(run(engine, requests())) == new
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [(EMBEDDING, 0), (EMBEDDING, -1), (QUERY, 77), (DOWN, -1), (NORM, 5)],
+)
+@pytest.mark.parametrize("value", [1.5, float("nan")])
+def test_one_wrong_element_leaves_the_old_version_serving(
+    llama, other_llama, old, name, index, value
+):
+    engine = make_engine(llama)
+    digest = engine.weights_digest()
+    torn = update_from(other_llama, 1)
+    torn.tensors[name].detach().view(-1)[index] = value
+    engine.stage(torn)
+    with pytest.raises(RuntimeError, match=rf"differ .* 1 of \d+ tensors: {name}; version 0 stays"):
+        engine.verify()
+    with pytest.raises(RuntimeError, match="commit is not allowed"):
+        engine.commit()
+    assert (engine.policy_version, engine.weights_digest()) == (0, digest)
+    assert draws(run(engine, requests())) == old
+
+
+def test_a_torn_update_can_be_sent_again(llama, other_llama, new):
+    engine = make_engine(llama)
+    torn = update_from(other_llama, 1)
+    torn.tensors[QUERY].detach()[0, 0] += 1
+    engine.stage(torn)
+    with pytest.raises(RuntimeError, match="differ from their manifest"):
+        engine.verify()
+    put_in_force(engine, update_from(other_llama, 1))
+    assert draws(run(engine, requests())) == new
+
+
+def test_a_rollback_leaves_the_old_version_serving_and_the_next_update_welcome(
+    llama, other_llama, old, new
+):
+    engine = make_engine(llama)
+    for verified in (False, True):
+        engine.stage(update_from(other_llama, 1))
+        if verified:
+            engine.verify()
+        engine.rollback()
+        assert engine.policy_version == 0
+        assert draws(run(engine, requests())) == old
+    put_in_force(engine, update_from(other_llama, 1))
+    assert draws(run(engine, requests())) == new
+
+
+def test_the_sender_may_go_on_once_its_update_is_staged(llama, other_llama, new):
+    engine = make_engine(llama)
+    update = update_from(other_llama, 1)
+    engine.stage(update)
+    for tensor in update.tensors.values():
+        tensor.detach().zero_()
+    engine.verify()
+    engine.commit()
+    assert draws(run(engine, requests())) == new
+
+
+def test_nothing_of_a_version_full_of_nan_lingers_in_the_cache(llama, other_llama, new):
+    engine = make_engine(llama, num_blocks=24)
+    put_in_force(engine, update_from(llama, 1, fill=float("nan")))
+    answers = run(engine, requests())
+    assert all(x != x for c in answers.values() for x in c.logprobs)
+    put_in_force(engine, update_from(other_llama, 2))
+    assert draws(run(engine, requests())) == new

@@ -1,0 +1,191 @@
+import ast
+import contextlib
+import io
+import runpy
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+from unittest import mock
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rl import config as rl_config
+from rl.composition import ROOTS, known_keys, register_schemas, to_config
+from rl.config import EvaluateConfig, GenerateConfig, RunMode, TrainConfig
+from rollout import config as rollout_config
+from rollout.config import ModelSource
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+register_schemas()
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def load(*overrides: str, name: str = "train"):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return to_config(compose(name, overrides=list(overrides)), ROOTS[name])
+
+
+def fail(*arguments: str) -> str:
+    """What scripts/train.py prints before it exits with 2."""
+    output = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["scripts/train.py", *arguments]),
+        contextlib.redirect_stderr(output),
+        pytest.raises(SystemExit) as exit_info,
+    ):
+        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+    assert exit_info.value.code == 2
+    assert output.getvalue().startswith("error: ")
+    assert "Traceback" not in output.getvalue()
+    return output.getvalue().replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes(name):
+    assert isinstance(load(f"experiment={name}"), TrainConfig)
+
+
+@pytest.mark.parametrize("debug", options("debug"))
+def test_every_debug_option_composes_with_every_experiment(debug):
+    for name in options("experiment"):
+        assert isinstance(load(f"experiment={name}", f"debug={debug}"), TrainConfig)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model=tiny",),
+        ("model=hf", "model.path=somewhere"),
+        ("task=reasoning_gym", "task.name=number_sorting", "+task.params.max_numbers=4"),
+        ("task=dataset", "task.path=x.jsonl"),
+    ],
+)
+def test_every_option_of_every_group_composes(overrides):
+    assert isinstance(load(*overrides), TrainConfig)
+
+
+def test_the_other_scripts_compose():
+    assert isinstance(load(name="evaluate"), EvaluateConfig)
+    assert isinstance(load(name="generate"), GenerateConfig)
+
+
+def test_the_command_line_beats_debug_beats_experiment_beats_groups():
+    experiment = load("experiment=arithmetic")
+    assert experiment.model.source is ModelSource.SMOLLM2_135M
+    debugged = load("experiment=arithmetic", "debug=smoke")
+    assert debugged.trainer.num_steps != experiment.trainer.num_steps
+    assert (
+        load("experiment=arithmetic", "debug=smoke", "trainer.num_steps=7").trainer.num_steps == 7
+    )
+    assert load("debug=train_only").mode is RunMode.TRAIN_ONLY
+
+
+def test_plus_cannot_smuggle_a_key_past_the_schema():
+    with pytest.raises(
+        ValueError, match=r"unknown config key algorithm\.clip_lo; did you mean algorithm\.clip_low"
+    ):
+        load("+algorithm.clip_lo=0.1")
+
+
+def test_an_unknown_key_next_to_free_form_ones_is_still_found():
+    with pytest.raises(ValueError, match=r"unknown config key task\.nam; did you mean task\.name"):
+        load("task=reasoning_gym", "task.name=x", "+task.params.anything=1", "+task.nam=y")
+
+
+def test_a_mandatory_value_that_is_missing_is_named():
+    with pytest.raises(ValueError, match=r"config keys without a value: task\.name"):
+        load("task=reasoning_gym")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("algorithm.clip_low=1.5", r"algorithm\.clip_low must be in \(0, 1\), got 1\.5"),
+        ("group_size=1", r"group_size must be > 1 .*, got 1"),
+        ("engine.block_size=24", r"engine\.block_size must be a divisor of 64, got 24"),
+        ("engine.max_tokens_per_step=8", r"must be >= engine\.max_requests \(256\)"),
+        ("sampling.top_p=0", r"sampling\.top_p must be in \(0, 1\], got 0\.0"),
+        ("trainer.max_grad_norm=0", r"trainer\.max_grad_norm must be > 0, got 0"),
+        ("reward.max_error_rate=2", r"reward\.max_error_rate must be in \[0, 1\], got 2"),
+        ("seed=-1", r"seed must be >= 0, got -1"),
+    ],
+)
+def test_a_range_error_names_key_rule_and_value(override, message):
+    with pytest.raises(ValueError, match=message):
+        load(override)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("trainer.learning_rat=1", "unknown config key trainer.learning_rat; did you mean trainer.learning_rate?"),
+        ("+trainer.learning_rat=1", "unknown config key trainer.learning_rat; did you mean"),
+        ("learning_rate=1", "unknown config key learning_rate; did you mean trainer.learning_rate?"),
+        ("model=llama", "Could not find 'model/llama' Available options in 'model': hf smollm2_135m tiny"),
+        ("trainer.num_steps=many", "trainer.num_steps: Value 'many' of type 'str' could not be converted to Integer"),
+        ("model=hf", "model.path must be a Hugging Face directory or hub id"),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_the_command_line_is_one_sentence(argument, message):
+    assert message in fail(argument)
+
+
+def test_a_misspelt_key_in_yaml_is_named_with_a_suggestion():
+    wrong = CONF / "experiment" / "misspelt_by_a_test.yaml"
+    wrong.write_text("# @package _global_\ntrainer:\n  learning_rat: 1.0\n")
+    try:
+        message = fail("experiment=misspelt_by_a_test")
+    finally:
+        wrong.unlink()
+    assert "unknown config key trainer.learning_rat; did you mean trainer.learning_rate?" in message
+
+
+def schemas() -> list[type]:
+    modules = (rl_config, rollout_config)
+    found = {
+        v for m in modules for v in vars(m).values() if isinstance(v, type) and is_dataclass(v)
+    }
+    return sorted(found, key=lambda schema: schema.__name__)
+
+
+def test_every_key_has_a_reader():
+    sources = [p for folder in ("rl", "rollout", "scripts") for p in (ROOT / folder).rglob("*.py")]
+    read: set[str] = set()
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            # `self.x` in a schema's own checks is not a reader
+            is_check = path.name == "config.py"
+            if isinstance(node, ast.Attribute) and not is_check:
+                read.add(node.attr)
+    unread = [f"{s.__name__}.{f.name}" for s in schemas() for f in fields(s) if f.name not in read]
+    assert unread == []
+
+
+def test_every_key_but_the_self_evident_is_explained_and_there_are_under_150():
+    assert len(known_keys(TrainConfig)) < 150
+
+
+def test_yaml_holds_only_departures_from_the_schema():
+    for path in sorted(CONF.rglob("*.yaml")):
+        if path.parent.name in ("task", "algorithm", "experiment", "debug"):
+            continue
+        content = yaml.safe_load(path.read_text())
+        for key in set(content) - {"defaults"}:
+            hints = {k for root in ROOTS.values() for k in get_type_hints(root)}
+            known = hints | {"source", "path", "dtype", "output_subdir", "run", "sweep", "job"}
+            assert key in known, f"{path}: {key}"
+
+
+def test_the_resolved_config_reads_back_as_it_was():
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("train", overrides=["model=tiny"])
+    again = OmegaConf.create(OmegaConf.to_yaml(cfg))
+    assert set(again) == set(get_type_hints(TrainConfig))
