@@ -31,6 +31,9 @@ test: $(STAMP) ## Run the tests that take seconds each
 test-slow: $(STAMP) ## Run the long tests too
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: $(STAMP) ## Measure rollout throughput on this machine; keep it quiet meanwhile
+	$(BIN)/python scripts/bench_rollout.py $(ARGS)
+
 check: $(STAMP) ## Lint, format check, types, layering
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

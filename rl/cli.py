@@ -105,7 +105,9 @@ def _sentence(error: Exception, root: type) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
     if keys and keys[0] not in known_keys(root):
-        return f"unknown config key {keys[0]}{suggest(keys[0], root)} ({lines[0].partition(':')[0]})"
+        return (
+            f"unknown config key {keys[0]}{suggest(keys[0], root)} ({lines[0].partition(':')[0]})"
+        )
     if keys:
         return f"{keys[0]}: {str(error.__cause__ or error).splitlines()[0]}"
     return " ".join(itertools.takewhile(lambda line: "search path" not in line, lines))

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rl.config import (
     AlgorithmConfig,
     ArithmeticConfig,
+    BenchRolloutConfig,
     DatasetConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -24,12 +25,13 @@ from rl.config import (
 
 __all__ = ["known_keys", "register_schemas", "suggest", "to_config"]
 
-Config = TypeVar("Config", TrainConfig, EvaluateConfig, GenerateConfig)
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, GenerateConfig, BenchRolloutConfig)
 
 ROOTS: Mapping[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
+    "bench_rollout": BenchRolloutConfig,
 }
 _VARIANTS: Mapping[type, tuple[type, ...]] = {
     AlgorithmConfig: (GRPOConfig,),

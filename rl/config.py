@@ -313,3 +313,17 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         require(self.num_samples > 0, "num_samples", "> 0", self.num_samples)
+
+
+@dataclass(kw_only=True)
+class BenchRolloutConfig:
+    """Of scripts/bench_rollout.py."""
+
+    model: ModelConfig = MISSING
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(kv_cache_gb=4.0))
+    workloads: list[str] = field(default_factory=lambda: ["W1", "W3"])
+    """Of W1 to W6, see rollout/bench/workloads.py."""
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.repeats > 0, "repeats", "> 0", self.repeats)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from rl import config as rl_config
 from rl.composition import ROOTS, known_keys, register_schemas, to_config
-from rl.config import EvaluateConfig, GenerateConfig, RunMode, TrainConfig
+from rl.config import BenchRolloutConfig, EvaluateConfig, GenerateConfig, RunMode, TrainConfig
 from rollout import config as rollout_config
 from rollout.config import ModelSource
 
@@ -75,6 +75,7 @@ def test_every_option_of_every_group_composes(overrides):
 def test_the_other_scripts_compose():
     assert isinstance(load(name="evaluate"), EvaluateConfig)
     assert isinstance(load(name="generate"), GenerateConfig)
+    assert isinstance(load(name="bench_rollout"), BenchRolloutConfig)
 
 
 def test_the_command_line_beats_debug_beats_experiment_beats_groups():

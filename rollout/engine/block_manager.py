@@ -116,6 +116,13 @@ class BlockManager:
             elif entry is None:
                 return  # computed under another version: not to be found under this one
 
+    def forget(self) -> None:
+        """Empty the prefix cache; blocks in use stay with their owners."""
+        self._free.extend(self._evictable)
+        self._evictable.clear()
+        self._cached.clear()
+        self._key_of.clear()
+
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Recount everything from the tables that are alive.
 
@@ -139,8 +146,19 @@ class BlockManager:
             raise RuntimeError(
                 f"{len(unused)} blocks are unused, but {len(self._free)} are free and {len(self._evictable)} evictable"
             )
-        if any(self._cached[key][0] != block for block, key in self._key_of.items()):
-            raise RuntimeError("the prefix cache points at blocks that do not know it")
+        known = {block: key for key, (block, _) in self._cached.items()}
+        if known != self._key_of:
+            raise RuntimeError(
+                f"the prefix cache points at {len(known)} blocks, and {len(self._key_of)} know their key"
+            )
+        forgotten = [b for b in self._free if b in known] + [
+            b for b in self._evictable if b not in known
+        ]
+        if forgotten:
+            raise RuntimeError(
+                f"{len(forgotten)} blocks are free though cached, or evictable though not: "
+                f"block {forgotten[0]} among them"
+            )
 
     def _shared_index(self, table: Sequence[int], num_computed: int) -> int | None:
         """Index of the partly filled block to be written next, if someone else owns it too."""

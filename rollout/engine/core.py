@@ -47,7 +47,8 @@ class SamplingParams:
         require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
         require(0 <= self.min_p < 1, "min_p", "in [0, 1)", self.min_p)
         require(self.max_tokens > 0, "max_tokens", "> 0", self.max_tokens)
-        require(all(self.stop), "stop", "a tuple of non-empty strings", self.stop)
+        is_tuple = not isinstance(self.stop, str)  # whose letters would be strings, too
+        require(is_tuple and all(self.stop), "stop", "a tuple of non-empty strings", self.stop)
 
     @property
     def truncates(self) -> bool:

@@ -97,7 +97,7 @@ class Engine:
             swap=self._swap_decoders,
         )
         self._states: dict[str, RequestState] = {}
-        self._answered: list[Completion] = []  # rejected or aborted, handed out by the next step
+        self._answered: dict[str, Completion] = {}  # rejected or aborted, until the next step
         self._stats = EngineStats()
 
     @classmethod
@@ -134,6 +134,11 @@ class Engine:
         return self._receiver.version
 
     @property
+    def decoder(self) -> Decoder:
+        """The live weights; another object after every commit."""
+        return self._decoder
+
+    @property
     def has_unfinished(self) -> bool:
         return bool(self._states or self._answered)
 
@@ -163,10 +168,12 @@ class Engine:
             RuntimeError: requests are unfinished.
         """
         if self.has_unfinished:
+            unfinished = len(self._states) + len(self._answered)
             raise RuntimeError(
-                f"generate needs an idle engine; {len(self._states)} requests are unfinished"
+                f"generate needs an idle engine; {unfinished} requests are unfinished"
             )
-        params = params or SamplingParams()
+        if params is None:
+            params = SamplingParams()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise ValueError(
@@ -190,45 +197,41 @@ class Engine:
         Raises:
             ValueError: the id is in use.
         """
-        if request.request_id in self._states:
-            raise ValueError(
-                f"request_id must be new, got {request.request_id!r}, which is unfinished"
-            )
+        request_id = request.request_id
+        if request_id in self._states or request_id in self._answered:
+            raise ValueError(f"request_id must be new, got {request_id!r}, which is unfinished")
         reason = self._why_impossible(request)
         if reason:
-            self._answered.append(
-                Completion(
-                    request_id=request.request_id,
-                    token_ids=[],
-                    logprobs=[],
-                    policy_versions=[],
-                    finish_reason=FinishReason.REJECTED,
-                    message=reason,
-                )
+            self._answered[request_id] = Completion(
+                request_id=request_id,
+                token_ids=[],
+                logprobs=[],
+                policy_versions=[],
+                finish_reason=FinishReason.REJECTED,
+                message=reason,
             )
             return
         state = RequestState.of(request)
-        self._states[request.request_id] = state
+        self._states[request_id] = state
         self._scheduler.add(state)
 
     def abort(self, request_id: str) -> None:
         """End a request now; the next `step` answers it with what it has. Unknown ids are finished ones."""
         state = self._states.get(request_id)
         if state is not None:
-            self._answered.append(self._finish(state, FinishReason.ABORTED))
+            self._answered[request_id] = self._finish(state, FinishReason.ABORTED)
 
     def step(self) -> list[Completion]:
         """Compute one batch; returns the requests that finished."""
-        finished, self._answered = self._answered, []
+        finished, self._answered = list(self._answered.values()), {}
         batch = self._scheduler.schedule()
-        if batch is None:
-            if not self._states:
-                self.check_integrity()
-            return finished
-        logits_RV = self._runner.run(self._decoder, batch)
-        finished += self._postprocess(batch, logits_RV)
-        self._stats.num_steps += 1
-        self._stats.num_computed_tokens += sum(chunk.num_tokens for chunk in batch.chunks)
+        if batch is not None:
+            logits_RV = self._runner.run(self._decoder, batch)
+            finished += self._postprocess(batch, logits_RV)
+            self._stats.num_steps += 1
+            self._stats.num_computed_tokens += sum(chunk.num_tokens for chunk in batch.chunks)
+        if not self._states:
+            self.check_integrity()
         return finished
 
     def stage(self, update: WeightUpdate) -> None:
@@ -251,6 +254,7 @@ class Engine:
             )
         self._receiver.commit()
         self._scheduler.policy_version = self._receiver.version
+        self._runner.reset()
 
     def rollback(self) -> None:
         """Drop staged weights; the old version stays in force."""
@@ -259,6 +263,10 @@ class Engine:
     def weights_digest(self) -> str:
         """One digest over the live weights."""
         return self._receiver.digest()
+
+    def clear_prefix_cache(self) -> None:
+        """Forget finished prompts, so that the next ones are computed anew."""
+        self._blocks.forget()
 
     def check_integrity(self) -> None:
         """Recount every block and request.
@@ -274,6 +282,12 @@ class Engine:
 
     def _why_impossible(self, request: Request) -> str:
         length = len(request.token_ids)
+        if length == 0:
+            return "the prompt is empty"
+        vocab_size = self._decoder.spec.vocab_size
+        for token_id in (min(request.token_ids), max(request.token_ids)):
+            if not 0 <= token_id < vocab_size:
+                return f"token id {token_id} is not in the model's vocabulary ({vocab_size} tokens)"
         if length >= self.max_context_tokens:
             return (
                 f"the prompt has {length} tokens, and the context ({self.max_context_tokens} tokens: "

@@ -66,7 +66,7 @@ class Scheduler:
             self._take(state, num_tokens, chunks, copies)
             scheduled.add(state)
             budget -= num_tokens
-        while self._waiting and budget and self.num_running < self._max_requests:
+        while self._waiting and self.num_running < self._max_requests:
             num_tokens = self._admit(self._waiting[0], budget)
             if num_tokens is None:
                 break
@@ -166,6 +166,8 @@ class Scheduler:
             state.status = Status.FOLLOWING
             leader.followers.append(state)
             return 0
+        if budget == 0:
+            return None
         state.block_table = self.blocks.match_prefix(
             state.token_ids, policy_version=self.policy_version
         )

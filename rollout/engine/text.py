@@ -75,6 +75,8 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]
     Raises:
         ValueError: as `encode_prompt`.
     """
+    if not all(prompts):
+        raise ValueError("prompt must not be empty")
     if not prompts or not isinstance(prompts[0][0], Mapping):
         return [encode_prompt(prompt, tokenizer) for prompt in prompts]
     encode_prompt(prompts[0], tokenizer)  # says what is wrong with prompts of this kind

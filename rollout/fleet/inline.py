@@ -45,8 +45,12 @@ class InlineFleet:
 
     def update_weights(self, update: WeightUpdate) -> None:
         self.engine.stage(update)
-        self.engine.verify()
-        self.engine.commit()
+        self.engine.verify()  # which drops what it finds wrong
+        try:
+            self.engine.commit()
+        except RuntimeError:
+            self.engine.rollback()
+            raise
 
     def status(self) -> FleetStatus:
         finished = self._finished

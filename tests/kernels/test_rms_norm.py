@@ -73,7 +73,9 @@ def test_gradients_match_autograd_of_the_reference_in_float64(shape):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients_are_as_accurate_as_pytorchs(dtype):
-    x, weight, grad = (randn(*s, seed=i, dtype=dtype) for i, s in enumerate([(9, 65), (65,), (9, 65)]))
+    x, weight, grad = (
+        randn(*s, seed=i, dtype=dtype) for i, s in enumerate([(9, 65), (65,), (9, 65)])
+    )
 
     def gradients(op, *tensors):
         leaves = [t.clone().requires_grad_() for t in tensors]

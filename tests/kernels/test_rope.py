@@ -74,7 +74,9 @@ def test_rope_matches_transformers_own_rotation():
 def test_scores_depend_on_the_distance_alone():
     table = rope_table(200, 16, theta=10000.0).double()
     q, k = randn(1, 1, 16, dtype=torch.float64), randn(1, 1, 16, seed=1, dtype=torch.float64)
-    near, far = ((rope(q, table[p : p + 1]) * rope(k, table[p - 7 : p - 6])).sum() for p in (7, 199))
+    near, far = (
+        (rope(q, table[p : p + 1]) * rope(k, table[p - 7 : p - 6])).sum() for p in (7, 199)
+    )
     torch.testing.assert_close(near, far, rtol=1e-5, atol=1e-5)
 
 

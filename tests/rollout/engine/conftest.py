@@ -18,7 +18,7 @@ def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("other"), "llama", seed=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny models run faster without the hand-over between threads."""
     before = torch.get_num_threads()

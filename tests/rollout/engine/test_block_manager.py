@@ -349,7 +349,7 @@ def test_the_recount_finds_a_prefix_whose_block_is_free_to_be_overwritten():
     blocks.release(compute(blocks, A))
     block, _ = blocks._evictable.popitem()
     blocks._free.append(block)
-    with pytest.raises(RuntimeError, match="prefix cache"):
+    with pytest.raises(RuntimeError, match="1 blocks are free though cached"):
         blocks.check_integrity([])
 
 
@@ -382,7 +382,7 @@ class Walk:
 
     def start(self) -> None:
         # two letters and few lengths, so that prefixes recur
-        tokens = [self.random.randint(0, 1) for _ in range(self.random.randint(1, 10))]
+        tokens = [self.random.randint(0, 1) for _ in range(self.random.randint(2, 9))]
         table = self.blocks.match_prefix(tokens, policy_version=self.version)
         num_computed = len(table) * self.block_size
         assert num_computed < len(tokens)
@@ -433,7 +433,7 @@ class Walk:
 def test_a_random_walk_never_mixes_blocks_up_and_ends_with_all_of_them_free():
     walks = [Walk(seed) for seed in range(30)]
     for walk in walks:
-        for _ in range(300):
+        for _ in range(400):
             walk.step()
         walk.change_version()
         assert walk.blocks.num_available == walk.blocks.num_blocks

@@ -1,7 +1,6 @@
 import functools
 import gc
 import re
-import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -151,7 +150,7 @@ def mixed_requests() -> list:
 
 
 @pytest.fixture(scope="module")
-def alone(llama):
+def alone(llama, one_thread):
     """What each mixed request draws when it is alone on an engine without a prefix cache."""
     engine = make_engine(llama, prefix_cache=False)
     outcome = {}
@@ -193,7 +192,7 @@ def test_the_order_of_arrival_does_not_change_a_bit(llama, alone):
 
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_preemption_does_not_change_a_bit(llama, alone, prefix_cache):
-    engine = make_engine(llama, num_blocks=14, prefix_cache=prefix_cache)
+    engine = make_engine(llama, num_blocks=11, prefix_cache=prefix_cache)
     assert draws(run(engine, mixed_requests())) == alone
     assert engine.stats.num_preemptions > 0
 
@@ -219,7 +218,7 @@ def test_more_rows_than_the_sampler_takes_at_a_time_do_not_change_a_bit(llama):
     requests = [
         make_request(str(i), prompt(3, start=i), group_id=i, max_tokens=2) for i in range(70)
     ]
-    wide = make_engine(llama, max_requests=70, max_tokens_per_step=256)
+    wide = make_engine(llama, max_requests=70, max_tokens_per_step=256, num_blocks=256)
     narrow = make_engine(llama, max_requests=5)
     assert draws(run(wide, requests)) == draws(run(narrow, requests))
     assert wide.stats.num_steps == 2
@@ -303,7 +302,7 @@ def kept_by_hand(logits_V: torch.Tensor, p: SamplingParams) -> dict[int, float]:
         ({"top_p": 0.2}, 1, 40),
         ({"top_p": 0.6, "temperature": 0.5}, 1, 80),
         ({"min_p": 0.5}, 1, 40),
-        ({"min_p": 0.2, "temperature": 2.0}, 2, 200),
+        ({"min_p": 0.2, "temperature": 2.0}, 2, 259),
         ({"top_k": 30, "top_p": 0.5, "min_p": 0.4}, 1, 29),
     ],
     ids=str,
@@ -334,7 +333,7 @@ def test_the_temperature_divides_the_logits(llama):
 
 
 @pytest.fixture(scope="module")
-def endless(llama) -> list[int]:
+def endless(llama, one_thread) -> list[int]:
     """A completion of 20 tokens that nothing ends, for the tests below to end."""
     (completion,) = run(
         make_engine(llama), [make_request("a", prompt(6), max_tokens=20, seed=5)]
@@ -581,17 +580,17 @@ def test_hundreds_of_calls_leave_all_blocks_free_and_no_state_behind(llama):
     def call(i: int) -> None:
         engine.generate([prompt(5 + i % 30, start=i), prompt(2, start=i), prompt(600)], params)
 
+    def num_objects() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
     for i in range(50):
         call(i)
-    gc.collect()
-    tracemalloc.start()
+    before = num_objects()
     for i in range(50, 200):
         call(i)
-    gc.collect()
-    grown, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    # what 150 calls of 9 requests allocated and still hold: the cached prefixes, which the pool bounds
-    assert grown < 40_000
+    # cached prefixes come and go; an object kept by each of the 1,350 requests would show
+    assert num_objects() - before < 150
     engine.check_integrity()
     scheduler, blocks = engine._scheduler, engine._blocks
     assert blocks.num_available == blocks.num_blocks == 12
@@ -607,4 +606,4 @@ def test_a_block_that_leaks_is_found_when_the_engine_is_idle(llama):
     engine = make_engine(llama)
     engine._blocks.grow([], num_computed=0, num_tokens=1)
     with pytest.raises(RuntimeError, match="1 blocks have wrong reference counts"):
-        engine.step()
+        engine.generate([prompt(5)], GREEDY)

@@ -39,12 +39,12 @@ def requests() -> list:
 
 
 @pytest.fixture(scope="module")
-def old(llama):
+def old(llama, one_thread):
     return draws(run(make_engine(llama), requests()))
 
 
 @pytest.fixture(scope="module")
-def new(other_llama):
+def new(other_llama, one_thread):
     return draws(run(make_engine(other_llama), requests()))
 
 
