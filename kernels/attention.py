@@ -53,7 +53,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBucket:
-    """Segments of similar shape, padded to one. Padding repeats row 0 at position -1, which sees nothing."""
+    """Segments of similar shape, padded to one with copies of each segment's own first query and first key.
+
+    A padded query, at position -1, sees nothing, and nobody sees a padded key. They are the segment's own
+    because 0 * NaN is NaN: a broken sequence must not reach the others.
+    """
 
     query_rows_SQ: torch.Tensor
     positions_SQ: torch.Tensor
@@ -137,9 +141,12 @@ def _bucket(
     row, position, count = first_S1.unsqueeze(-1).unbind(1)
     is_query = offsets_Q < count
     num_indices = num_key_blocks * indices_per_block
-    keys = [[*s.key_index[:num_indices], *[0] * (num_indices - len(s.key_index))] for s in segments]
+    keys = [
+        [*s.key_index[:num_indices], *[s.key_index[0]] * (num_indices - len(s.key_index))]
+        for s in segments
+    ]
     return AttentionBucket(
-        torch.where(is_query, row + offsets_Q, 0).to(device),
+        torch.where(is_query, row + offsets_Q, row).to(device),
         torch.where(is_query, position + offsets_Q, -1).to(device),
         torch.tensor(keys, dtype=torch.int64).to(device),
         num_key_blocks,
@@ -345,7 +352,7 @@ def _backward_bucket(
     queries, grad_out, out = gathered
     grad_q_TND, grad_k_TMD, grad_v_TMD = grads
     dtype = logsumexp_SMR1.dtype
-    # padding gathered row 0's gradient; it must not count twice
+    # padding gathered the first query's gradient; it must not count twice
     group = queries.shape[2] // bucket.positions_SQ.shape[1]
     is_query = (bucket.positions_SQ >= 0).repeat_interleave(group, dim=1)[:, None, :, None]
     grad_out = torch.where(is_query, grad_out, 0)

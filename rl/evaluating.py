@@ -33,16 +33,8 @@ def evaluate_model(config: EvaluateConfig) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     prompts = EncodedPrompts(task.held_out, engine.tokenizer)
-    sampling, reward = config.sampling, config.reward
-    params = SamplingParams(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        max_tokens=sampling.max_tokens,
-        stop=tuple(sampling.stop),
-        seed=config.seed,
-    )
+    reward = config.reward
+    params = SamplingParams.of(config.sampling, seed=config.seed)
     console = Console()
     with (
         ScorerPool(

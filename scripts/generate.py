@@ -17,17 +17,7 @@ def generate(config: GenerateConfig) -> None:
         raise UserError(str(error)) from error
     system = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
     chats = [[*system, {"role": "user", "content": prompt}] for prompt in config.prompts]
-    sampling = config.sampling
-    params = SamplingParams(
-        n=config.num_samples,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        max_tokens=sampling.max_tokens,
-        stop=tuple(sampling.stop),
-        seed=config.seed,
-    )
+    params = SamplingParams.of(config.sampling, n=config.num_samples, seed=config.seed)
     has_template = bool(engine.tokenizer.chat_template)
     console = Console(highlight=False)
     outputs = engine.generate(chats if has_template else config.prompts, params)

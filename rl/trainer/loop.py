@@ -11,7 +11,7 @@ import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +158,8 @@ class TrainLoop:
         self._admission.begin(capacity)
 
     def _params(self, temperature: float) -> SamplingParams:
-        sampling = self._config.sampling
-        return SamplingParams(
-            temperature=temperature,
-            max_tokens=sampling.max_tokens,
-            stop=tuple(sampling.stop),
-            seed=self._config.seed,
-        )
+        params = SamplingParams.of(self._config.sampling, seed=self._config.seed)
+        return replace(params, temperature=temperature)
 
     def _check_scores(self, groups: Sequence[RolloutGroup]) -> None:
         num_unscored, first = count_unscored(groups)

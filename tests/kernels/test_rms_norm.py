@@ -27,11 +27,10 @@ def test_the_reference_is_pytorchs_rms_norm():
 
 
 def test_the_result_is_rounded_before_the_weight_scales_it_as_hugging_face_does():
-    # 1 / sqrt(mean) = 1.6: 1.6 rounds to 1.6015625 in bfloat16, and times 0.625 is 1.0009765625 -> 1.0
+    # 1 / sqrt(0.625) = 1.26491 rounds to 1.265625; times 41 that is 51.89, near 52; unrounded 51.86, near 51.75
     x = torch.tensor([[1.0, 0.5]], dtype=torch.bfloat16)
-    weight = torch.tensor([3.0, 5.0], dtype=torch.bfloat16)
-    normed = (x.double() / (0.625**0.5)).bfloat16()
-    assert torch.equal(rms_norm(x, weight, eps=0.0), normed * weight)
+    weight = torch.full((2,), 41.0, dtype=torch.bfloat16)
+    assert rms_norm(x, weight, eps=0.0).tolist() == [[52.0, 26.0]]
 
 
 def test_eps_carries_a_row_of_zeros():
@@ -48,7 +47,7 @@ def test_a_row_is_the_same_bits_among_any_rows_at_any_place(width, dtype):
     weight = randn(width, seed=1, dtype=dtype)
     # 1001 rows: threads split the buffer in the middle of a row
     x = randn(1001, width, dtype=dtype)
-    counts = (1, 2, 3, 5, 7, 16, 33, 129, 511, 1000, 1001)
+    counts = (1, 2, 3, 7, 129, 1000, 1001)
     assert_rows_stand_alone(lambda rows: rms_norm(rows, weight, eps=EPS), x, counts)
 
 

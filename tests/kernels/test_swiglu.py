@@ -36,7 +36,7 @@ def test_gates_whose_exponential_overflows_are_closed_or_open(dtype):
 @pytest.mark.parametrize("width", [64, 65])
 def test_a_row_is_the_same_bits_among_any_rows_at_any_place(width, dtype):
     x = 3 * randn(1001, 2 * width, dtype=dtype)
-    assert_rows_stand_alone(swiglu, x, (1, 2, 3, 5, 7, 16, 33, 129, 511, 1000, 1001))
+    assert_rows_stand_alone(swiglu, x, (1, 2, 3, 7, 129, 1000, 1001))
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (7, 66)])

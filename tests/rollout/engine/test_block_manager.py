@@ -439,7 +439,7 @@ def test_a_random_walk_never_mixes_blocks_up_and_ends_with_all_of_them_free():
         assert walk.blocks.num_available == walk.blocks.num_blocks
         walk.blocks.check_integrity([])
     for count in ("num_hits", "num_copies", "num_evictions"):
-        assert sum(getattr(walk, count) for walk in walks) > 200, (
+        assert sum(getattr(walk, count) for walk in walks) > 100, (
             f"{count}: the walk saw too little"
         )
     assert all(walk.num_hits == 0 for walk in walks[::5]), "no prefix cache there"

@@ -194,6 +194,15 @@ def test_a_group_computes_its_prompt_once_and_draws_together():
     assert loop.blocks.num_available == 64 - 2 - 4
 
 
+def test_a_prompt_that_spends_the_budget_to_the_last_token_is_computed_once_too():
+    loop = Loop(max_tokens_per_step=4)
+    for name in ("a", "b", "c"):
+        loop.add(name, range(8), group_id=1)
+    loop.add("z", range(4))
+    assert [loop.step() for _ in range(2)] == [{"a": 4}] * 2
+    assert loop.step() == {"a": 1, "b": 1, "c": 1, "z": 1}
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -421,26 +430,26 @@ def test_the_oldest_request_progresses_in_every_step():
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_any_schedule_ends_with_everything_answered_and_all_blocks_free(prefix_cache):
     totals: Counter[str] = Counter()
-    for seed in range(60):
+    for seed in range(300):
         source = random.Random(seed)
-        block_size = source.choice([1, 2, 4])
+        block_size, max_requests = source.choice([1, 2, 4]), source.randint(1, 6)
         loop = Loop(
             block_size=block_size,
-            # 8 + 12 tokens at most, and one block to copy into
+            # 12 + 8 tokens at most, and one block to copy into
             num_blocks=-(-20 // block_size) + 1 + source.randint(0, 3),
-            max_requests=source.randint(1, 6),
-            max_tokens_per_step=source.randint(6, 9),
+            max_requests=max_requests,
+            max_tokens_per_step=max_requests + source.randint(0, 3),
             prefix_cache=prefix_cache,
         )
         num_groups = source.randint(4, 8)
         for step in range(2000):
             if num_groups and source.random() < 0.4:
                 num_groups -= 1
-                prompt = [source.randint(0, 1) for _ in range(source.randint(1, 8))]
-                for i in range(source.randint(1, 4)):
+                prompt = [source.randint(0, 1) for _ in range(source.randint(1, 12))]
+                for i in range(source.randint(1, 5)):
                     # some "siblings" are at a later turn, with a prompt of their own
-                    own = prompt if source.random() < 0.8 else [*prompt, i][:8]
-                    name, limit = f"{num_groups}/{i}", source.randint(1, 12)
+                    own = prompt if source.random() < 0.8 else [*prompt, i][:12]
+                    name, limit = f"{num_groups}/{i}", source.randint(1, 8)
                     loop.add(name, own, group_id=num_groups, max_tokens=limit)
             if source.random() < 0.1:
                 alive = [s for s in loop.states.values() if s.status is not Status.FINISHED]

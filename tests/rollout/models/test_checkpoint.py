@@ -1,0 +1,223 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rollout.config import Dtype
+from rollout.models.checkpoint import load_decoder, read_tensors, save_checkpoint, torch_dtype
+from tests.tiny_models import FAMILIES, save_tiny
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory):
+    """Tied, with biases on some projections."""
+    return save_tiny(tmp_path_factory.mktemp("qwen2"), "qwen2")
+
+
+@pytest.fixture
+def edited(tmp_path, qwen2):
+    """A copy of the checkpoint with its tensors changed by a function."""
+
+    def edit(change):
+        (tmp_path / "config.json").write_bytes((qwen2 / "config.json").read_bytes())
+        tensors = load_file(qwen2 / "model.safetensors")
+        change(tensors)
+        save_file(tensors, tmp_path / "model.safetensors")
+        return tmp_path
+
+    return edit
+
+
+def save(decoder, source, directory, **options):
+    directory.mkdir()
+    save_checkpoint(dict(decoder.hf_tensors()), source=source, directory=directory, **options)
+    return directory
+
+
+def logits_of(directory, dtype=torch.float32):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    with torch.no_grad():
+        return model(torch.tensor([[5, 6, 7, 255]])).logits
+
+
+def assert_same_tensors(got, expected):
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor), name
+
+
+# --- there and back
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_loads_what_we_save(tmp_path, family):
+    source = save_tiny(tmp_path / "source", family)
+    decoder = load_decoder(source, dtype=torch.float32)
+    saved = save(decoder, source, tmp_path / "saved", dtype=torch.float32)
+    _, report = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert torch.equal(logits_of(saved), logits_of(source))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shards_hold_every_tensor_once(tmp_path, family):
+    source = save_tiny(tmp_path / "source", family)
+    decoder = load_decoder(source, dtype=torch.float32)
+    saved = save(decoder, source, tmp_path / "saved", dtype=torch.float32, max_shard_bytes=40_000)
+
+    files = sorted(path.name for path in saved.glob("*.safetensors"))
+    count = len(files)
+    assert count > 3
+    assert files == [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    index = json.loads((saved / INDEX).read_text())
+    weights = dict(decoder.hf_tensors())
+    assert index["weight_map"].keys() == weights.keys()
+    assert index["metadata"]["total_size"] == sum(4 * t.numel() for t in weights.values())
+    for file in files:
+        tensors = load_file(saved / file)
+        assert set(tensors) == {n for n, f in index["weight_map"].items() if f == file}
+        # one tensor may be larger than a shard; two may not
+        assert len(tensors) == 1 or sum(4 * t.numel() for t in tensors.values()) <= 40_000
+
+    again = load_decoder(saved, dtype=torch.float32)
+    assert_same_tensors(dict(again.hf_tensors()), weights)
+    assert torch.equal(logits_of(saved), logits_of(source))
+
+
+def test_weights_are_rounded_to_the_saved_type_and_the_config_names_it(tmp_path, qwen2):
+    decoder = load_decoder(qwen2, dtype=torch.float32)
+    saved = save(decoder, qwen2, tmp_path / "saved")
+    config = json.loads((saved / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert AutoConfig.from_pretrained(saved).dtype == torch.bfloat16
+    rounded = {name: tensor.bfloat16() for name, tensor in decoder.hf_tensors()}
+    assert_same_tensors(dict(read_tensors(saved)), rounded)
+
+
+def test_the_saved_type_beats_the_older_torch_dtype_of_the_source(tmp_path, qwen2):
+    source = tmp_path / "old"
+    source.mkdir()
+    config = json.loads((qwen2 / "config.json").read_text()) | {"torch_dtype": "bfloat16"}
+    del config["dtype"]
+    (source / "config.json").write_text(json.dumps(config))
+    decoder = load_decoder(qwen2, dtype=torch.float32)
+    saved = save(decoder, source, tmp_path / "saved", dtype=torch.float32)
+    assert AutoConfig.from_pretrained(saved).dtype == torch.float32
+
+
+def test_tokenizer_and_chat_template_come_along(tmp_path, qwen2):
+    saved = save(load_decoder(qwen2, dtype=torch.float32), qwen2, tmp_path / "saved")
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n"
+    assert tokenizer.encode("hi", add_special_tokens=False) == [104, 105]
+    expected = {p.name for p in qwen2.iterdir()}
+    assert {p.name for p in saved.iterdir()} == expected
+
+
+def test_the_sources_own_shards_leave_no_trace(tmp_path, qwen2):
+    decoder = load_decoder(qwen2, dtype=torch.float32)
+    sharded = save(decoder, qwen2, tmp_path / "sharded", max_shard_bytes=40_000)
+    saved = save(decoder, sharded, tmp_path / "saved", dtype=torch.float32)
+    assert [p.name for p in saved.glob("model*")] == ["model.safetensors"]
+    again = load_decoder(saved, dtype=torch.float32)
+    assert_same_tensors(dict(again.hf_tensors()), dict(decoder.hf_tensors()))
+
+
+def test_the_source_is_left_as_it_was(tmp_path, qwen2):
+    before = {p.name: p.read_bytes() for p in qwen2.iterdir()}
+    save(load_decoder(qwen2, dtype=torch.float32), qwen2, tmp_path / "saved")
+    assert {p.name: p.read_bytes() for p in qwen2.iterdir()} == before
+
+
+# --- loading
+
+
+def test_loading_leaves_nothing_uninitialised(qwen2):
+    # conftest fills torch.empty with NaN
+    decoder = load_decoder(qwen2, dtype=torch.bfloat16)
+    for name, parameter in decoder.named_parameters():
+        assert parameter.dtype == torch.bfloat16, name
+        assert parameter.isfinite().all(), name
+        assert parameter.requires_grad, name
+    assert decoder.cos_sin.shape == (512, 16)
+
+
+def test_a_tied_head_in_the_file_is_passed_over(edited):
+    directory = edited(lambda t: t.update({"lm_head.weight": torch.full((260, 64), 7.0)}))
+    decoder = load_decoder(directory, dtype=torch.float32)
+    assert not (decoder.lm_head == 7.0).any()
+
+
+def test_rope_frequencies_in_the_file_are_passed_over(edited):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    load_decoder(edited(lambda t: t.update({name: torch.ones(8)})), dtype=torch.float32)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.bias"],
+)
+def test_a_missing_tensor_is_named(edited, name):
+    directory = edited(lambda t: t.pop(name))
+    with pytest.raises(ValueError, match=f"lacks 1 tensors of its architecture, {name}"):
+        load_decoder(directory, dtype=torch.float32)
+
+
+def test_missing_tensors_are_counted(edited):
+    directory = edited(lambda t: [t.pop(n) for n in list(t) if "layers.1" in n])
+    with pytest.raises(ValueError, match=r"lacks 12 tensors .* model\.layers\.1\.input_layernorm"):
+        load_decoder(directory, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.o_proj.bias"]
+)
+def test_a_tensor_that_the_architecture_lacks_is_named(edited, name):
+    directory = edited(lambda t: t.update({name: torch.ones(2)}))
+    with pytest.raises(ValueError, match=f"{directory} .* does not have: {name}"):
+        load_decoder(directory, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (32, 128), (64, 64)])
+def test_a_tensor_of_another_shape_is_named_with_both(edited, shape):
+    # the first two would be broadcast by a copy
+    name = "model.layers.1.self_attn.k_proj.weight"
+    directory = edited(lambda t: t.update({name: torch.ones(shape)}))
+    with pytest.raises(ValueError, match=rf"{name} .* must be \(32, 64\) .* got \({shape[0]},"):
+        load_decoder(directory, dtype=torch.float32)
+
+
+def test_weights_that_are_not_safetensors_are_refused(tmp_path, qwen2):
+    (tmp_path / "config.json").write_bytes((qwen2 / "config.json").read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"no model\.safetensors; weights must be in safetensors"):
+        load_decoder(tmp_path, dtype=torch.float32)
+
+
+def test_a_shard_that_the_index_names_and_the_directory_lacks_is_named(tmp_path, qwen2):
+    decoder = load_decoder(qwen2, dtype=torch.float32)
+    saved = save(decoder, qwen2, tmp_path / "saved", max_shard_bytes=40_000)
+    lost = sorted(saved.glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(ValueError, match=f"{saved} has no {lost.name}"):
+        load_decoder(saved, dtype=torch.float32)
+
+
+# --- dtype
+
+
+def test_auto_is_what_the_device_multiplies_natively(monkeypatch):
+    for native in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr("rollout.models.checkpoint.native_dtype", lambda device, d=native: d)
+        assert torch_dtype(Dtype.AUTO, "cpu") == native
+        assert torch_dtype(Dtype.BFLOAT16, "cpu") == torch.bfloat16
+        assert torch_dtype(Dtype.FLOAT32, "cpu") == torch.float32
