@@ -107,6 +107,14 @@ def test_scores_far_apart_neither_overflow_nor_vanish():
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_key_blocks_are_folded_from_left_to_right():
+    # equal weights, and one value in each key block: (1e8 - 1e8) + 1 is 1 in float32, any other order gives 0
+    q, k, v = (torch.zeros_like(x) for x in make_qkv(129))
+    v[0], v[64], v[128] = 1e8, -1e8, 1.0
+    got = packed_attention(q, k, v, packed_layout(whole_sequences([129]), num_rows=129))
+    assert torch.equal(got[-1], torch.full_like(got[-1], 1.0) / 129)
+
+
 def test_completions_see_a_shared_prompt_in_other_rows():
     segments, num_rows = shared_prompt()
     q, k, v = make_qkv(num_rows, dtype=torch.float64)

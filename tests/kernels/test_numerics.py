@@ -34,6 +34,7 @@ FAULTS = {
     "of rows that fill no tile of 16": (lambda rows: rows % 16 != 0, 16),
     "of the rest after tiles of 16": (lambda rows: torch.arange(rows) >= rows - rows % 16, 16),
     "below 64 rows": (lambda rows: rows < 64, 64),
+    "of some 50 rows": (lambda rows: 32 < rows < 100, 0),
     "from 65 rows on": (lambda rows: rows > 64, 0),
     "of any number of rows": (lambda rows: rows, 0),
     "by place": (lambda rows: torch.arange(rows), 0),
