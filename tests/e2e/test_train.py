@@ -224,3 +224,12 @@ def test_a_dataset_without_the_named_column_lists_those_it_has(tmp_path):
     output = train(tmp_path / "run", "task=dataset", f"task.path={data}", code=2)
     assert "task.prompt_column must be a column of" in output
     assert "there are q, a" in output.replace("\n", " ")
+
+
+def test_a_run_warns_of_what_it_leaves_out_and_hydra_does_not_silence_it(tmp_path, caplog):
+    # a third of the rollouts cannot be scored: allowed, and said
+    scorer = write_scorer(tmp_path, "return 1.0 if len(completion) % 3 else float('nan')")
+    overrides = ("reward.max_error_rate=1", "trainer.num_steps=1", "evaluation.every_steps=0")
+    train(tmp_path / "run", scorer, *overrides)
+    assert "rollouts could not be scored" in caplog.text
+    assert "they are left out of this step" in caplog.text
