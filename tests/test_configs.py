@@ -181,7 +181,16 @@ def test_yaml_holds_only_departures_from_the_schema():
         content = yaml.safe_load(path.read_text())
         for key in set(content) - {"defaults"}:
             hints = {k for root in ROOTS.values() for k in get_type_hints(root)}
-            known = hints | {"source", "path", "dtype", "output_subdir", "run", "sweep", "job"}
+            known = hints | {
+                "source",
+                "path",
+                "dtype",
+                "output_subdir",
+                "run",
+                "sweep",
+                "job",
+                "hydra",
+            }
             assert key in known, f"{path}: {key}"
 
 

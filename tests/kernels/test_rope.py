@@ -109,6 +109,11 @@ def test_a_row_is_the_same_bits_among_any_rows_at_any_place(dtype):
     assert_rows_stand_alone(op, both, (1, 2, 3, 7, 129, 1000, 1001))
 
 
+def test_bfloat16_is_rounded_once():
+    x, cos_sin = randn(9, 2, 16, dtype=torch.bfloat16), rope_table(9, 16, theta=10000.0)
+    assert torch.equal(rope(x, cos_sin), rope(x.float(), cos_sin).bfloat16())
+
+
 def test_the_gradient_turns_back():
     cos_sin = rope_table(9, 16, theta=10000.0).double()
     x = randn(9, 2, 16, dtype=torch.float64).requires_grad_()

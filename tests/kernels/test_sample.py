@@ -110,6 +110,12 @@ def test_a_rounding_overflow_within_a_block_stays_in_that_block():
     assert sample(sums, torch.tensor([2.0005 / 4.001])).tolist() == [9]
 
 
+def test_a_rounding_overflow_of_the_tail_block_stays_in_the_vocabulary():
+    weights = sparse(2500, {3: 1.0, 1024: 1.0, 2499: 1.0})
+    sums = rounded(weights, [1.0, 2.0, 3.001])
+    assert sample(sums, torch.tensor([BELOW_ONE])).tolist() == [2499]
+
+
 def test_the_reference_takes_the_last_positive_token_when_none_exceeds():
     assert sample_reference(torch.tensor([0.0, 1.0, 1.0, 0.0]), 1.0) == 2
 
@@ -165,8 +171,8 @@ LOGITS = PROBABILITIES.log() + 5
 
 def test_without_bounds_everything_is_kept():
     assert kept(LOGITS) == [0, 1, 2, 3]
-    # 5,000 equal tokens: rounding must not cut off the last
-    assert len(kept(torch.zeros(5000))) == 5000
+    # in float32 the first alone has all the mass
+    assert kept([50.0, 0.0, 0.0]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +188,7 @@ def test_top_k_keeps_the_k_most_probable(top_k, expected):
 )
 def test_ties_of_top_k_go_to_the_smaller_id(top_k, expected):
     assert kept([1.0, 3.0, 3.0, 1.0, 3.0], top_k=top_k) == expected
+    assert kept(torch.zeros(5000), top_k=top_k) == [0, 1, 2, 3][:top_k]
 
 
 @pytest.mark.parametrize(
