@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 
+from kernels.host_memory import keep_freed_memory
 from rl.composition import ROOTS, known_keys, register_schemas, suggest, to_config
 
 __all__ = ["UserError", "launch"]
@@ -36,6 +37,7 @@ def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
 
     Exits with 2 after one sentence on a user's mistake, and with what `task` returns otherwise.
     """
+    keep_freed_memory()
     register_schemas()
     _configure_logging()
     arguments = sys.argv[1:]

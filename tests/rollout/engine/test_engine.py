@@ -190,6 +190,23 @@ def test_the_order_of_arrival_does_not_change_a_bit(llama, alone):
     assert draws(answered | run(engine)) == alone
 
 
+def test_the_order_within_a_batch_does_not_change_a_bit(llama, alone, monkeypatch):
+    engine = make_engine(llama, max_requests=7, max_tokens_per_step=13)
+    schedule, orders = engine._scheduler.schedule, []
+
+    def backwards():
+        batch = schedule()
+        if batch is None:
+            return None
+        batch = replace(batch, chunks=batch.chunks[::-1])
+        orders.append([chunk.samples for chunk in batch.chunks])
+        return batch
+
+    monkeypatch.setattr(engine._scheduler, "schedule", backwards)
+    assert draws(run(engine, mixed_requests())) == alone
+    assert any(not order[0] and any(order) for order in orders), "an unfinished prompt came first"
+
+
 @pytest.mark.parametrize("prefix_cache", [False, True])
 def test_preemption_does_not_change_a_bit(llama, alone, prefix_cache):
     engine = make_engine(llama, num_blocks=11, prefix_cache=prefix_cache)
