@@ -6,6 +6,7 @@ Shape legend: T = rows, K = in features, N = out features. Traffic: reads T*K + 
 import torch
 from torch.nn import functional
 
+from kernels.cpu.ops import linear_native, runs_natively
 from kernels.numerics import gemm_row_tile, pad_rows
 
 __all__ = ["linear", "linear_reference"]
@@ -23,11 +24,15 @@ def linear_reference(
 def linear(
     x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """[T, K] -> [T, N]. A row gives the same bits alone, in any batch and at any place in it.
+    """[T, K] -> [T, N]. A row gives the same bits alone, in any batch and at any place in it. Differentiable.
 
-    The property is probed once per (K, N, dtype, device), see `kernels.numerics`; where few rows break it,
-    rows are padded with zeros. Differentiable.
+    float32 on a CPU runs in C, where this holds by construction. Elsewhere the property of the GEMM library is probed
+    once per (K, N, dtype, device), see `kernels.numerics`; where few rows break it, rows are padded with zeros.
     """
+    if runs_natively(weight_NK):
+        if torch.is_grad_enabled():
+            return _Linear.apply(x_TK, weight_NK, bias_N)  # pyrefly: ignore
+        return linear_native(x_TK, weight_NK, bias_N)
     out_features, in_features = weight_NK.shape
     tile = gemm_row_tile(in_features, out_features, weight_NK.dtype, weight_NK.device)
     num_rows = x_TK.shape[0]
@@ -35,3 +40,20 @@ def linear(
         tiles = pad_rows(x_TK, _EXACT_TILE).split(_EXACT_TILE)
         return torch.cat([functional.linear(t, weight_NK, bias_N) for t in tiles])[:num_rows]
     return functional.linear(pad_rows(x_TK, tile), weight_NK, bias_N)[:num_rows]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TK, weight_NK, bias_N):  # pyrefly: ignore
+        ctx.save_for_backward(x_TK, weight_NK)
+        return linear_native(x_TK, weight_NK, bias_N)
+
+    @staticmethod
+    def backward(ctx, grad_TN):  # pyrefly: ignore
+        x_TK, weight_NK = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            grad_TN @ weight_NK if needs_x else None,
+            grad_TN.T @ x_TK if needs_weight else None,
+            grad_TN.sum(0) if needs_bias else None,
+        )

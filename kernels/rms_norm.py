@@ -5,6 +5,7 @@ Shape legend: T = rows, H = width. Traffic: reads and writes T*H elements.
 
 import torch
 
+from kernels.cpu.ops import rms_norm_native, runs_natively
 from kernels.numerics import accumulate_dtype
 
 __all__ = ["rms_norm", "rms_norm_reference"]
@@ -20,6 +21,10 @@ def rms_norm_reference(x_TH: torch.Tensor, weight_H: torch.Tensor, *, eps: float
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
+        if runs_natively(x_TH):
+            out_TH, inverse_T1 = rms_norm_native(x_TH, weight_H, eps)
+            ctx.save_for_backward(x_TH, weight_H, inverse_T1)
+            return out_TH
         x = x_TH.to(accumulate_dtype(x_TH.dtype))
         # 1 / sqrt, since the vectorised rsqrt differs from the scalar one at the end of a buffer
         inverse_T1 = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.cpu.ops import rope_native, runs_natively
 from kernels.numerics import accumulate_dtype
 
 __all__ = ["Llama3Scaling", "rope", "rope_reference", "rope_table"]
@@ -52,7 +53,7 @@ def _llama3(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
 
 
 def rope_reference(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
-    """Ground truth, and the path taken off the GPU. Same contract as `rope`."""
+    """Ground truth, and the path of every type but float32. Same contract as `rope`."""
     cos, sin = cos_sin_TD.to(accumulate_dtype(x_TND.dtype))[:, None, :].chunk(2, dim=-1)
     first, second = x_TND.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x_TND.dtype)
@@ -68,4 +69,20 @@ def rope(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
     Returns:
         [T, N, D], the type of x. Differentiable.
     """
+    if runs_natively(x_TND):
+        return _Rope.apply(x_TND, cos_sin_TD)  # pyrefly: ignore
     return rope_reference(x_TND, cos_sin_TD)
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TND, cos_sin_TD):  # pyrefly: ignore
+        ctx.save_for_backward(cos_sin_TD)
+        return rope_native(x_TND, cos_sin_TD)
+
+    @staticmethod
+    def backward(ctx, grad_TND):  # pyrefly: ignore
+        (cos_sin_TD,) = ctx.saved_tensors
+        cos, sin = cos_sin_TD.chunk(2, dim=-1)
+        # a rotation's transpose turns the other way
+        return rope_native(grad_TND, torch.cat([cos, -sin], dim=-1)), None

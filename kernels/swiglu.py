@@ -6,6 +6,7 @@ Shape legend: T = rows, I = width of the MLP. Traffic: reads 2*T*I, writes T*I e
 import torch
 from torch.nn import functional
 
+from kernels.cpu.ops import runs_natively, swiglu_native
 from kernels.numerics import accumulate_dtype
 
 __all__ = ["swiglu", "swiglu_reference"]
@@ -21,6 +22,8 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate_up_TI: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate_up_TI)
+        if runs_natively(gate_up_TI):
+            return swiglu_native(gate_up_TI)
         gate, up = gate_up_TI.to(accumulate_dtype(gate_up_TI.dtype)).chunk(2, dim=-1)
         # by exp, since the vectorised silu differs from the scalar one at the end of a thread's share
         denominator = gate.neg().exp_().add_(1)

@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-import kernels.attention
+import kernels.attention_fold
 from kernels.attention import (
     PagedKV,
     Segment,
@@ -15,6 +15,8 @@ from kernels.attention import (
     paged_layout,
 )
 from tests.kernels.accuracy import assert_as_accurate, randn
+
+pytestmark = pytest.mark.usefixtures("either_path")
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 4, 2, 16
 # one token; one below, at and one past a key block; two past two; 40 shares a bucket with 63 and 64, padded
@@ -180,8 +182,8 @@ def test_a_nan_stays_in_its_sequence(broken):
         assert with_nan[is_broken].isnan().any()
 
 
-def test_a_gemm_without_a_row_tile_is_refused_with_its_shape(monkeypatch):
-    monkeypatch.setattr(kernels.attention, "gemm_row_tile", lambda *shape: 0)
+def test_a_gemm_without_a_row_tile_is_refused_with_its_shape(monkeypatch, use_tensors):
+    monkeypatch.setattr(kernels.attention_fold, "gemm_row_tile", lambda *shape: 0)
     q, k, v = make_qkv(3)
     with pytest.raises(RuntimeError, match=r"\[16 x 64\] torch.float32 GEMM .* model\.dtype"):
         packed_attention(q, k, v, packed_layout(whole_sequences([3]), num_rows=3))

@@ -5,6 +5,8 @@ from torch.nn import functional
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from tests.kernels.accuracy import assert_as_accurate, assert_rows_stand_alone, randn
 
+pytestmark = pytest.mark.usefixtures("either_path")
+
 EPS = 1e-5
 DTYPES = [torch.float32, torch.bfloat16]
 

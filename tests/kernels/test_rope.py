@@ -9,6 +9,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from kernels.rope import Llama3Scaling, rope, rope_table
 from tests.kernels.accuracy import assert_as_accurate, assert_rows_stand_alone, randn
 
+pytestmark = pytest.mark.usefixtures("either_path")
+
 # wavelengths from 6 to 45,000: below 64 / 4 kept, above 64 / 1 slowed down, three between blended
 LLAMA3 = {
     "factor": 8.0,

@@ -5,6 +5,8 @@ from torch.nn import functional
 from kernels.swiglu import swiglu, swiglu_reference
 from tests.kernels.accuracy import assert_as_accurate, assert_rows_stand_alone, randn
 
+pytestmark = pytest.mark.usefixtures("either_path")
+
 DTYPES = [torch.float32, torch.bfloat16]
 
 

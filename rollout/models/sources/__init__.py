@@ -21,7 +21,7 @@ def resolve_model(config: ModelConfig, *, cache_dir: Path | None = None) -> Path
 
         return resolve_hf(config.path)
 
-    from rollout.models.sources.cache import default_cache_dir
+    from kernels.cache_dir import default_cache_dir
 
     cache_dir = cache_dir or default_cache_dir()
     if config.source is ModelSource.SMOLLM2_135M:

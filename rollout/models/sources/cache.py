@@ -1,17 +1,12 @@
 """Models that are made once on this machine, and kept: `~/.cache/paceline`, or `PACELINE_CACHE`."""
 
 import fcntl
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rollout.weights.atomic import publish_directory
-
-
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("PACELINE_CACHE") or Path.home() / ".cache" / "paceline")
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:

@@ -1,0 +1,89 @@
+"""Compiles native.c once for this machine's own processor, keeps the result, and loads it.
+
+Plain C through ctypes: it builds in two seconds with any C compiler, without PyTorch's headers.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch  # noqa: F401  first: native.c calls the OpenMP runtime that torch brings
+
+from kernels.cache_dir import default_cache_dir
+
+__all__ = ["native_library"]
+
+logger = logging.getLogger("paceline")
+
+_SOURCE = Path(__file__).with_name("native.c")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=off")
+
+
+@functools.cache
+def native_library() -> ctypes.CDLL | None:
+    """The compiled ops, or None, with a warning that says why, where they cannot be had.
+
+    `PACELINE_NATIVE=0` turns them off: the tensor path then serves, which is slower and gives other last bits. All
+    processes of a run must decide alike.
+    """
+    if os.environ.get("PACELINE_NATIVE") == "0":
+        return None
+    try:
+        path = _build()
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        logger.warning(
+            "kernels/cpu/native.c cannot be used, so float32 runs about half as fast on this CPU; install a C compiler "
+            "with OpenMP, such as gcc, or name one in CC (%s)",
+            str(detail).strip().splitlines()[-1],
+        )
+        return None
+
+
+def _build() -> Path:
+    """The shared library for this processor, compiled if no earlier process did.
+
+    Raises:
+        OSError: there is no compiler, or the cache cannot be written.
+        subprocess.SubprocessError: it refuses the source.
+    """
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    if not compiler:
+        raise FileNotFoundError("no gcc and no cc on the PATH")
+    flags = (*_FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    key = repr((_SOURCE.read_bytes(), flags, version.stdout, _processor())).encode()
+    directory = default_cache_dir() / "native"
+    library = directory / f"{hashlib.sha256(key).hexdigest()[:16]}.so"
+    if not library.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            compiled, linked = f"{scratch}/native.o", f"{scratch}/native.so"
+            _run(compiler, *flags, "-c", str(_SOURCE), "-o", compiled)
+            # linked without -fopenmp: its calls then resolve to the OpenMP runtime that torch has loaded. Two runtimes
+            # would be two pools of threads that spin against each other
+            _run(compiler, "-shared", compiled, "-o", linked, "-lm")
+            os.replace(linked, library)
+    return library
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+
+
+def _processor() -> str:
+    """What -march=native depends on: a home directory may be shared by several kinds of machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    names = ("model name", "model\t", "flags", "Features")
+    lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith(names)]
+    return "\n".join(sorted(set(lines)))

@@ -1,0 +1,360 @@
+/* Forward ops in float32 for CPUs, called through kernels/cpu/library.py.
+ *
+ * Every output element is computed by one fixed sequence of operations: sums run over 8 lanes, element i in lane
+ * i mod 8, lanes joined in one tree at the end. Rows, blocks of rows and threads only decide who computes an element,
+ * never how. So a row has the same bits in any batch, which is what trainer and engine rely on.
+ *
+ * Vectors are GCC's and Clang's own extension: 32 bytes are one AVX register, or two of NEON or SSE.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+#define LANES 8
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(32)));
+typedef int32_t ivec __attribute__((vector_size(32)));
+typedef float vec_unaligned __attribute__((vector_size(32), aligned(4)));
+
+INLINE vec load(const float *p) { return *(const vec_unaligned *)p; }
+INLINE void store(float *p, vec x) { *(vec_unaligned *)p = x; }
+
+INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+
+/* The first n < 8 elements, zeros behind them. */
+INLINE vec load_part(const float *p, int64_t n) {
+    vec x = {0};
+    memcpy(&x, p, n * sizeof(float));
+    return x;
+}
+
+/* a b + c. Always by this name: the compiler is told not to fuse by itself, since it would here and not there. */
+INLINE vec fma_lanes(vec a, vec b, vec c) {
+#if defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+#endif
+}
+
+INLINE vec splat(float x) { return (vec){x, x, x, x, x, x, x, x}; }
+
+INLINE float sum_lanes(vec x) {
+    typedef float half __attribute__((vector_size(16)));
+    half low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
+    half pairs = low + high;
+    half swapped = {pairs[2], pairs[3], pairs[0], pairs[1]};
+    pairs += swapped;
+    return pairs[0] + pairs[1];
+}
+
+/* Hold x in a register: GCC would rather load it again as the operand of every use, and loads are what is scarce. */
+#if defined(__x86_64__)
+#define IN_REGISTER(x) __asm__("" : "+x"(x))
+#else
+#define IN_REGISTER(x)
+#endif
+
+/* ---- y = x W^T + b ------------------------------------------------------------------------------------------- */
+
+/* ROWS x COLUMNS outputs. Both operands run along K, so weights need no packing. */
+INLINE void linear_tile(int ROWS, int COLUMNS, const float *x, const float *w, const float *bias, float *y, int64_t K,
+                        int64_t N) {
+    vec sums[4][8];
+    for (int r = 0; r < ROWS; r++)
+        for (int c = 0; c < COLUMNS; c++) sums[r][c] = splat(0);
+    int64_t k = 0;
+    for (; k + LANES <= K; k += LANES) {
+        vec wk[8];
+        if (ROWS > 1)
+            for (int c = 0; c < COLUMNS; c++) {
+                wk[c] = load(w + c * K + k);
+                IN_REGISTER(wk[c]);
+            }
+        else
+            for (int c = 0; c < COLUMNS; c++) wk[c] = load(w + c * K + k);
+        for (int r = 0; r < ROWS; r++) {
+            vec xk = load(x + r * K + k);
+            IN_REGISTER(xk);
+            for (int c = 0; c < COLUMNS; c++) sums[r][c] = fma_lanes(xk, wk[c], sums[r][c]);
+        }
+    }
+    if (k < K)
+        for (int r = 0; r < ROWS; r++)
+            for (int c = 0; c < COLUMNS; c++)
+                sums[r][c] = fma_lanes(load_part(x + r * K + k, K - k), load_part(w + c * K + k, K - k), sums[r][c]);
+    for (int r = 0; r < ROWS; r++)
+        for (int c = 0; c < COLUMNS; c++) y[r * N + c] = sum_lanes(sums[r][c]) + (bias ? bias[c] : 0.0f);
+}
+
+/* ROWS rows against all columns of a block, COLUMNS at a time: as many as the 16 registers hold. */
+#define LINEAR_ROWS(ROWS, COLUMNS)                                                                                 \
+    static void linear_rows_##ROWS(const float *x, const float *w, const float *bias, float *y, int64_t K, int64_t N, \
+                                   int64_t columns) {                                                              \
+        int64_t c = 0;                                                                                             \
+        for (; c + COLUMNS <= columns; c += COLUMNS)                                                               \
+            linear_tile(ROWS, COLUMNS, x, w + c * K, bias ? bias + c : 0, y + c, K, N);                            \
+        for (; c < columns; c++) linear_tile(ROWS, 1, x, w + c * K, bias ? bias + c : 0, y + c, K, N);             \
+    }
+LINEAR_ROWS(1, 8)
+LINEAR_ROWS(2, 4)
+LINEAR_ROWS(3, 3)
+LINEAR_ROWS(4, 3)
+
+/* Shapes: x [M, K], w [N, K], bias [N] or null, y [M, N]. */
+void paceline_linear(const float *x, const float *w, const float *bias, float *y, int64_t M, int64_t K, int64_t N,
+                     int threads) {
+    /* the weights of a block stay in the second-level cache while all rows pass by */
+    int64_t block = 131072 / (K * (int64_t)sizeof(float)) / 12 * 12;
+    if (block < 12) block = 12;
+    int64_t blocks = (N + block - 1) / block;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t n = b * block, columns = n + block < N ? block : N - n, m = 0;
+        const float *wn = w + n * K, *bn = bias ? bias + n : 0;
+        for (; m + 4 <= M; m += 4) linear_rows_4(x + m * K, wn, bn, y + m * N + n, K, N, columns);
+        const float *rest = x + m * K;
+        if (M - m == 1) linear_rows_1(rest, wn, bn, y + m * N + n, K, N, columns);
+        if (M - m == 2) linear_rows_2(rest, wn, bn, y + m * N + n, K, N, columns);
+        if (M - m == 3) linear_rows_3(rest, wn, bn, y + m * N + n, K, N, columns);
+    }
+}
+
+/* ---- elementwise and row by row ------------------------------------------------------------------------------ */
+
+/* e^x, relative error below 2e-7; the polynomial of Cephes. Below -87.3 it stays at e^-87.3, above 88 at e^88. */
+INLINE vec exp_lanes(vec x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    x = choose(x < splat(-87.3f), splat(-87.3f), x); /* a NaN stays one */
+    x = choose(x > splat(88.0f), splat(88.0f), x);
+    vec shifted = fma_lanes(x, splat(1.44269504f), splat(magic));
+    vec n = shifted - splat(magic);
+    vec r = fma_lanes(n, splat(2.12194440e-4f), fma_lanes(n, splat(-0.693359375f), x)); /* x - n ln 2 */
+    vec p = splat(1.9875691500e-4f);
+    p = fma_lanes(p, r, splat(1.3981999507e-3f));
+    p = fma_lanes(p, r, splat(8.3334519073e-3f));
+    p = fma_lanes(p, r, splat(4.1665795894e-2f));
+    p = fma_lanes(p, r, splat(1.6666665459e-1f));
+    p = fma_lanes(p, r, splat(5.0000001201e-1f));
+    p = fma_lanes(p, r * r, r) + splat(1.0f);
+    ivec exponent = ((ivec)shifted - (ivec)splat(magic) + 127) << 23;
+    return p * (vec)exponent;
+}
+
+/* Shapes: x, y [T, H], weight [H], inverse [T] = 1 / sqrt(mean(x^2) + eps). */
+void paceline_rms_norm(const float *x, int64_t x_stride, const float *weight, float *y, float *inverse, int64_t T,
+                       int64_t H, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (T * H > 32768)
+    for (int64_t t = 0; t < T; t++) {
+        const float *row = x + t * x_stride;
+        vec squares = splat(0);
+        int64_t h = 0;
+        for (; h + LANES <= H; h += LANES) squares = fma_lanes(load(row + h), load(row + h), squares);
+        if (h < H) squares = fma_lanes(load_part(row + h, H - h), load_part(row + h, H - h), squares);
+        float scale = 1.0f / sqrtf(sum_lanes(squares) / (float)H + eps);
+        for (h = 0; h < H; h++) y[t * H + h] = row[h] * scale * weight[h];
+        inverse[t] = scale;
+    }
+}
+
+/* Shapes: gate_up [T, 2 I], gate then up; y [T, I] = gate / (1 + e^-gate) * up. */
+void paceline_swiglu(const float *gate_up, float *y, int64_t T, int64_t I, int threads) {
+#pragma omp parallel for num_threads(threads) if (T * I > 16384)
+    for (int64_t t = 0; t < T; t++) {
+        const float *gate = gate_up + t * 2 * I, *up = gate + I;
+        float *out = y + t * I;
+        int64_t i = 0;
+        for (; i + LANES <= I; i += LANES) {
+            vec g = load(gate + i);
+            store(out + i, g / (splat(1) + exp_lanes(-g)) * load(up + i));
+        }
+        if (i < I) {
+            vec g = load_part(gate + i, I - i);
+            vec last = g / (splat(1) + exp_lanes(-g)) * load_part(up + i, I - i);
+            memcpy(out + i, &last, (I - i) * sizeof(float));
+        }
+    }
+}
+
+/* Shapes: x [T, N, D], its rows x_stride apart; cos_sin [T, D], cosines then sines; y [T, N, D]. */
+void paceline_rope(const float *x, int64_t x_stride, const float *cos_sin, float *y, int64_t T, int64_t N, int64_t D,
+                   int threads) {
+    int64_t half = D / 2;
+#pragma omp parallel for num_threads(threads) if (T * N * D > 32768)
+    for (int64_t t = 0; t < T; t++) {
+        const float *cosine = cos_sin + t * D, *sine = cosine + half;
+        for (int64_t n = 0; n < N; n++) {
+            const float *first = x + t * x_stride + n * D, *second = first + half;
+            float *out = y + (t * N + n) * D;
+            for (int64_t i = 0; i < half; i++) {
+                out[i] = first[i] * cosine[i] - second[i] * sine[i];
+                out[i + half] = second[i] * cosine[i] + first[i] * sine[i];
+            }
+        }
+    }
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------------ */
+
+#define KEY_BLOCK 64
+#define MAX_HEAD_DIM 256
+#define MAX_GROUP 32      /* query heads of one KV head */
+#define QUERIES_PER_TASK 8
+
+/* Where the key (or value) at a position of a sequence is: base + table[p / per_index] * index_stride
+ * + head * head_stride + (p % per_index) * D. A paged cache has per_index = block_size; packed rows have 1. */
+typedef struct {
+    const float *keys, *values;
+    const int64_t *table;
+    int64_t per_index, index_stride, head_stride;
+} Cache;
+
+/* What a row has folded so far, on the maximum seen so far. */
+typedef struct {
+    float maximum, total;
+    float output[MAX_HEAD_DIM];
+} State;
+
+/* ROWS x KEYS scores. */
+INLINE void score_tile(int ROWS, int KEYS, const float *q, const float *const *keys, float (*scores)[KEY_BLOCK],
+                       int64_t c, int64_t D, float scale) {
+    vec sums[4][4];
+    for (int r = 0; r < ROWS; r++)
+        for (int k = 0; k < KEYS; k++) sums[r][k] = splat(0);
+    for (int64_t d = 0; d < D; d += LANES) {
+        vec key[4];
+        for (int k = 0; k < KEYS; k++) {
+            key[k] = load(keys[c + k] + d);
+            IN_REGISTER(key[k]);
+        }
+        for (int r = 0; r < ROWS; r++) {
+            vec query = load(q + r * D + d);
+            IN_REGISTER(query);
+            for (int k = 0; k < KEYS; k++) sums[r][k] = fma_lanes(query, key[k], sums[r][k]);
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int k = 0; k < KEYS; k++) scores[r][c + k] = sum_lanes(sums[r][k]) * scale;
+}
+
+/* ROWS x (8 VECS) elements of the weighted sum of values. */
+INLINE void value_tile(int ROWS, int VECS, float (*weights)[KEY_BLOCK], const float *const *values, int64_t count,
+                       int64_t d, float (*out)[MAX_HEAD_DIM]) {
+    vec sums[4][4];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECS; v++) sums[r][v] = splat(0);
+    for (int64_t c = 0; c < count; c++) {
+        vec value[4];
+        for (int v = 0; v < VECS; v++) {
+            value[v] = load(values[c] + d + v * LANES);
+            IN_REGISTER(value[v]);
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < VECS; v++) sums[r][v] = fma_lanes(splat(weights[r][c]), value[v], sums[r][v]);
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECS; v++) store(out[r] + d + v * LANES, sums[r][v]);
+}
+
+/* One key block for ROWS query heads of one query, of which the first `count` keys are visible. */
+INLINE void attend_block(int ROWS, const float *q, const float *const *keys, const float *const *values, int64_t count,
+                         int64_t D, float scale, State *states) {
+    float scores[4][KEY_BLOCK], out[4][MAX_HEAD_DIM];
+    int64_t c = 0;
+    for (; c + 3 <= count; c += 3) score_tile(ROWS, 3, q, keys, scores, c, D, scale);
+    for (; c < count; c++) score_tile(ROWS, 1, q, keys, scores, c, D, scale);
+    float maxima[4], totals[4];
+    for (int r = 0; r < ROWS; r++) {
+        float maximum = scores[r][0];
+        for (c = 1; c < count; c++) maximum = scores[r][c] <= maximum ? maximum : scores[r][c];
+        vec total = splat(0);
+        for (c = count; c % LANES; c++) scores[r][c] = maximum;
+        for (c = 0; c < count; c += LANES) {
+            vec weights = exp_lanes(load(scores[r] + c) - splat(maximum));
+            if (count - c < LANES) {
+                float part[LANES];
+                store(part, weights);
+                weights = load_part(part, count - c);
+            }
+            store(scores[r] + c, weights);
+            total += weights;
+        }
+        maxima[r] = maximum;
+        totals[r] = sum_lanes(total);
+    }
+    int64_t d = 0;
+    for (; d + 4 * LANES <= D; d += 4 * LANES) value_tile(ROWS, 4, scores, values, count, d, out);
+    for (; d < D; d += LANES) value_tile(ROWS, 1, scores, values, count, d, out);
+    for (int r = 0; r < ROWS; r++) {
+        State *state = states + r;
+        float maximum = maxima[r] <= state->maximum ? state->maximum : maxima[r];
+        float keep = expf(state->maximum - maximum), add = expf(maxima[r] - maximum);
+        state->total = state->total * keep + totals[r] * add;
+        for (d = 0; d < D; d++) state->output[d] = state->output[d] * keep + out[r][d] * add;
+        state->maximum = maximum;
+    }
+}
+
+/* Queries first .. last - 1 of a segment, against one KV head. */
+static void attend_task(const float *q, const Cache *cache, float *out, float *logsumexp, int64_t row,
+                        int64_t position, int64_t queries, int64_t head, int64_t N, int64_t G, int64_t D) {
+    State states[QUERIES_PER_TASK][MAX_GROUP];
+    const float *keys[KEY_BLOCK], *values[KEY_BLOCK];
+    float scale = 1.0f / sqrtf((float)D);
+    for (int64_t i = 0; i < queries; i++)
+        for (int64_t g = 0; g < G; g++) {
+            states[i][g].maximum = -INFINITY;
+            states[i][g].total = 0;
+            memset(states[i][g].output, 0, D * sizeof(float));
+        }
+    for (int64_t start = 0; start < position + queries; start += KEY_BLOCK) {
+        int64_t end = start + KEY_BLOCK < position + queries ? start + KEY_BLOCK : position + queries;
+        for (int64_t p = start; p < end; p++) {
+            int64_t at = cache->table[p / cache->per_index] * cache->index_stride + head * cache->head_stride +
+                         p % cache->per_index * D;
+            keys[p - start] = cache->keys + at;
+            values[p - start] = cache->values + at;
+        }
+        for (int64_t i = 0; i < queries; i++) {
+            int64_t visible = position + i + 1 - start, g = 0;
+            if (visible <= 0) continue;
+            if (visible > KEY_BLOCK) visible = KEY_BLOCK;
+            const float *query = q + ((row + i) * N + head * G) * D;
+            for (; g + 4 <= G; g += 4) attend_block(4, query + g * D, keys, values, visible, D, scale, &states[i][g]);
+            if (G - g == 3) attend_block(3, query + g * D, keys, values, visible, D, scale, &states[i][g]);
+            if (G - g == 2) attend_block(2, query + g * D, keys, values, visible, D, scale, &states[i][g]);
+            if (G - g == 1) attend_block(1, query + g * D, keys, values, visible, D, scale, &states[i][g]);
+        }
+    }
+    for (int64_t i = 0; i < queries; i++)
+        for (int64_t g = 0; g < G; g++) {
+            int64_t at = (row + i) * N + head * G + g;
+            State *state = &states[i][g];
+            for (int64_t d = 0; d < D; d++) out[at * D + d] = state->output[d] / state->total;
+            logsumexp[at] = state->maximum + logf(state->total);
+        }
+}
+
+/* Shapes: q, out [T, N, D], logsumexp [T, N]; segments [S, 4] = first row, queries, first position, first entry of its
+ * keys in table; tasks [W, 2] = segment, first query. The head dimension is a multiple of 8. */
+void paceline_attention(const float *q, const float *keys, const float *values, const int64_t *table,
+                        int64_t per_index, int64_t index_stride, int64_t head_stride, const int64_t *segments,
+                        const int64_t *tasks, int64_t W, float *out, float *logsumexp, int64_t N, int64_t M, int64_t D,
+                        int threads) {
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
+    for (int64_t w = 0; w < W; w++)
+        for (int64_t head = 0; head < M; head++) {
+            const int64_t *segment = segments + tasks[2 * w] * 4;
+            int64_t first = tasks[2 * w + 1], queries = segment[1] - first;
+            if (queries > QUERIES_PER_TASK) queries = QUERIES_PER_TASK;
+            Cache cache = {keys, values, table + segment[3], per_index, index_stride, head_stride};
+            attend_task(q, &cache, out, logsumexp, segment[0] + first, segment[2] + first, queries, head, N, N / M, D);
+        }
+}

@@ -1,0 +1,186 @@
+"""Launchers of native.c: shapes and addresses, no arithmetic. Callers ask `runs_natively` first.
+
+Shape legend: T = rows, K = in features, N = out features or query heads, H = width, I = width of the MLP,
+M = KV heads, D = width of a head.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import torch
+
+from kernels.cpu.library import native_library
+
+__all__ = [
+    "attends_natively",
+    "attention_native",
+    "linear_native",
+    "rms_norm_native",
+    "rope_native",
+    "runs_natively",
+    "swiglu_native",
+]
+
+_QUERIES_PER_TASK = 8  # as in native.c
+_MAX_HEAD_DIM = 256
+_MAX_GROUP = 32
+
+_POINTER = ctypes.c_void_p
+_SIZE = ctypes.c_int64
+_THREADS = ctypes.c_int
+
+
+def runs_natively(x: torch.Tensor) -> bool:
+    """Whether the ops of this file take `x`: float32, on the CPU, and native.c could be compiled."""
+    return x.dtype is torch.float32 and x.device.type == "cpu" and native_library() is not None
+
+
+@functools.cache
+def _function(name: str, *argument_types: type) -> Callable[..., None]:
+    function = getattr(native_library(), name)
+    function.argtypes = argument_types
+    function.restype = None
+    return function
+
+
+def linear_native(
+    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None
+) -> torch.Tensor:
+    """[T, K], [N, K], [N] -> [T, N]."""
+    x_TK, weight_NK = x_TK.contiguous(), weight_NK.contiguous()
+    (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
+    out_TN = torch.empty(num_rows, out_features, dtype=torch.float32)
+    _function("paceline_linear", *[_POINTER] * 4, *[_SIZE] * 3, _THREADS)(
+        x_TK.data_ptr(),
+        weight_NK.data_ptr(),
+        None if bias_N is None else bias_N.contiguous().data_ptr(),
+        out_TN.data_ptr(),
+        num_rows,
+        in_features,
+        out_features,
+        torch.get_num_threads(),
+    )
+    return out_TN
+
+
+def rms_norm_native(
+    x: torch.Tensor, weight_H: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[..., H] -> the same, and [..., 1] the inverse root mean square of each row."""
+    rows = x.contiguous()
+    width = rows.shape[-1]
+    out = torch.empty(rows.shape, dtype=torch.float32)
+    inverse = torch.empty(*rows.shape[:-1], 1, dtype=torch.float32)
+    types = [_POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _SIZE, ctypes.c_float, _THREADS]
+    _function("paceline_rms_norm", *types)(
+        rows.data_ptr(),
+        width,
+        weight_H.data_ptr(),
+        out.data_ptr(),
+        inverse.data_ptr(),
+        inverse.numel(),
+        width,
+        eps,
+        torch.get_num_threads(),
+    )
+    return out, inverse
+
+
+def swiglu_native(gate_up_TI: torch.Tensor) -> torch.Tensor:
+    """[T, 2*I] -> [T, I]."""
+    gate_up_TI = gate_up_TI.contiguous()
+    num_rows, width = gate_up_TI.shape
+    out_TI = torch.empty(num_rows, width // 2, dtype=torch.float32)
+    _function("paceline_swiglu", _POINTER, _POINTER, _SIZE, _SIZE, _THREADS)(
+        gate_up_TI.data_ptr(), out_TI.data_ptr(), num_rows, width // 2, torch.get_num_threads()
+    )
+    return out_TI
+
+
+def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
+    """[T, N, D] -> [T, N, D]; the rows of x may lie apart, as slices of a wider tensor do."""
+    num_rows, num_heads, head_dim = x_TND.shape
+    if x_TND.stride()[1:] != (head_dim, 1):
+        x_TND = x_TND.contiguous()
+    cos_sin_TD = cos_sin_TD.contiguous()
+    out_TND = torch.empty(num_rows, num_heads, head_dim, dtype=torch.float32)
+    types = [_POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _THREADS]
+    _function("paceline_rope", *types)(
+        x_TND.data_ptr(),
+        x_TND.stride(0),
+        cos_sin_TD.data_ptr(),
+        out_TND.data_ptr(),
+        num_rows,
+        num_heads,
+        head_dim,
+        torch.get_num_threads(),
+    )
+    return out_TND
+
+
+def attends_natively(q_TND: torch.Tensor, num_kv_heads: int) -> bool:
+    """Whether `attention_native` takes these heads."""
+    num_heads, head_dim = q_TND.shape[1:]
+    fits = head_dim % 8 == 0 and head_dim <= _MAX_HEAD_DIM
+    return fits and num_heads // num_kv_heads <= _MAX_GROUP and runs_natively(q_TND)
+
+
+def attention_native(
+    q_TND: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    segments_S4: torch.Tensor,
+    tasks_W2: torch.Tensor,
+    table: torch.Tensor,
+    keys_per_index: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block-fold attention; `segments_S4`, `tasks_W2` and `table` are those of `kernels.attention.AttentionLayout`.
+
+    Args:
+        q_TND: [T, N, D].
+        keys: [rows, M, D] packed (`keys_per_index` 1), or [blocks, M, keys_per_index, D] paged; contiguous.
+        values: like keys.
+        segments_S4: int64.
+        tasks_W2: int64.
+        table: int64, rows or blocks.
+        keys_per_index: keys behind one entry of the table.
+
+    Returns:
+        [T, N, D], and the logsumexp of the scores [T, N]; zeros in rows of no segment.
+    """
+    q_TND = q_TND.contiguous()
+    num_heads, head_dim = q_TND.shape[1:]
+    num_kv_heads = keys.shape[1]
+    out_TND, logsumexp_TN = torch.zeros_like(q_TND), q_TND.new_zeros(q_TND.shape[:2])
+    types = [
+        *[_POINTER] * 4,
+        *[_SIZE] * 3,
+        _POINTER,
+        _POINTER,
+        _SIZE,
+        _POINTER,
+        _POINTER,
+        *[_SIZE] * 3,
+        _THREADS,
+    ]
+    _function("paceline_attention", *types)(
+        q_TND.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        table.data_ptr(),
+        keys_per_index,
+        num_kv_heads * keys_per_index * head_dim,
+        keys_per_index * head_dim,
+        segments_S4.data_ptr(),
+        tasks_W2.data_ptr(),
+        tasks_W2.shape[0],
+        out_TND.data_ptr(),
+        logsumexp_TN.data_ptr(),
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        torch.get_num_threads(),
+    )
+    return out_TND, logsumexp_TN
