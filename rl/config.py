@@ -67,9 +67,15 @@ class ArithmeticConfig(TaskConfig):
     """Digits of a term."""
     num_train: int = 8000
     """Prompts to train on; reasoning-gym draws them."""
+    partial_credit: float = 0.0
+    """In training, a wrong answer earns this times the share of its leading characters that are right; held-out
+    answers are right or wrong."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            0 <= self.partial_credit < 1, "task.partial_credit", "in [0, 1)", self.partial_credit
+        )
         require(self.min_digits >= 1, "task.min_digits", ">= 1", self.min_digits)
         require(
             self.max_digits >= self.min_digits,
@@ -174,7 +180,7 @@ class TrainerConfig:
     max_tokens_per_micro_batch: int = 4096
     """Packed tokens of one forward and backward; the longest sample must fit."""
     share_prompts: bool = True
-    """Compute the prompt of a group once for all its rollouts; the gradient is the same."""
+    """Compute the prompt of a group, and what it shares with the last group's, once; the gradient is the same."""
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 0, "trainer.num_steps", ">= 0", self.num_steps)

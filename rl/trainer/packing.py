@@ -1,4 +1,5 @@
-"""From scored groups to micro-batches: packed rows without padding, a group's prompt once.
+"""From scored groups to micro-batches: packed rows without padding, a group's prompt once, and what a prompt has
+in common with the one before it (a system prompt, examples) once too.
 
 A micro-batch has T input rows (tokens that are read) and N targets (tokens that are trained). They are kept
 apart, because siblings share their prompt's rows, so that the last prompt row predicts the first token of each,
@@ -9,6 +10,7 @@ Shape legend: T = input rows, N = targets.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 
 import torch
 
@@ -80,7 +82,7 @@ def pack(
     Args:
         samples: siblings stand together. A sample is never split.
         max_tokens: input rows of a micro-batch.
-        share_prompts: compute a group's prompt once per micro-batch.
+        share_prompts: compute a group's prompt, and the beginning it shares with the last one, once per micro-batch.
 
     Raises:
         ValueError: a sample alone is longer than `max_tokens`.
@@ -121,8 +123,8 @@ class _Builder:
                 "logprobs",
             )
         }
-        self._prompt_rows: range = range(0)
-        self._prompt_group: int | None = None
+        self._prompt_ids: list[int] = []
+        self._prompt_rows: Sequence[int] = ()
 
     @property
     def num_rows(self) -> int:
@@ -130,16 +132,15 @@ class _Builder:
 
     def cost(self, sample: TrainingSample) -> int:
         """Input rows that a sample adds."""
-        rollout = sample.rollout
-        num_rows = len(rollout.token_ids) - 1
-        return num_rows - rollout.num_prompt_tokens if self._shares(rollout) else num_rows
+        return len(sample.rollout.token_ids) - 1 - self._num_shared(sample.rollout)
 
     def add(self, sample_id: int, sample: TrainingSample) -> None:
         rollout = sample.rollout
-        num_prompt = rollout.num_prompt_tokens
-        if not self._shares(rollout):
-            self._prompt_rows = self._append(rollout.token_ids[:num_prompt], prefix=range(0))
-            self._prompt_group = rollout.group_id
+        num_prompt, num_shared = rollout.num_prompt_tokens, self._num_shared(rollout)
+        prompt_ids = rollout.token_ids[:num_prompt]
+        shared_rows = self._prompt_rows[:num_shared]
+        new_rows = self._append(prompt_ids[num_shared:], prefix=shared_rows)
+        self._prompt_ids, self._prompt_rows = prompt_ids, [*shared_rows, *new_rows]
         own_rows = self._append(rollout.token_ids[num_prompt:-1], prefix=self._prompt_rows)
         rows = [*self._prompt_rows, *own_rows]
         for position in range(num_prompt, len(rollout.token_ids)):
@@ -165,10 +166,17 @@ class _Builder:
             rollout_logprobs_N=torch.tensor(t["logprobs"], dtype=torch.float32),
         )
 
-    def _shares(self, rollout: Rollout) -> bool:
-        return self._share_prompts and self._prompt_group == rollout.group_id
+    def _num_shared(self, rollout: Rollout) -> int:
+        """Tokens of its prompt that have rows already: those it begins with like the last prompt."""
+        if not self._share_prompts:
+            return 0
+        prompt_ids = rollout.token_ids[: rollout.num_prompt_tokens]
+        if prompt_ids == self._prompt_ids:  # a sibling's
+            return len(prompt_ids)
+        pairs = zip(prompt_ids, self._prompt_ids, strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-    def _append(self, token_ids: Sequence[int], *, prefix: range) -> range:
+    def _append(self, token_ids: Sequence[int], *, prefix: Sequence[int]) -> range:
         """Add input rows that follow `prefix` in their sequence; returns them."""
         rows = range(self.num_rows, self.num_rows + len(token_ids))
         if not token_ids:

@@ -41,10 +41,30 @@ def test_an_environments_reply_is_read_but_not_trained():
     assert batch.source_rows_N.tolist() == [0, 1, 4]
 
 
-def test_the_same_prompt_in_another_group_is_not_shared():
-    pair = [sample(rollout([1, 2], [5], group_id=0)), sample(rollout([1, 2], [6], group_id=1))]
-    (batch,) = pack(pair, max_tokens=100, share_prompts=True)
-    assert batch.token_ids_T.tolist() == [1, 2, 1, 2]
+def test_prompts_share_what_they_begin_with_until_they_part():
+    made = [
+        rollout([1, 2, 3, 4], [50, 51], group_id=0),
+        rollout([1, 2, 9], [60], group_id=1),
+        rollout([1, 2], [70, 71], group_id=2),
+        rollout([5, 2], [80], group_id=3),
+    ]
+    (batch,) = pack([sample(r) for r in made], max_tokens=100, share_prompts=True)
+    assert batch.token_ids_T.tolist() == [1, 2, 3, 4, 50, 9, 70, 5, 2]
+    assert batch.positions_T.tolist() == [0, 1, 2, 3, 4, 2, 2, 0, 1]
+    assert batch.source_rows_N.tolist() == [3, 4, 5, 1, 6, 8]
+    assert [list(s.key_index) for s in batch.layout.segments] == [
+        [0, 1, 2, 3],
+        [0, 1, 2, 3, 4],
+        [0, 1, 5],
+        [0, 1, 6],
+        [7, 8],
+    ]
+
+
+def test_the_same_tokens_after_different_ones_are_not_shared():
+    made = [rollout([1, 2], [5], group_id=0), rollout([3, 2], [5], group_id=1)]
+    (batch,) = pack([sample(r) for r in made], max_tokens=100, share_prompts=True)
+    assert batch.token_ids_T.tolist() == [1, 2, 3, 2]
 
 
 def test_a_micro_batch_holds_its_budget_and_a_split_group_repeats_the_prompt():

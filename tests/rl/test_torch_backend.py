@@ -15,7 +15,8 @@ from rollout.models.sources.tiny import make_tiny_model
 from tests.rl.rollout_factory import rollout
 
 LOSS = functools.partial(grpo_loss, clip_low=0.2, clip_high=0.2)
-PROMPTS = [[5, 6, 7], list(range(40, 40 + 70))]  # the second is longer than a key block
+# the second begins like the first; the third is longer than a key block, and parts from the fourth past it
+PROMPTS = [[5, 6, 7], [5, 6, 8, 9], list(range(40, 40 + 70)), [*range(40, 40 + 66), 7, 7]]
 
 
 @pytest.fixture(scope="module")
