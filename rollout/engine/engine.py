@@ -1,6 +1,5 @@
 """The engine's loop: schedule -> run -> sample -> postprocess."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.sampler import sample_tokens
 from rollout.engine.scheduler import Scheduler
 from rollout.engine.text import Prompt, encode_prompt, ends_with_stop, load_tokenizer, text_of
-from rollout.models.checkpoint import load_decoder, torch_dtype
+from rollout.models.checkpoint import empty_decoder, load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.sources import resolve_model
 from rollout.weights.receiver import WeightReceiver
@@ -63,9 +62,9 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = config
         self._decoder = decoder
-        self._shadow = copy.deepcopy(decoder)
         spec = decoder.spec
         weight = decoder.embed_tokens
+        self._shadow = empty_decoder(spec, dtype=weight.dtype, device=weight.device)
         block_bytes = bytes_per_block(spec, block_size=config.block_size, dtype=weight.dtype)
         num_blocks = int(config.kv_cache_gb * 1e9 // block_bytes)
         if num_blocks == 0:

@@ -3,6 +3,9 @@
 Shape legend: T = tokens of the batch, R = rows to sample from, V = vocabulary.
 """
 
+import math
+import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +51,7 @@ class Runner:
         self._written: set[int] = set()  # blocks, since the last reset
         # zeros, because an unwritten slot must be finite
         self._caches = [
-            PagedKV(
-                keys=torch.zeros(shape, dtype=dtype, device=device),
-                values=torch.zeros(shape, dtype=dtype, device=device),
-            )
+            PagedKV(keys=_zeros(shape, dtype, device), values=_zeros(shape, dtype, device))
             for _ in range(spec.num_layers)
         ]
 
@@ -131,3 +131,11 @@ class Runner:
                 device=self._device,
             ),
         )
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros that take no time, and on a CPU no memory either before they are written: its kernel gives zeroed pages."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(*shape)

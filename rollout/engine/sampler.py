@@ -35,11 +35,18 @@ def sample_tokens(
     logprobs: list[float] = []
     for start in range(0, len(states), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
-        index = torch.tensor(rows[part], device=logits_RV.device)
-        tokens_B, logprobs_B = _sample(logits_RV[index], states[part])
+        tokens_B, logprobs_B = _sample(_take(logits_RV, rows[part]), states[part])
         token_ids += tokens_B.tolist()
         logprobs += logprobs_B.tolist()
     return token_ids, logprobs
+
+
+def _take(logits_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """[B, V]; a view where the rows follow one another, since a copy costs as much as a pass of sampling."""
+    first, count = rows[0], len(rows)
+    if list(rows) == list(range(first, first + count)):
+        return logits_RV[first : first + count]
+    return logits_RV[torch.tensor(rows, device=logits_RV.device)]
 
 
 def _sample(

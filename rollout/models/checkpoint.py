@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from kernels.numerics import native_dtype
 from rollout.config import Dtype
 from rollout.models.decoder import Decoder
-from rollout.models.spec import read_spec
+from rollout.models.spec import DecoderSpec, read_spec
 
-__all__ = ["load_decoder", "read_tensors", "save_checkpoint", "torch_dtype"]
+__all__ = ["empty_decoder", "load_decoder", "read_tensors", "save_checkpoint", "torch_dtype"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -33,11 +33,19 @@ def load_decoder(
     Raises:
         ValueError: unsupported architecture; tensors missing, unexpected, or of another shape.
     """
+    decoder = empty_decoder(read_spec(directory), dtype=dtype, device=device)
+    _fill(dict(decoder.hf_tensors()), directory, is_tied=decoder.spec.tie_word_embeddings)
+    return decoder
+
+
+def empty_decoder(
+    spec: DecoderSpec, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Decoder:
+    """A decoder whose weights hold whatever the memory held."""
     with torch.device("meta"):
-        decoder = Decoder(read_spec(directory))
+        decoder = Decoder(spec)
     decoder = decoder.to(dtype).to_empty(device=device)
     decoder.build_rope_table(device)
-    _fill(dict(decoder.hf_tensors()), directory, is_tied=decoder.spec.tie_word_embeddings)
     return decoder
 
 
