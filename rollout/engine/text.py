@@ -1,5 +1,6 @@
 """Between token ids and text: what a prompt may be, where a completion's text ends."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,33 @@ __all__ = [
 Prompt = Sequence[int] | str | Sequence[Mapping[str, str]]
 """Token ids, text, or chat messages; a last message of the assistant's is continued, not answered."""
 
+_GENERIC_CLASSES = (
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+)  # its name before and since transformers 5
+
 _MAX_TOKENS_PER_CHARACTER = 4  # a byte-level token holds at least one byte of UTF-8
 
 
 def load_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer beside a model's weights."""
-    from transformers import AutoTokenizer  # takes a second to import
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes a second to import
 
+    if _tokenizer_class(directory) in _GENERIC_CLASSES:
+        # AutoTokenizer would give the same, after importing 3 s of model code to find out
+        return PreTrainedTokenizerFast.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     if tokenizer is None:
         raise ValueError(f"model directory {directory} has no tokenizer; add tokenizer.json")
     return tokenizer
+
+
+def _tokenizer_class(directory: Path) -> str:
+    """As its config names it; empty where there is none, or no tokenizer.json to go with it."""
+    config = directory / "tokenizer_config.json"
+    if not (config.is_file() and (directory / "tokenizer.json").is_file()):
+        return ""
+    return json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class", "")
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:

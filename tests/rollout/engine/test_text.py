@@ -1,4 +1,8 @@
+import json
+import shutil
+
 import pytest
+from transformers import AutoTokenizer
 
 from rollout.engine.text import encode_prompt, encode_prompts, load_tokenizer
 
@@ -18,6 +22,24 @@ def tokenizer(llama):
 )
 def test_many_prompts_are_encoded_as_each_alone(tokenizer, prompts):
     assert encode_prompts(prompts, tokenizer) == [encode_prompt(p, tokenizer) for p in prompts]
+
+
+@pytest.mark.parametrize("class_name", ["PreTrainedTokenizerFast", "TokenizersBackend", None])
+def test_the_tokenizer_is_the_one_that_auto_finds(llama, tmp_path, class_name):
+    directory = shutil.copytree(llama, tmp_path / "model")
+    config_path = directory / "tokenizer_config.json"
+    config = json.loads(config_path.read_text())
+    config.pop("tokenizer_class", None)
+    config_path.write_text(
+        json.dumps(config | ({"tokenizer_class": class_name} if class_name else {}))
+    )
+    ours, auto = load_tokenizer(directory), AutoTokenizer.from_pretrained(directory)
+    assert type(ours) is type(auto)
+    assert ours.all_special_tokens == auto.all_special_tokens
+    for prompt in (HELLO, BYE, "two words", "<|im_start|>x"):
+        assert encode_prompt(prompt, ours) == encode_prompt(prompt, auto)
+    ids = encode_prompt(HELLO, ours)
+    assert ours.decode(ids, skip_special_tokens=True) == auto.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("prompts", [[HELLO, []], [[], HELLO], ["a", ""], ["", "a"], [[]]])
