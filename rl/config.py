@@ -67,15 +67,9 @@ class ArithmeticConfig(TaskConfig):
     """Digits of a term."""
     num_train: int = 8000
     """Prompts to train on; reasoning-gym draws them."""
-    partial_credit: float = 0.0
-    """In training, a wrong answer earns this times the share of its leading characters that are right; held-out
-    answers are right or wrong."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.partial_credit < 1, "task.partial_credit", "in [0, 1)", self.partial_credit
-        )
         require(self.min_digits >= 1, "task.min_digits", ">= 1", self.min_digits)
         require(
             self.max_digits >= self.min_digits,

@@ -59,13 +59,6 @@ def test_answers_are_right_and_score(split):
         assert score_arithmetic(str(value + 1), prompt.row) == 0.0
 
 
-def test_only_training_rows_give_partial_credit():
-    config = ArithmeticConfig(num_held_out=10, num_train=10, partial_credit=0.5)
-    split = arithmetic_prompts(config)
-    assert all(prompt.row["partial_credit"] == 0.5 for prompt in split.train)
-    assert all("partial_credit" not in prompt.row for prompt in split.held_out)
-
-
 def test_the_same_seed_gives_the_same_prompts_and_another_seed_others(split):
     again = arithmetic_prompts(ArithmeticConfig(num_held_out=1000, num_train=8000))
     other = arithmetic_prompts(ArithmeticConfig(num_held_out=1000, num_train=8000, seed=1))
