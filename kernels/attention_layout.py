@@ -10,6 +10,8 @@ from itertools import accumulate
 
 import torch
 
+from kernels.cpu.ops import runs_natively, write_cache_native
+
 __all__ = [
     "KEY_BLOCK",
     "AttentionBucket",
@@ -116,6 +118,10 @@ class PagedKV:
         block_ids_T: torch.Tensor,
         offsets_T: torch.Tensor,
     ) -> None:
+        """Put row t at offset `offsets_T[t]` of block `block_ids_T[t]`."""
+        if runs_natively(self.keys):
+            write_cache_native(k_TMD, v_TMD, self.keys, self.values, block_ids_T, offsets_T)
+            return
         self.keys[block_ids_T, :, offsets_T] = k_TMD
         self.values[block_ids_T, :, offsets_T] = v_TMD
 

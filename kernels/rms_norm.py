@@ -47,4 +47,6 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x_TH: torch.Tensor, weight_H: torch.Tensor, *, eps: float) -> torch.Tensor:
     """[..., H] -> [..., H], the type of x. Sums in float32 (float64 for float64). Differentiable."""
+    if not torch.is_grad_enabled() and runs_natively(x_TH):
+        return rms_norm_native(x_TH, weight_H, eps)[0]
     return _RMSNorm.apply(x_TH, weight_H, eps)  # pyrefly: ignore

@@ -69,9 +69,11 @@ def rope(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
     Returns:
         [T, N, D], the type of x. Differentiable.
     """
-    if runs_natively(x_TND):
-        return _Rope.apply(x_TND, cos_sin_TD)  # pyrefly: ignore
-    return rope_reference(x_TND, cos_sin_TD)
+    if not runs_natively(x_TND):
+        return rope_reference(x_TND, cos_sin_TD)
+    if not torch.is_grad_enabled():
+        return rope_native(x_TND, cos_sin_TD)
+    return _Rope.apply(x_TND, cos_sin_TD)  # pyrefly: ignore
 
 
 class _Rope(torch.autograd.Function):

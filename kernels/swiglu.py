@@ -43,4 +43,6 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate_up_TI: torch.Tensor) -> torch.Tensor:
     """[T, 2*I], gate then up -> [T, I]. One rounding, at the end. Differentiable."""
+    if not torch.is_grad_enabled() and runs_natively(gate_up_TI):
+        return swiglu_native(gate_up_TI)
     return _SwiGLU.apply(gate_up_TI)  # pyrefly: ignore

@@ -1,31 +1,40 @@
 """Rollout throughput, one JSON line per workload. `python scripts/bench_rollout.py 'workloads=[W1,W3]' repeats=5`."""
 
+import dataclasses
 import json
-import time
+import sys
 
 from rl.cli import UserError, launch
 from rl.config import BenchRolloutConfig
-from rollout.bench.measure import busy_cores, measure
+from rollout.bench.machine import busy_cores, measure_peaks, process_age_seconds
+from rollout.bench.measure import measure
 from rollout.bench.workloads import make_workload
 from rollout.engine.engine import Engine
 
+_BUSY_CORES = 0.1
+
 
 def bench(config: BenchRolloutConfig) -> None:
-    load = busy_cores()
-    start = time.monotonic()
     try:
         engine = Engine.from_config(config.model, config.engine)
+        start_seconds = process_age_seconds()
         work = {name: make_workload(name, engine.tokenizer) for name in config.workloads}
     except ValueError as error:
         raise UserError(str(error)) from error
+    busy = busy_cores()
+    if busy > _BUSY_CORES:
+        print(f"warning: other processes keep {busy:.1f} cores busy; do not quote", file=sys.stderr)
+    dtype = engine.decoder.lm_head.dtype
+    peaks = measure_peaks(dtype)
     header = {
         "engine": "paceline",
-        "dtype": str(engine.decoder.embed_tokens.dtype).removeprefix("torch."),
-        "start_seconds": round(time.monotonic() - start, 1),
-        "load_before": load,
+        "dtype": str(dtype).removeprefix("torch."),
+        "start_seconds": round(start_seconds, 1),
+        "busy_cores": round(busy, 2),
+        **{name: round(value, 3) for name, value in dataclasses.asdict(peaks).items()},
     }
     for name, workload in work.items():
-        result = measure(engine, workload, repeats=config.repeats)
+        result = measure(engine, workload, repeats=config.repeats, peaks=peaks)
         print(json.dumps({**header, "workload": name, **result}), flush=True)
 
 

@@ -216,6 +216,19 @@ typedef struct {
     int64_t per_index, index_stride, head_stride;
 } Cache;
 
+/* Shapes: k, v [T, M, D], their rows k_stride and v_stride apart; keys, values [blocks, M, B, D]; block_ids, offsets
+ * [T]: where the cache has row t. */
+void paceline_write_cache(const float *k, int64_t k_stride, const float *v, int64_t v_stride, float *keys,
+                          float *values, const int64_t *block_ids, const int64_t *offsets, int64_t T, int64_t M,
+                          int64_t B, int64_t D) {
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t m = 0; m < M; m++) {
+            int64_t at = ((block_ids[t] * M + m) * B + offsets[t]) * D;
+            memcpy(keys + at, k + t * k_stride + m * D, D * sizeof(float));
+            memcpy(values + at, v + t * v_stride + m * D, D * sizeof(float));
+        }
+}
+
 /* What a row has folded so far, on the maximum seen so far. */
 typedef struct {
     float maximum, total;

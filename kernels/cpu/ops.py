@@ -6,7 +6,7 @@ M = KV heads, D = width of a head.
 
 import ctypes
 import functools
-from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
 
@@ -20,6 +20,7 @@ __all__ = [
     "rope_native",
     "runs_natively",
     "swiglu_native",
+    "write_cache_native",
 ]
 
 _QUERIES_PER_TASK = 8  # as in native.c
@@ -36,12 +37,34 @@ def runs_natively(x: torch.Tensor) -> bool:
     return x.dtype is torch.float32 and x.device.type == "cpu" and native_library() is not None
 
 
+_ARGUMENTS = {
+    "linear": [*[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
+    "rms_norm": [_POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _SIZE, ctypes.c_float, _THREADS],
+    "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
+    "rope": [_POINTER, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, _THREADS],
+    "write_cache": [_POINTER, _SIZE, _POINTER, _SIZE, *[_POINTER] * 4, *[_SIZE] * 4],
+    "attention": [
+        *[_POINTER] * 4,
+        *[_SIZE] * 3,
+        *[_POINTER] * 2,
+        _SIZE,
+        *[_POINTER] * 2,
+        *[_SIZE] * 3,
+        _THREADS,
+    ],
+}
+
+
 @functools.cache
-def _function(name: str, *argument_types: type) -> Callable[..., None]:
-    function = getattr(native_library(), name)
-    function.argtypes = argument_types
-    function.restype = None
-    return function
+def _functions() -> SimpleNamespace:
+    """The functions of native.c by name, without their prefix."""
+    library, functions = native_library(), SimpleNamespace()
+    for name, types in _ARGUMENTS.items():
+        function = getattr(library, f"paceline_{name}")
+        function.argtypes = types
+        function.restype = None
+        setattr(functions, name, function)
+    return functions
 
 
 def linear_native(
@@ -51,7 +74,7 @@ def linear_native(
     x_TK, weight_NK = x_TK.contiguous(), weight_NK.contiguous()
     (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
     out_TN = torch.empty(num_rows, out_features, dtype=torch.float32)
-    _function("paceline_linear", *[_POINTER] * 4, *[_SIZE] * 3, _THREADS)(
+    _functions().linear(
         x_TK.data_ptr(),
         weight_NK.data_ptr(),
         None if bias_N is None else bias_N.contiguous().data_ptr(),
@@ -72,8 +95,7 @@ def rms_norm_native(
     width = rows.shape[-1]
     out = torch.empty(rows.shape, dtype=torch.float32)
     inverse = torch.empty(*rows.shape[:-1], 1, dtype=torch.float32)
-    types = [_POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _SIZE, ctypes.c_float, _THREADS]
-    _function("paceline_rms_norm", *types)(
+    _functions().rms_norm(
         rows.data_ptr(),
         width,
         weight_H.data_ptr(),
@@ -92,21 +114,19 @@ def swiglu_native(gate_up_TI: torch.Tensor) -> torch.Tensor:
     gate_up_TI = gate_up_TI.contiguous()
     num_rows, width = gate_up_TI.shape
     out_TI = torch.empty(num_rows, width // 2, dtype=torch.float32)
-    _function("paceline_swiglu", _POINTER, _POINTER, _SIZE, _SIZE, _THREADS)(
+    _functions().swiglu(
         gate_up_TI.data_ptr(), out_TI.data_ptr(), num_rows, width // 2, torch.get_num_threads()
     )
     return out_TI
 
 
 def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
-    """[T, N, D] -> [T, N, D]; the rows of x may lie apart, as slices of a wider tensor do."""
+    """[T, N, D] -> [T, N, D]."""
     num_rows, num_heads, head_dim = x_TND.shape
-    if x_TND.stride()[1:] != (head_dim, 1):
-        x_TND = x_TND.contiguous()
+    x_TND = _dense_rows(x_TND)
     cos_sin_TD = cos_sin_TD.contiguous()
     out_TND = torch.empty(num_rows, num_heads, head_dim, dtype=torch.float32)
-    types = [_POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _THREADS]
-    _function("paceline_rope", *types)(
+    _functions().rope(
         x_TND.data_ptr(),
         x_TND.stride(0),
         cos_sin_TD.data_ptr(),
@@ -117,6 +137,39 @@ def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
         torch.get_num_threads(),
     )
     return out_TND
+
+
+def write_cache_native(
+    k_TMD: torch.Tensor,
+    v_TMD: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_ids_T: torch.Tensor,
+    offsets_T: torch.Tensor,
+) -> None:
+    """Put row t of k and v at `[block_ids_T[t], :, offsets_T[t]]` of [blocks, M, block size, D] keys and values."""
+    k_TMD, v_TMD = _dense_rows(k_TMD), _dense_rows(v_TMD)
+    num_kv_heads, block_size, head_dim = keys.shape[1:]
+    _functions().write_cache(
+        k_TMD.data_ptr(),
+        k_TMD.stride(0),
+        v_TMD.data_ptr(),
+        v_TMD.stride(0),
+        keys.data_ptr(),
+        values.data_ptr(),
+        block_ids_T.data_ptr(),
+        offsets_T.data_ptr(),
+        block_ids_T.shape[0],
+        num_kv_heads,
+        block_size,
+        head_dim,
+    )
+
+
+def _dense_rows(x_TND: torch.Tensor) -> torch.Tensor:
+    """The same, its rows dense; they may lie apart, as slices of a wider tensor do."""
+    is_dense = x_TND.stride()[1:] == (x_TND.shape[2], 1)
+    return x_TND if is_dense else x_TND.contiguous()
 
 
 def attends_natively(q_TND: torch.Tensor, num_kv_heads: int) -> bool:
@@ -154,18 +207,7 @@ def attention_native(
     num_heads, head_dim = q_TND.shape[1:]
     num_kv_heads = keys.shape[1]
     out_TND, logsumexp_TN = torch.zeros_like(q_TND), q_TND.new_zeros(q_TND.shape[:2])
-    types = [
-        *[_POINTER] * 4,
-        *[_SIZE] * 3,
-        _POINTER,
-        _POINTER,
-        _SIZE,
-        _POINTER,
-        _POINTER,
-        *[_SIZE] * 3,
-        _THREADS,
-    ]
-    _function("paceline_attention", *types)(
+    _functions().attention(
         q_TND.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),

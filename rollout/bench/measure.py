@@ -1,33 +1,33 @@
 """Times a workload on an engine, and refuses to when the engine's outputs are wrong."""
 
-import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from kernels.attention import Segment, packed_attention, packed_layout
 from kernels.linear_logprobs import linear_logprobs
+from rollout.bench.machine import MachinePeaks, peak_memory_gb
+from rollout.bench.split import time_parts
 from rollout.bench.workloads import Workload
 from rollout.engine.core import Completion, SamplingParams
-from rollout.engine.engine import Engine
+from rollout.engine.engine import Engine, EngineStats
 from rollout.models.decoder import Decoder
 
-__all__ = ["busy_cores", "check_outputs", "measure"]
+__all__ = ["check_outputs", "measure"]
 
 
-def busy_cores() -> float:
-    """Load average of the last minute: what other processes, and this one, kept busy."""
-    return os.getloadavg()[0]
-
-
-def measure(engine: Engine, workload: Workload, *, repeats: int) -> dict[str, Any]:
-    """Run a workload once to warm up and `repeats` times for the clock.
+def measure(
+    engine: Engine, workload: Workload, *, repeats: int, peaks: MachinePeaks
+) -> dict[str, Any]:
+    """Run a workload once to warm up, `repeats` times for the clock, and once more with its parts timed.
 
     Returns:
-        tokens, tokens/s (median, least and greatest), computed and preempted counts of the last run.
+        tokens; tokens/s (median, least and greatest); shares of the machine's peaks over the median run; ms per
+        engine step of the split run, in all and by part; preemptions and prefix hits of one run.
 
     Raises:
         RuntimeError: a completion's log-probabilities are not those of one plain forward.
@@ -40,19 +40,58 @@ def measure(engine: Engine, workload: Workload, *, repeats: int) -> dict[str, An
     for prompt, completions in list(zip(workload.prompts, outputs, strict=True))[:2]:
         check_outputs(engine.decoder, prompt, completions[:2])
     num_tokens = sum(len(c.token_ids) for group in outputs for c in group)
-    rates = []
-    for _ in range(repeats):
-        engine.clear_prefix_cache()
-        start = time.monotonic()
-        engine.generate(workload.prompts, params)
-        rates.append(num_tokens / (time.monotonic() - start))
+    before = replace(engine.stats)
+    runs = [_seconds(engine, workload, params) for _ in range(repeats)]
+    counts = _difference(engine.stats, before, repeats)
+    seconds = statistics.median(runs)
+    with time_parts() as parts:
+        split_seconds = _seconds(engine, workload, params)
+    parts["other"] = split_seconds - sum(parts.values())
+    num_steps = counts["num_steps"]
     return {
         "concurrency": len(workload.prompts) * workload.group_size,
         "tokens": num_tokens,
-        "tokens_per_second": round(statistics.median(rates), 1),
-        "tokens_per_second_min": round(min(rates), 1),
-        "tokens_per_second_max": round(max(rates), 1),
+        "tokens_per_second": round(num_tokens / seconds, 1),
+        "tokens_per_second_min": round(num_tokens / max(runs), 1),
+        "tokens_per_second_max": round(num_tokens / min(runs), 1),
         "repeats": repeats,
+        **_shares(engine.decoder, counts, seconds, peaks),
+        "steps": round(num_steps),
+        "ms_per_step": round(split_seconds / num_steps * 1e3, 2),
+        **{f"ms_{part}": round(s / num_steps * 1e3, 2) for part, s in parts.items()},
+        "preemptions": round(counts["num_preemptions"]),
+        "prefix_hit_tokens": round(counts["num_prefix_hit_tokens"]),
+        "peak_memory_gb": round(peak_memory_gb(), 2),
+    }
+
+
+def _seconds(engine: Engine, workload: Workload, params: Sequence[SamplingParams]) -> float:
+    engine.clear_prefix_cache()
+    start = time.perf_counter()
+    engine.generate(workload.prompts, params)
+    return time.perf_counter() - start
+
+
+def _difference(after: EngineStats, before: EngineStats, repeats: int) -> dict[str, float]:
+    return {
+        f.name: (getattr(after, f.name) - getattr(before, f.name)) / repeats for f in fields(after)
+    }
+
+
+def _shares(
+    decoder: Decoder, counts: Mapping[str, float], seconds: float, peaks: MachinePeaks
+) -> dict[str, float]:
+    """Of the GEMM peak: the linears' multiplications. Of the bandwidth: the weights, read once per step."""
+    weights = [p for layer in decoder.layers for p in layer.parameters() if p.ndim == 2]
+    layer_size = sum(w.numel() for w in weights)
+    head_size = decoder.lm_head.numel()
+    flops = 2 * (
+        counts["num_computed_tokens"] * layer_size + counts["num_sampled_tokens"] * head_size
+    )
+    num_bytes = counts["num_steps"] * (layer_size + head_size) * decoder.lm_head.element_size()
+    return {
+        "share_of_gemm_peak": round(flops / seconds / (peaks.gemm_tflops * 1e12), 3),
+        "share_of_read_bandwidth": round(num_bytes / seconds / (peaks.read_gb_per_second * 1e9), 3),
     }
 
 

@@ -57,9 +57,11 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_TH: torch.Tensor, cos_sin_TD: torch.Tensor, attend: Attend) -> torch.Tensor:
         eps = self.spec.rms_norm_eps
-        x_TH = x_TH + self._attention(rms_norm(x_TH, self.input_norm, eps=eps), cos_sin_TD, attend)
+        # the residual is added in place, to the output of a linear, which no backward reads
+        attended = self._attention(rms_norm(x_TH, self.input_norm, eps=eps), cos_sin_TD, attend)
+        x_TH = attended.add_(x_TH)
         hidden = rms_norm(x_TH, self.post_attention_norm, eps=eps)
-        return x_TH + self.down_proj(swiglu(self.gate_up_proj(hidden)))
+        return self.down_proj(swiglu(self.gate_up_proj(hidden))).add_(x_TH)
 
     def _attention(
         self, x_TH: torch.Tensor, cos_sin_TD: torch.Tensor, attend: Attend

@@ -1,0 +1,88 @@
+"""What the machine gives: how busy others keep it, its GEMM peak, its memory bandwidth. Measured, never looked up."""
+
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kernels.linear import linear
+
+__all__ = ["MachinePeaks", "busy_cores", "measure_peaks", "peak_memory_gb", "process_age_seconds"]
+
+_REPEATS = 7
+_GEMM_ROWS, _GEMM_FEATURES = 512, 2048
+_READ_BYTES = 1 << 29  # past every cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinePeaks:
+    """Medians of repeated measurements in this process."""
+
+    gemm_tflops: float
+    """TFLOP/s of `kernels.linear` and of PyTorch's own GEMM on a large shape, the better of the two."""
+    read_gb_per_second: float
+    """GB/s (10^9 bytes) of a sum over 0.5 GB."""
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """Cores that other processes keep busy, while this one sleeps; NaN where /proc/stat is missing."""
+    before = _busy_seconds()
+    time.sleep(seconds)
+    return (_busy_seconds() - before) / seconds
+
+
+def _busy_seconds() -> float:
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return float("nan")
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
+        int, stat.read_text().split("\n", 1)[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_peaks(dtype: torch.dtype) -> MachinePeaks:
+    """Takes about two seconds; needs a quiet machine."""
+    rows = torch.randn(_GEMM_ROWS, _GEMM_FEATURES).to(dtype)
+    weight = torch.randn(_GEMM_FEATURES, _GEMM_FEATURES).to(dtype)
+    flops = 2 * _GEMM_ROWS * _GEMM_FEATURES**2
+    with torch.inference_mode():
+        ours = _median_seconds(lambda: linear(rows, weight))
+        theirs = _median_seconds(lambda: torch.nn.functional.linear(rows, weight))
+    memory = torch.ones(_READ_BYTES // 4)
+    read = _median_seconds(memory.sum)
+    return MachinePeaks(
+        gemm_tflops=flops / min(ours, theirs) / 1e12, read_gb_per_second=_READ_BYTES / read / 1e9
+    )
+
+
+def _median_seconds(work: Callable[[], object]) -> float:
+    work()
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def peak_memory_gb() -> float:
+    """Resident memory of this process at its greatest, in GB (10^9 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def process_age_seconds() -> float:
+    """Since this process began, imports included; NaN where /proc is missing."""
+    stat = Path("/proc/self/stat")
+    if not stat.exists():
+        return float("nan")
+    # the fields after the command's name, which may hold blanks; the 22nd of all is the start, in ticks since boot
+    start = int(stat.read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - start

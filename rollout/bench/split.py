@@ -1,0 +1,45 @@
+"""Where a run's time goes: linears, attention, sampling, other."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+__all__ = ["PARTS", "time_parts"]
+
+PARTS = {
+    "linears": "rollout.models.decoder.linear",
+    "attention": "rollout.engine.runner.paged_attention",
+    "sampling": "rollout.engine.engine.sample_tokens",
+}
+"""Each part goes through one function; none calls another, so their times add up."""
+
+
+@contextmanager
+def time_parts() -> Iterator[dict[str, float]]:
+    """Seconds by part of what runs inside, filled while it runs. Of a CPU, where a call ends when its work does."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+    with ExitStack() as stack:
+        for part, path in PARTS.items():
+            original = _resolve(path)
+            stack.enter_context(mock.patch(path, _timed(original, part, seconds)))
+        yield seconds
+
+
+def _timed(
+    function: Callable[..., Any], part: str, seconds: dict[str, float]
+) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[part] += time.perf_counter() - start
+
+    return timed
+
+
+def _resolve(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)
