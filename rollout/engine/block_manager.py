@@ -81,7 +81,7 @@ class BlockManager:
             if block in self._key_of:
                 self._evictable[block] = None
             else:
-                self._free.append(block)
+                self._free.appendleft(block)  # the next to be used: its memory is warm
         table.clear()
 
     def match_prefix(self, token_ids: Sequence[int], *, policy_version: int) -> list[int]:
@@ -118,7 +118,7 @@ class BlockManager:
 
     def forget(self) -> None:
         """Empty the prefix cache; blocks in use stay with their owners."""
-        self._free.extend(self._evictable)
+        self._free.extendleft(self._evictable)
         self._evictable.clear()
         self._cached.clear()
         self._key_of.clear()

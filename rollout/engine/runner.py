@@ -137,9 +137,9 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> to
     """Zeros that take no time, and on a CPU no memory either before they are written: its kernel gives zeroed pages."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(
-            mmap.MADV_HUGEPAGE
-        )  # 2 MB at a time: a page fault per 4 KB took 12 ms of a decode step
+        # a decode step touches every head of every layer: with 4 KB pages, thousands of them at a page walk each
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(*shape)
