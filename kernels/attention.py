@@ -14,6 +14,7 @@ Shape legend: T = packed rows, N = query heads, M = KV heads, G = N / M, D = wid
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from kernels.attention_fold import fold_packed, fold_packed_backward, fold_paged
 from kernels.attention_layout import (
@@ -96,6 +97,7 @@ class _PackedAttention(torch.autograd.Function):
         return out_TND
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_TND):  # pyrefly: ignore
         q_TND, k_TMD, v_TMD, out_TND, logsumexp_TN = ctx.saved_tensors
         grads = fold_packed_backward(

@@ -148,9 +148,11 @@ def _block_state(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Key block j alone, on its own maximum: (max, sum, unnormalised output)."""
     keys, values = load_block(j)
-    scores = _scores(queries_SMRD, keys).masked_fill_(
-        _hidden(queries_SMRD, bucket, j), float("-inf")
-    )
+    hidden = _hidden(queries_SMRD, bucket, j)
+    scores = _scores(queries_SMRD, keys).masked_fill_(hidden, float("-inf"))
+    if j == bucket.num_key_blocks - 1:
+        # past the sequence's end lies what an earlier owner of the block left, and 0 * NaN is NaN
+        values = values.masked_fill(hidden.all(2)[..., None], 0)
     maximum = scores.amax(-1, keepdim=True)
     # a block that the row does not see: exp(-inf - finite) = 0 instead of exp(-inf + inf) = NaN
     weights = scores.sub_(maximum.clamp(min=torch.finfo(scores.dtype).min)).exp_()

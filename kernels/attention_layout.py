@@ -72,12 +72,13 @@ class AttentionLayout:
             (s.first_row, s.num_queries, s.first_position, start)
             for s, start in zip(self.segments, starts, strict=False)
         ]
-        return torch.tensor(rows, dtype=torch.int64)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu")
 
     @functools.cached_property
     def table(self) -> torch.Tensor:
         """int64, the `key_index` of all segments, one after another."""
-        return torch.tensor([i for s in self.segments for i in s.key_index], dtype=torch.int64)
+        indices = [i for s in self.segments for i in s.key_index]
+        return torch.tensor(indices, dtype=torch.int64, device="cpu")
 
     @functools.cached_property
     def tasks_W2(self) -> torch.Tensor:
@@ -87,7 +88,7 @@ class AttentionLayout:
             for index, segment in enumerate(self.segments)
             for first in range(0, segment.num_queries, _QUERIES_PER_TASK)
         ]
-        return torch.tensor(tasks, dtype=torch.int64)
+        return torch.tensor(tasks, dtype=torch.int64, device="cpu")
 
     @functools.cached_property
     def buckets(self) -> tuple[AttentionBucket, ...]:

@@ -39,7 +39,8 @@ def linear(
     if tile == 0:
         tiles = pad_rows(x_TK, _EXACT_TILE).split(_EXACT_TILE)
         return torch.cat([functional.linear(t, weight_NK, bias_N) for t in tiles])[:num_rows]
-    return functional.linear(pad_rows(x_TK, tile), weight_NK, bias_N)[:num_rows]
+    out_TN = functional.linear(pad_rows(x_TK, tile), weight_NK, bias_N)
+    return out_TN if out_TN.shape[0] == num_rows else out_TN[:num_rows]
 
 
 class _Linear(torch.autograd.Function):

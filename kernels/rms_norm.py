@@ -4,6 +4,7 @@ Shape legend: T = rows, H = width. Traffic: reads and writes T*H elements.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from kernels.cpu.ops import rms_norm_native, runs_natively
 from kernels.numerics import accumulate_dtype
@@ -34,6 +35,7 @@ class _RMSNorm(torch.autograd.Function):
         return (x * inverse_T1).to(x_TH.dtype).mul_(weight_H)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_TH: torch.Tensor):  # pyrefly: ignore
         x_TH, weight_H, inverse_T1 = ctx.saved_tensors
         dtype = inverse_T1.dtype

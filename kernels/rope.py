@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from kernels.cpu.ops import rope_native, runs_natively
 from kernels.numerics import accumulate_dtype
@@ -83,6 +84,7 @@ class _Rope(torch.autograd.Function):
         return rope_native(x_TND, cos_sin_TD)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_TND):  # pyrefly: ignore
         (cos_sin_TD,) = ctx.saved_tensors
         cos, sin = cos_sin_TD.chunk(2, dim=-1)

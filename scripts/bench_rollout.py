@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 
 from rl.cli import UserError, launch
@@ -29,13 +30,17 @@ def bench(config: BenchRolloutConfig) -> None:
     header = {
         "engine": "paceline",
         "dtype": str(dtype).removeprefix("torch."),
-        "start_seconds": round(start_seconds, 1),
-        "busy_cores": round(busy, 2),
+        "start_seconds": _known(round(start_seconds, 1)),
+        "busy_cores": _known(round(busy, 2)),
         **{name: round(value, 3) for name, value in dataclasses.asdict(peaks).items()},
     }
     for name, workload in work.items():
         result = measure(engine, workload, repeats=config.repeats, peaks=peaks)
         print(json.dumps({**header, "workload": name, **result}), flush=True)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON has no NaN
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Compiles native.c once for this machine's own processor, keeps the result, and loads it.
 
-Plain C through ctypes: it builds in two seconds with any C compiler, without PyTorch's headers.
+Plain C through ctypes: gcc builds it in two seconds, without PyTorch's headers. Made for Linux: clang's OpenMP calls
+another runtime than the one in PyTorch's wheels, and there tensor operations serve.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -36,16 +38,21 @@ def native_library() -> ctypes.CDLL | None:
     if os.environ.get("PACELINE_NATIVE") == "0":
         return None
     try:
-        path = _build()
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
+        return ctypes.CDLL(str(_build()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning(
-            "kernels/cpu/native.c cannot be used, so float32 runs about half as fast on this CPU; install a C compiler "
-            "with OpenMP, such as gcc, or name one in CC (%s)",
-            str(detail).strip().splitlines()[-1],
+            "kernels/cpu/native.c cannot be used, so float32 runs about half as fast on this CPU; it needs Linux, gcc, and "
+            "a processor with AVX2 and FMA, or 64-bit ARM (%s)",
+            _reason(error),
         )
         return None
+
+
+def _reason(error: Exception) -> str:
+    """One line: a compiler's own, if it was the compiler."""
+    lines = [line.strip() for line in str(getattr(error, "stderr", "") or "").splitlines()]
+    errors = [line for line in lines if "error" in line]
+    return (errors or [str(error)])[0]
 
 
 def _build() -> Path:
@@ -55,28 +62,30 @@ def _build() -> Path:
         OSError: there is no compiler, or the cache cannot be written.
         subprocess.SubprocessError: it refuses the source.
     """
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
-    if not compiler:
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc")]
+    if compiler == [None]:
         raise FileNotFoundError("no gcc and no cc on the PATH")
     flags = (*_FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    key = repr((_SOURCE.read_bytes(), flags, version.stdout, _processor())).encode()
+    version = _run(*compiler, "--version")
+    key = repr((_SOURCE.read_bytes(), flags, version, _processor())).encode()
     directory = default_cache_dir() / "native"
     library = directory / f"{hashlib.sha256(key).hexdigest()[:16]}.so"
     if not library.exists():
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             compiled, linked = f"{scratch}/native.o", f"{scratch}/native.so"
-            _run(compiler, *flags, "-c", str(_SOURCE), "-o", compiled)
+            _run(*compiler, *flags, "-c", str(_SOURCE), "-o", compiled)
             # linked without -fopenmp: its calls then resolve to the OpenMP runtime that torch has loaded. Two runtimes
             # would be two pools of threads that spin against each other
-            _run(compiler, "-shared", compiled, "-o", linked, "-lm")
+            _run(*compiler, "-shared", compiled, "-o", linked, "-lm")
+            ctypes.CDLL(linked)  # what does not load is not kept
             os.replace(linked, library)
     return library
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
 
 
 def _processor() -> str:

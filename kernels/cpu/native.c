@@ -4,8 +4,12 @@
  * i mod 8, lanes joined in one tree at the end. Rows, blocks of rows and threads only decide who computes an element,
  * never how. So a row has the same bits in any batch, which is what trainer and engine rely on.
  *
- * Vectors are GCC's and Clang's own extension: 32 bytes are one AVX register, or two of NEON or SSE.
+ * Vectors are GCC's own extension: 32 bytes are one AVX register, or two of NEON.
  */
+
+#if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__))
+#error "this processor has no AVX2 and FMA"
+#endif
 
 #include <math.h>
 #include <stdint.h>

@@ -72,12 +72,18 @@ def linear_native(
 ) -> torch.Tensor:
     """[T, K], [N, K], [N] -> [T, N]."""
     x_TK, weight_NK = x_TK.contiguous(), weight_NK.contiguous()
+    bias_N = None if bias_N is None else bias_N.contiguous()
     (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
-    out_TN = torch.empty(num_rows, out_features, dtype=torch.float32)
+    if weight_NK.shape[1] != in_features or (bias_N is not None and len(bias_N) != out_features):
+        raise ValueError(
+            f"linear: rows of {in_features} do not fit weights {tuple(weight_NK.shape)}, or the bias does not"
+        )
+    _require_float32(x_TK, weight_NK, *([] if bias_N is None else [bias_N]))
+    out_TN = torch.empty(num_rows, out_features, dtype=torch.float32, device="cpu")
     _functions().linear(
         x_TK.data_ptr(),
         weight_NK.data_ptr(),
-        None if bias_N is None else bias_N.contiguous().data_ptr(),
+        None if bias_N is None else bias_N.data_ptr(),
         out_TN.data_ptr(),
         num_rows,
         in_features,
@@ -91,10 +97,15 @@ def rms_norm_native(
     x: torch.Tensor, weight_H: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[..., H] -> the same, and [..., 1] the inverse root mean square of each row."""
-    rows = x.contiguous()
+    rows, weight_H = x.contiguous(), weight_H.contiguous()
     width = rows.shape[-1]
-    out = torch.empty(rows.shape, dtype=torch.float32)
-    inverse = torch.empty(*rows.shape[:-1], 1, dtype=torch.float32)
+    if weight_H.shape != (width,):
+        raise ValueError(
+            f"rms_norm: rows of {width} need as many weights, got {tuple(weight_H.shape)}"
+        )
+    _require_float32(rows, weight_H)
+    out = torch.empty(rows.shape, dtype=torch.float32, device="cpu")
+    inverse = torch.empty(*rows.shape[:-1], 1, dtype=torch.float32, device="cpu")
     _functions().rms_norm(
         rows.data_ptr(),
         width,
@@ -113,7 +124,7 @@ def swiglu_native(gate_up_TI: torch.Tensor) -> torch.Tensor:
     """[T, 2*I] -> [T, I]."""
     gate_up_TI = gate_up_TI.contiguous()
     num_rows, width = gate_up_TI.shape
-    out_TI = torch.empty(num_rows, width // 2, dtype=torch.float32)
+    out_TI = torch.empty(num_rows, width // 2, dtype=torch.float32, device="cpu")
     _functions().swiglu(
         gate_up_TI.data_ptr(), out_TI.data_ptr(), num_rows, width // 2, torch.get_num_threads()
     )
@@ -125,7 +136,13 @@ def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
     num_rows, num_heads, head_dim = x_TND.shape
     x_TND = _dense_rows(x_TND)
     cos_sin_TD = cos_sin_TD.contiguous()
-    out_TND = torch.empty(num_rows, num_heads, head_dim, dtype=torch.float32)
+    if head_dim % 2 or cos_sin_TD.shape != (num_rows, head_dim):
+        raise ValueError(
+            f"rope: heads {tuple(x_TND.shape)} need an even width and angles [{num_rows}, {head_dim}], got "
+            f"{tuple(cos_sin_TD.shape)}"
+        )
+    _require_float32(x_TND, cos_sin_TD)
+    out_TND = torch.empty(num_rows, num_heads, head_dim, dtype=torch.float32, device="cpu")
     _functions().rope(
         x_TND.data_ptr(),
         x_TND.stride(0),
@@ -147,9 +164,20 @@ def write_cache_native(
     block_ids_T: torch.Tensor,
     offsets_T: torch.Tensor,
 ) -> None:
-    """Put row t of k and v at `[block_ids_T[t], :, offsets_T[t]]` of [blocks, M, block size, D] keys and values."""
+    """Put row t of k and v at `[block_ids_T[t], :, offsets_T[t]]` of [blocks, M, block size, D] keys and values.
+
+    The ids and offsets are not checked: they are the same for every layer, and the block manager's.
+    """
     k_TMD, v_TMD = _dense_rows(k_TMD), _dense_rows(v_TMD)
     num_kv_heads, block_size, head_dim = keys.shape[1:]
+    shape = (len(block_ids_T), num_kv_heads, head_dim)
+    if not (
+        k_TMD.shape == v_TMD.shape == shape and keys.is_contiguous() and values.is_contiguous()
+    ):
+        raise ValueError(
+            f"write_cache: k and v must be {shape}, got {tuple(k_TMD.shape)}, and the cache contiguous"
+        )
+    _require_float32(k_TMD, v_TMD, keys, values)
     _functions().write_cache(
         k_TMD.data_ptr(),
         k_TMD.stride(0),
@@ -166,6 +194,13 @@ def write_cache_native(
     )
 
 
+def _require_float32(*tensors: torch.Tensor) -> None:
+    """C reads bytes: another type would be read past its end."""
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32:
+            raise ValueError(f"all operands must be float32, got {tensor.dtype}")
+
+
 def _dense_rows(x_TND: torch.Tensor) -> torch.Tensor:
     """The same, its rows dense; they may lie apart, as slices of a wider tensor do."""
     is_dense = x_TND.stride()[1:] == (x_TND.shape[2], 1)
@@ -175,7 +210,7 @@ def _dense_rows(x_TND: torch.Tensor) -> torch.Tensor:
 def attends_natively(q_TND: torch.Tensor, num_kv_heads: int) -> bool:
     """Whether `attention_native` takes these heads."""
     num_heads, head_dim = q_TND.shape[1:]
-    fits = head_dim % 8 == 0 and head_dim <= _MAX_HEAD_DIM
+    fits = head_dim % 8 == 0 and head_dim <= _MAX_HEAD_DIM and num_heads % num_kv_heads == 0
     return fits and num_heads // num_kv_heads <= _MAX_GROUP and runs_natively(q_TND)
 
 
@@ -206,6 +241,9 @@ def attention_native(
     q_TND = q_TND.contiguous()
     num_heads, head_dim = q_TND.shape[1:]
     num_kv_heads = keys.shape[1]
+    if not (keys.is_contiguous() and values.is_contiguous() and keys.shape == values.shape):
+        raise ValueError("attention: keys and values must be contiguous and of one shape")
+    _require_float32(q_TND, keys, values)
     out_TND, logsumexp_TN = torch.zeros_like(q_TND), q_TND.new_zeros(q_TND.shape[:2])
     _functions().attention(
         q_TND.data_ptr(),

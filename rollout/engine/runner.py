@@ -3,6 +3,7 @@
 Shape legend: T = tokens of the batch, R = rows to sample from, V = vocabulary.
 """
 
+import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -141,5 +142,6 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> to
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # a decode step touches every head of every layer: with 4 KB pages, thousands of them at a page walk each
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # advice: a kernel without huge pages refuses it
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(*shape)

@@ -363,3 +363,18 @@ def test_segments_of_like_shape_share_a_bucket():
     shapes = [(b.num_key_blocks, *b.query_rows_SQ.shape) for b in layout.buckets]
     assert shapes == [(1, 2, 1), (1, 1, 32), (1, 2, 64), (2, 1, 65), (3, 1, 130)]
     assert layout.num_rows == 326
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_an_earlier_owner_left_in_a_block_does_not_reach_the_next(dtype):
+    q, k, v = make_qkv(3, dtype=dtype)
+    segment = Segment(first_row=0, num_queries=3, first_position=0, key_index=[1])
+    outputs = []
+    for left in (0.0, float("nan")):
+        kv = PagedKV(
+            keys=torch.full((2, NUM_KV_HEADS, 16, HEAD_DIM), left, dtype=dtype),
+            values=torch.full((2, NUM_KV_HEADS, 16, HEAD_DIM), left, dtype=dtype),
+        )
+        kv.write(k, v, torch.tensor([1, 1, 1]), torch.arange(3))
+        outputs.append(paged_attention(q, kv, paged_layout([segment], num_rows=3, block_size=16)))
+    assert torch.equal(outputs[0], outputs[1])

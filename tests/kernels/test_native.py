@@ -1,6 +1,7 @@
 """native.c: shapes that fill no vector, values at the edges, and how it is built and found missing."""
 
 import logging
+import re
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from kernels.attention import (
+    PagedKV,
     Segment,
     attention_reference,
     packed_attention,
@@ -70,6 +72,47 @@ def test_the_gate_is_right_from_one_end_of_float32_to_the_other():
     got = swiglu(torch.cat([gate, torch.ones_like(gate)])[None])[0]
     truth = functional.silu(gate.double())
     assert ((got.double() - truth).abs() <= 3e-7 * truth.abs() + 1e-35).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: linear(randn(3, 64), randn(10, 128)), "do not fit weights"),
+        (lambda: linear(randn(3, 64), randn(10, 64), randn(9)), "do not fit weights"),
+        (lambda: linear(randn(3, 64).bfloat16(), randn(10, 64)), "must be float32"),
+        (lambda: rms_norm(randn(3, 64), randn(63), eps=1e-5), "need as many weights"),
+        (lambda: rms_norm(randn(3, 64), randn(64).bfloat16(), eps=1e-5), "must be float32"),
+        (lambda: rope(randn(3, 2, 8), randn(1, 8)), r"angles \[3, 8\]"),
+        (lambda: rope(randn(3, 2, 7), randn(3, 7)), "an even width"),
+        (lambda: cache().write(randn(3, 2, 8), randn(3, 2, 9), *places(3)), "k and v must be"),
+        (lambda: cache().write(*[randn(3, 2, 8).double()] * 2, *places(3)), "must be float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_its_bytes_are_read(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def cache():
+    return PagedKV(keys=torch.zeros(4, 2, 16, 8), values=torch.zeros(4, 2, 16, 8))
+
+
+def places(count):
+    return torch.zeros(count, dtype=torch.int64), torch.arange(count)
+
+
+def test_strided_weights_and_biases_are_read_as_they_stand():
+    x, weight, bias = randn(4, 9), randn(64, 9, seed=1), randn(128, seed=2)[::2]
+    torch.testing.assert_close(linear(x, weight, bias), x @ weight.T + bias)
+    scale = randn(18, seed=3)[::2]
+    torch.testing.assert_close(rms_norm(x, scale, eps=1e-5), rms_norm_reference(x, scale, eps=1e-5))
+
+
+def test_a_second_derivative_is_refused_not_wrong():
+    x = randn(2, 2, 8).requires_grad_()
+    (gradient,) = torch.autograd.grad(rope(x, randn(2, 8)).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -167,16 +210,21 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(no_library_yet
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("/no/such/compiler", "/no/such/compiler"), ("false", "non-zero exit status")],
+    [
+        ("/no/such/compiler", "/no/such/compiler"),
+        ("false", "non-zero exit status"),
+        ("gcc -mno-fma", "error: #error .this processor has no AVX2 and FMA"),
+    ],
 )
 def test_without_a_working_compiler_tensors_serve_and_a_warning_says_so(
-    compiler, reason, no_library_yet, monkeypatch, caplog
+    compiler, reason, no_library_yet, monkeypatch, caplog, tmp_path
 ):
     monkeypatch.setenv("CC", compiler)
     with caplog.at_level(logging.WARNING, logger="paceline"):
         assert native_library() is None
-    assert "install a C compiler" in caplog.text
-    assert reason in caplog.text
+    assert "native.c cannot be used" in caplog.text
+    assert re.search(reason, caplog.text)
+    assert not list((tmp_path / "native").glob("*.so"))
     x, weight = randn(3, 16), randn(5, 16, seed=1)
     torch.testing.assert_close(linear(x, weight), x @ weight.T)
 
