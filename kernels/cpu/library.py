@@ -62,8 +62,8 @@ def _build() -> Path:
         OSError: there is no compiler, or the cache cannot be written.
         subprocess.SubprocessError: it refuses the source.
     """
-    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc")]
-    if compiler == [None]:
+    compiler = shlex.split(os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or "")
+    if not compiler:
         raise FileNotFoundError("no gcc and no cc on the PATH")
     flags = (*_FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
     version = _run(*compiler, "--version")
