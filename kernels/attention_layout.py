@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from kernels.cpu.ops import runs_natively, write_cache_native
+from kernels.cpu.ops import QUERIES_PER_TASK, runs_natively, write_cache_native
 
 __all__ = [
     "KEY_BLOCK",
@@ -23,8 +23,6 @@ __all__ = [
 ]
 
 KEY_BLOCK = 64
-
-_QUERIES_PER_TASK = 8  # as in kernels/cpu/native.c
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +84,7 @@ class AttentionLayout:
         tasks = [
             (index, first)
             for index, segment in enumerate(self.segments)
-            for first in range(0, segment.num_queries, _QUERIES_PER_TASK)
+            for first in range(0, segment.num_queries, QUERIES_PER_TASK)
         ]
         return torch.tensor(tasks, dtype=torch.int64, device="cpu")
 

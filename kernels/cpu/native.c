@@ -63,7 +63,7 @@ INLINE float sum_lanes(vec x) {
 #if defined(__x86_64__)
 #define IN_REGISTER(x) __asm__("" : "+x"(x))
 #else
-#define IN_REGISTER(x)
+#define IN_REGISTER(x) (void)(x)
 #endif
 
 /* ---- y = x W^T + b ------------------------------------------------------------------------------------------- */
@@ -77,13 +77,10 @@ INLINE void linear_tile(int ROWS, int COLUMNS, const float *x, const float *w, c
     int64_t k = 0;
     for (; k + LANES <= K; k += LANES) {
         vec wk[8];
-        if (ROWS > 1)
-            for (int c = 0; c < COLUMNS; c++) {
-                wk[c] = load(w + c * K + k);
-                IN_REGISTER(wk[c]);
-            }
-        else
-            for (int c = 0; c < COLUMNS; c++) wk[c] = load(w + c * K + k);
+        for (int c = 0; c < COLUMNS; c++) {
+            wk[c] = load(w + c * K + k);
+            if (ROWS > 1) IN_REGISTER(wk[c]); /* one row uses each once, and has 8 of them */
+        }
         for (int r = 0; r < ROWS; r++) {
             vec xk = load(x + r * K + k);
             IN_REGISTER(xk);
@@ -153,11 +150,11 @@ INLINE vec exp_lanes(vec x) {
 }
 
 /* Shapes: x, y [T, H], weight [H], inverse [T] = 1 / sqrt(mean(x^2) + eps). */
-void paceline_rms_norm(const float *x, int64_t x_stride, const float *weight, float *y, float *inverse, int64_t T,
-                       int64_t H, float eps, int threads) {
+void paceline_rms_norm(const float *x, const float *weight, float *y, float *inverse, int64_t T, int64_t H, float eps,
+                       int threads) {
 #pragma omp parallel for num_threads(threads) if (T * H > 32768)
     for (int64_t t = 0; t < T; t++) {
-        const float *row = x + t * x_stride;
+        const float *row = x + t * H;
         vec squares = splat(0);
         int64_t h = 0;
         for (; h + LANES <= H; h += LANES) squares = fma_lanes(load(row + h), load(row + h), squares);
@@ -319,7 +316,7 @@ INLINE void attend_block(int ROWS, const float *q, const float *const *keys, con
     }
 }
 
-/* Queries first .. last - 1 of a segment, against one KV head. */
+/* `queries` queries from packed row `row`, the first at `position` of its sequence, against one KV head. */
 static void attend_task(const float *q, const Cache *cache, float *out, float *logsumexp, int64_t row,
                         int64_t position, int64_t queries, int64_t head, int64_t N, int64_t G, int64_t D) {
     State states[QUERIES_PER_TASK][MAX_GROUP];

@@ -13,6 +13,7 @@ import torch
 from kernels.cpu.library import native_library
 
 __all__ = [
+    "QUERIES_PER_TASK",
     "attends_natively",
     "attention_native",
     "linear_native",
@@ -23,7 +24,8 @@ __all__ = [
     "write_cache_native",
 ]
 
-_QUERIES_PER_TASK = 8  # as in native.c
+QUERIES_PER_TASK = 8
+"""Of attention; this and the limits below are as in native.c."""
 _MAX_HEAD_DIM = 256
 _MAX_GROUP = 32
 
@@ -39,7 +41,7 @@ def runs_natively(x: torch.Tensor) -> bool:
 
 _ARGUMENTS = {
     "linear": [*[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
-    "rms_norm": [_POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _SIZE, ctypes.c_float, _THREADS],
+    "rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, ctypes.c_float, _THREADS],
     "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
     "rope": [_POINTER, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, _THREADS],
     "write_cache": [_POINTER, _SIZE, _POINTER, _SIZE, *[_POINTER] * 4, *[_SIZE] * 4],
@@ -108,7 +110,6 @@ def rms_norm_native(
     inverse = torch.empty(*rows.shape[:-1], 1, dtype=torch.float32, device="cpu")
     _functions().rms_norm(
         rows.data_ptr(),
-        width,
         weight_H.data_ptr(),
         out.data_ptr(),
         inverse.data_ptr(),

@@ -1,5 +1,6 @@
 """Where a run's time goes: linears, attention, sampling, other."""
 
+import pkgutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ def time_parts() -> Iterator[dict[str, float]]:
     seconds = dict.fromkeys(PARTS, 0.0)
     with ExitStack() as stack:
         for part, path in PARTS.items():
-            original = _resolve(path)
+            original = pkgutil.resolve_name(path)
             stack.enter_context(mock.patch(path, _timed(original, part, seconds)))
         yield seconds
 
@@ -38,8 +39,3 @@ def _timed(
             seconds[part] += time.perf_counter() - start
 
     return timed
-
-
-def _resolve(path: str) -> Callable[..., Any]:
-    module, _, name = path.rpartition(".")
-    return getattr(__import__(module, fromlist=[name]), name)

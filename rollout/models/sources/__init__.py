@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from kernels.cache_dir import default_cache_dir
 from rollout.config import ModelConfig, ModelSource
 
 
@@ -20,8 +21,6 @@ def resolve_model(config: ModelConfig, *, cache_dir: Path | None = None) -> Path
         from rollout.models.sources.hf import resolve_hf
 
         return resolve_hf(config.path)
-
-    from kernels.cache_dir import default_cache_dir
 
     cache_dir = cache_dir or default_cache_dir()
     if config.source is ModelSource.SMOLLM2_135M:

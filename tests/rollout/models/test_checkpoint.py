@@ -166,9 +166,12 @@ def test_a_tied_head_in_the_file_is_passed_over(edited):
     assert not (decoder.lm_head == 7.0).any()
 
 
-def test_rope_frequencies_in_the_file_are_passed_over(edited):
+def test_rope_frequencies_in_the_file_are_passed_over(edited, qwen2):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    load_decoder(edited(lambda t: t.update({name: torch.ones(8)})), dtype=torch.float32)
+    directory = edited(lambda t: t.update({name: torch.ones(8)}))
+    got, plain = (load_decoder(d, dtype=torch.float32) for d in (directory, qwen2))
+    assert torch.equal(got.cos_sin, plain.cos_sin)
+    assert_same_tensors(dict(got.hf_tensors()), dict(plain.hf_tensors()))
 
 
 # --- what is refused
