@@ -196,6 +196,25 @@ class TrainerConfig:
 
 
 @dataclass(kw_only=True)
+class CorrectionConfig:
+    """For engines that sample from a slightly other policy; in exact mode it changes nothing."""
+
+    max_importance_weight: float = 2.0
+    """Tokens are weighted by trainer's over engine's probability, at most by this; 0: all alike."""
+    max_k3: float = 0.05
+    """Past this divergence of the two in one step, in nats per token, engines in 8 bits go on in plain weights."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_importance_weight == 0 or self.max_importance_weight >= 1,
+            "correction.max_importance_weight",
+            "0 or >= 1",
+            self.max_importance_weight,
+        )
+        require(self.max_k3 > 0, "correction.max_k3", "> 0", self.max_k3)
+
+
+@dataclass(kw_only=True)
 class EvaluationConfig:
     every_steps: int = 20
     """Evaluate greedily on held-out prompts every so many steps, before the first and after the last; 0: never."""
@@ -263,6 +282,7 @@ class TrainConfig:
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     algorithm: AlgorithmConfig = MISSING
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

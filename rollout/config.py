@@ -18,6 +18,13 @@ class Dtype(Enum):
     FLOAT64 = "float64"
 
 
+class WeightDtype(Enum):
+    PLAIN = "plain"
+    """As `model.dtype`: trainer and engine agree bit for bit."""
+    INT8 = "int8"
+    """Faster rollouts of a slightly other policy; on CPUs."""
+
+
 def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise a `ValueError` that names the key, the rule and the value, unless `condition` holds."""
     if not condition:
@@ -56,6 +63,9 @@ class EngineConfig:
     """Prompt and completion together; a longer prompt is rejected."""
     prefix_cache: bool = True
     """Keep the KV blocks of finished prompts for later requests of the same policy version."""
+    weight_dtype: WeightDtype = WeightDtype.PLAIN
+    """Of the engine's matrices. INT8: 8 bits with a scale per output channel, quantized anew at every weight update;
+    the trainer corrects for the difference (`correction`)."""
 
     def __post_init__(self) -> None:
         require(

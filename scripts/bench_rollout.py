@@ -25,11 +25,12 @@ def bench(config: BenchRolloutConfig) -> None:
     busy = busy_cores()
     if busy > _BUSY_CORES:
         print(f"warning: other processes keep {busy:.1f} cores busy; do not quote", file=sys.stderr)
-    dtype = engine.decoder.lm_head.dtype
+    dtype = engine.decoder.embed_tokens.dtype
     peaks = measure_peaks(dtype)
     header = {
         "engine": "paceline",
         "dtype": str(dtype).removeprefix("torch."),
+        "weight_dtype": config.engine.weight_dtype.value,
         "start_seconds": _known(round(start_seconds, 1)),
         "busy_cores": _known(round(busy, 2)),
         **{name: round(value, 3) for name, value in dataclasses.asdict(peaks).items()},

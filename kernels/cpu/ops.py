@@ -16,6 +16,7 @@ __all__ = [
     "QUERIES_PER_TASK",
     "attends_natively",
     "attention_native",
+    "int8_linear_native",
     "linear_native",
     "rms_norm_native",
     "rope_native",
@@ -41,6 +42,7 @@ def runs_natively(x: torch.Tensor) -> bool:
 
 _ARGUMENTS = {
     "linear": [*[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
+    "int8_linear": [*[_POINTER] * 2, ctypes.c_float, *[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
     "rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, ctypes.c_float, _THREADS],
     "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
     "rope": [_POINTER, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, _THREADS],
@@ -85,6 +87,44 @@ def linear_native(
     _functions().linear(
         x_TK.data_ptr(),
         weight_NK.data_ptr(),
+        None if bias_N is None else bias_N.data_ptr(),
+        out_TN.data_ptr(),
+        num_rows,
+        in_features,
+        out_features,
+        torch.get_num_threads(),
+    )
+    return out_TN
+
+
+def int8_linear_native(
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    scale_N: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    *,
+    levels: int,
+) -> torch.Tensor:
+    """[T, K] float32, [N, K] int8, [N] float32 -> [T, N]; `levels` as in `kernels.int8_linear`."""
+    x_TK, weight_NK, scale_N = x_TK.contiguous(), weight_NK.contiguous(), scale_N.contiguous()
+    bias_N = None if bias_N is None else bias_N.contiguous()
+    (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
+    fits = weight_NK.shape[1] == in_features and len(scale_N) == out_features
+    if not fits or (bias_N is not None and len(bias_N) != out_features):
+        raise ValueError(
+            f"int8_linear: rows of {in_features} do not fit weights {tuple(weight_NK.shape)}, or scales or bias do not"
+        )
+    if weight_NK.dtype is not torch.int8:
+        raise ValueError(f"int8_linear: weights must be int8, got {weight_NK.dtype}")
+    _require_float32(x_TK, scale_N, *([] if bias_N is None else [bias_N]))
+    room = torch.empty(num_rows, in_features + 2, dtype=torch.int16, device="cpu")
+    out_TN = torch.empty(num_rows, out_features, dtype=torch.float32, device="cpu")
+    _functions().int8_linear(
+        x_TK.data_ptr(),
+        room.data_ptr(),
+        levels,
+        weight_NK.data_ptr(),
+        scale_N.data_ptr(),
         None if bias_N is None else bias_N.data_ptr(),
         out_TN.data_ptr(),
         num_rows,

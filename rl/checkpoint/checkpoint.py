@@ -25,6 +25,8 @@ class RunState:
 
     policy_version: int
     accepted_groups: int
+    gave_up_int8: bool = False
+    """The engine was to have weights in 8 bits, and went on in plain ones: see `correction.max_k3`."""
 
 
 class Checkpointer:

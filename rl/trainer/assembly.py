@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rl.trainer.loop import Parts, TrainLoop
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.torch_backend import TorchBackend
 from rl.trainer.validation import check_config, check_prompts
+from rollout.config import WeightDtype
 from rollout.engine.engine import Engine
 from rollout.engine.text import load_tokenizer
 from rollout.fleet.fleet import Fleet
@@ -61,8 +62,13 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         count = len(prompts) if isinstance(prompts.prompts, list) else _NUM_CHECKED
         lengths = prompts.lengths(count)
         check_prompts(config, lengths, max_context_tokens=limit, what=what)
+    correction = config.correction.max_importance_weight
     backend = TorchBackend(
-        load_decoder(weights, dtype=dtype), config.trainer, temperature=config.sampling.temperature
+        load_decoder(weights, dtype=dtype),
+        config.trainer,
+        temperature=config.sampling.temperature,
+        # random completions come with no probabilities
+        max_importance_weight=0.0 if config.mode is RunMode.TRAIN_ONLY else correction,
     )
     if trainer_state is not None:
         backend.load_state_dict(trainer_state)
@@ -76,7 +82,7 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         )
     )
     pool = stack.enter_context(_pool(config, task))
-    fleet = _fleet(config, decoder, tokenizer, state.policy_version)
+    fleet = _fleet(config, decoder, tokenizer, state)
     parts = Parts(
         train_prompts=train_prompts,
         held_out_prompts=held_out_prompts,
@@ -97,10 +103,14 @@ def _start(config: TrainConfig, source: Path) -> tuple[RunState, dict[str, Any] 
     return RunState(policy_version=0, accepted_groups=0), None, source
 
 
-def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, policy_version: int) -> Fleet:
+def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, state: RunState) -> Fleet:
     if config.mode is RunMode.TRAIN_ONLY:
-        return SyntheticFleet(decoder.spec.vocab_size, policy_version=policy_version)
-    return InlineFleet(Engine(decoder, tokenizer, config.engine, policy_version=policy_version))
+        return SyntheticFleet(decoder.spec.vocab_size, policy_version=state.policy_version)
+    engine_config = config.engine
+    if state.gave_up_int8:
+        engine_config = replace(engine_config, weight_dtype=WeightDtype.PLAIN)
+    engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
+    return InlineFleet(engine)
 
 
 def _pool(config: TrainConfig, task: Task) -> ScorerPool:

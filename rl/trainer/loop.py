@@ -33,8 +33,10 @@ from rl.trainer.packing import TrainingSample, loss_weights, pack
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.stop_signal import StopSignal
 from rl.trainer.stopwatch import Stopwatch
+from rollout.config import WeightDtype
 from rollout.engine.core import SamplingParams
 from rollout.fleet.fleet import Fleet
+from rollout.models.int8 import int8_weights
 from rollout.weights.update import make_update
 
 __all__ = ["Parts", "ScoringError", "TrainLoop"]
@@ -75,6 +77,8 @@ class TrainLoop:
         self._complete: dict[int, RolloutGroup] = {}
         self._loss_function = _loss_function(config.algorithm)
         self._stop = StopSignal()
+        wants_int8 = config.engine.weight_dtype is WeightDtype.INT8
+        self._is_int8 = wants_int8 and not state.gave_up_int8 and config.mode is RunMode.FULL
         self._is_updating = False  # weights are between two versions
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
@@ -193,10 +197,12 @@ class TrainLoop:
         self._is_updating = True
         with stopwatch("optimizer"):
             grad_norm = self._update(stats, samples, rate)
+        metrics = training_metrics(stats, grad_norm=grad_norm, learning_rate=rate)
+        self._check_mismatch(metrics)
         with stopwatch("publish"):
             self._publish()
         self._is_updating = False
-        return training_metrics(stats, grad_norm=grad_norm, learning_rate=rate)
+        return metrics
 
     def _samples(self, groups: Sequence[RolloutGroup]) -> tuple[list[TrainingSample], float]:
         """Scored rollouts with signal, and the denominator, in which those without it count too."""
@@ -249,8 +255,24 @@ class TrainLoop:
             logger.warning("step %d skipped: the gradient is not finite", self._version + 1)
         return norm
 
+    def _check_mismatch(self, metrics: Mapping[str, float]) -> None:
+        """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
+        k3, limit = metrics.get("mismatch/k3", 0.0), self._config.correction.max_k3
+        if self._is_int8 and not k3 <= limit:
+            logger.warning(
+                "step %d: the engine's policy in 8 bits is %.3g nats per token (K3) from the trainer's, more than "
+                "correction.max_k3=%g; the run goes on with engine.weight_dtype=PLAIN",
+                self._version + 1,
+                k3,
+                limit,
+            )
+            self._is_int8 = False
+
     def _publish(self) -> None:
-        update = make_update(self._version + 1, self._parts.backend.named_weights())
+        named_weights = self._parts.backend.named_weights()
+        if self._is_int8:
+            named_weights = int8_weights(named_weights)
+        update = make_update(self._version + 1, named_weights)
         self._parts.fleet.update_weights(update)
         self._version += 1
 
@@ -298,7 +320,12 @@ class TrainLoop:
         self._parts.tracker.progress.begin_phase("checkpoint")
         stopwatch = Stopwatch()
         backend = self._parts.backend
-        state = RunState(policy_version=self._version, accepted_groups=self._admission.accepted)
+        wanted_int8 = self._config.engine.weight_dtype is WeightDtype.INT8
+        state = RunState(
+            policy_version=self._version,
+            accepted_groups=self._admission.accepted,
+            gave_up_int8=wanted_int8 and not self._is_int8,
+        )
         with stopwatch("checkpoint"):
             path: Path = self._parts.checkpointer.save(
                 state, named_weights=backend.named_weights(), trainer_state=backend.state_dict()

@@ -10,6 +10,7 @@ import torch
 from kernels.attention import packed_attention
 from kernels.linear_logprobs import linear_logprobs
 from kernels.numerics import accumulate_dtype
+from rl.algorithms.correction import importance_weights
 from rl.config import TrainerConfig
 from rl.trainer.backend import BatchStats, LossFunction
 from rl.trainer.packing import MicroBatch
@@ -29,10 +30,19 @@ class TorchBackend:
         decoder: its weights and compute type.
         config: of the optimiser.
         temperature: of the rollouts, > 0.
+        max_importance_weight: of a token, where the engine's policy differs from the trainer's; 0 weighs all alike.
     """
 
-    def __init__(self, decoder: Decoder, config: TrainerConfig, *, temperature: float) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: TrainerConfig,
+        *,
+        temperature: float,
+        max_importance_weight: float = 0.0,
+    ) -> None:
         self._decoder = decoder.requires_grad_(True)
+        self._max_importance_weight = max_importance_weight
         self._temperature = temperature
         self._max_grad_norm = config.max_grad_norm
         self._parameters = list(decoder.parameters())
@@ -65,17 +75,24 @@ class TorchBackend:
         for micro_batch in micro_batches:
             logprobs_N, entropy_N = self.logprobs(micro_batch)
             old_logprobs_N = logprobs_N.detach()
+            importance_N = self._importance(old_logprobs_N, micro_batch)
             output = loss_function(
                 logprobs_N,
                 old_logprobs_N,
                 micro_batch.advantages_N.to(logprobs_N.dtype),
-                micro_batch.loss_weights_N.to(logprobs_N.dtype),
+                micro_batch.loss_weights_N.to(logprobs_N.dtype) * importance_N,
             )
             if not bool(output.loss.isfinite()):
                 stats.bad_sample = _first_bad_sample(old_logprobs_N, micro_batch)
                 return stats
             (output.loss / denominator).backward()
-            _add_stats(stats, micro_batch, old_logprobs_N, entropy_N, output.metrics, output.loss)
+            metrics = {
+                **output.metrics,
+                "loss/policy": output.loss.detach(),
+                "policy/entropy": entropy_N.detach().sum(),
+                "mismatch/importance_weight_mean": importance_N.sum(),
+            }
+            _add_stats(stats, micro_batch, old_logprobs_N, metrics)
         return stats
 
     def logprobs(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,6 +110,14 @@ class TorchBackend:
             self._decoder.lm_head,
             batch.target_ids_N,
             temperature=self._temperature,
+        )
+
+    def _importance(self, old_logprobs_N: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
+        if self._max_importance_weight == 0:
+            return torch.ones_like(old_logprobs_N)
+        rollout_logprobs_N = micro_batch.rollout_logprobs_N.to(old_logprobs_N)
+        return importance_weights(
+            old_logprobs_N, rollout_logprobs_N, max_weight=self._max_importance_weight
         )
 
     @torch.no_grad()
@@ -164,15 +189,11 @@ def _add_stats(
     stats: BatchStats,
     micro_batch: MicroBatch,
     old_logprobs_N: torch.Tensor,
-    entropy_N: torch.Tensor,
     metrics: Mapping[str, torch.Tensor],
-    loss: torch.Tensor,
 ) -> None:
     log_ratio_N = old_logprobs_N - micro_batch.rollout_logprobs_N.to(old_logprobs_N)
     sums = {
         **metrics,
-        "loss/policy": loss.detach(),
-        "policy/entropy": entropy_N.sum(),
         "mismatch/logprob_difference_mean": log_ratio_N.abs().sum(),
         # K3 of KL(engine || trainer): r - 1 - log r, r = trainer / engine
         "mismatch/k3": (log_ratio_N.expm1() - log_ratio_N).sum(),

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from kernels.attention import Segment, packed_attention, packed_layout
-from kernels.linear_logprobs import linear_logprobs
+from kernels.token_logprobs import token_logprobs
 from rollout.bench.machine import MachinePeaks, peak_memory_gb
 from rollout.bench.split import time_parts
 from rollout.bench.workloads import Workload
 from rollout.engine.core import Completion, SamplingParams
 from rollout.engine.engine import Engine, EngineStats
-from rollout.models.decoder import Decoder
+from rollout.models.decoder import Decoder, Int8Linear, Linear
 
 __all__ = ["check_outputs", "measure"]
 
@@ -82,7 +82,7 @@ def _shares(
     decoder: Decoder, counts: Mapping[str, float], seconds: float, peaks: MachinePeaks
 ) -> dict[str, float]:
     """Of the GEMM peak: the linears' multiplications. Of the bandwidth: the weights, read once per step."""
-    weights = [p for layer in decoder.layers for p in layer.parameters() if p.ndim == 2]
+    weights = [m.weight for m in decoder.layers.modules() if isinstance(m, Linear | Int8Linear)]
     layer_size = sum(w.numel() for w in weights)
     head_size = decoder.lm_head.numel()
     flops = 2 * (
@@ -114,8 +114,8 @@ def check_outputs(
             torch.arange(count, device=token_ids.device),
             lambda _, q, k, v, layout=layout: packed_attention(q, k, v, layout),
         )
-        rows = hidden[len(prompt) - 1 : -1]
-        logprobs, _ = linear_logprobs(rows, decoder.lm_head, token_ids[len(prompt) :])
+        logits = decoder.logits(hidden[len(prompt) - 1 : -1])
+        logprobs = token_logprobs(logits, token_ids[len(prompt) :])
         reported = torch.tensor(completion.logprobs, dtype=logprobs.dtype, device=logprobs.device)
         if not torch.equal(logprobs, reported):
             raise RuntimeError(

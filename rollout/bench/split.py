@@ -10,19 +10,20 @@ from unittest import mock
 __all__ = ["PARTS", "time_parts"]
 
 PARTS = {
-    "linears": "rollout.models.decoder.linear",
-    "attention": "rollout.engine.runner.paged_attention",
-    "sampling": "rollout.engine.engine.sample_tokens",
+    "rollout.models.decoder.linear": "linears",
+    "rollout.models.decoder.int8_linear": "linears",
+    "rollout.engine.runner.paged_attention": "attention",
+    "rollout.engine.engine.sample_tokens": "sampling",
 }
-"""Each part goes through one function; none calls another, so their times add up."""
+"""The part that each function is. None of them calls another, so their times add up."""
 
 
 @contextmanager
 def time_parts() -> Iterator[dict[str, float]]:
     """Seconds by part of what runs inside, filled while it runs. Of a CPU, where a call ends when its work does."""
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds = dict.fromkeys(PARTS.values(), 0.0)
     with ExitStack() as stack:
-        for part, path in PARTS.items():
+        for path, part in PARTS.items():
             original = pkgutil.resolve_name(path)
             stack.enter_context(mock.patch(path, _timed(original, part, seconds)))
         yield seconds

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rollout.config import Dtype, EngineConfig, ModelConfig
+from rollout.config import Dtype, EngineConfig, ModelConfig, WeightDtype
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.core import (
     Batch,
@@ -25,6 +25,7 @@ from rollout.engine.scheduler import Scheduler
 from rollout.engine.text import Prompt, encode_prompt, ends_with_stop, load_tokenizer, text_of
 from rollout.models.checkpoint import empty_decoder, load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
+from rollout.models.int8 import int8_decoder
 from rollout.models.sources import resolve_model
 from rollout.weights.receiver import WeightReceiver
 from rollout.weights.update import WeightUpdate
@@ -50,7 +51,7 @@ class Engine:
     `stage`, `verify` and `commit`, between two steps and while no request is unfinished.
 
     Args:
-        decoder: the model; the engine runs it and, at a commit, replaces it.
+        decoder: the model; the engine runs it, or a copy in 8 bits, and at a commit replaces it.
         tokenizer: of the same model.
         config: limits and sizes.
         policy_version: of the decoder's weights.
@@ -61,10 +62,11 @@ class Engine:
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self._decoder = decoder
+        is_int8 = config.weight_dtype is WeightDtype.INT8
+        self._decoder = int8_decoder(decoder) if is_int8 else decoder
+        self._shadow = self._empty_decoder(is_int8=is_int8)
         spec = decoder.spec
         weight = decoder.embed_tokens
-        self._shadow = empty_decoder(spec, dtype=weight.dtype, device=weight.device)
         block_bytes = bytes_per_block(spec, block_size=config.block_size, dtype=weight.dtype)
         num_blocks = int(config.kv_cache_gb * 1e9 // block_bytes)
         if num_blocks == 0:
@@ -234,7 +236,14 @@ class Engine:
         return finished
 
     def stage(self, update: WeightUpdate) -> None:
-        """Copy new weights beside the live ones; see `rollout.weights.receiver`."""
+        """Copy new weights beside the live ones; see `rollout.weights.receiver`.
+
+        Plain weights are taken by an engine in 8 bits too, which is plain from their commit on.
+        """
+        if self._shadow.is_int8 and not update.is_int8:
+            shadow = self._empty_decoder(is_int8=False)
+            self._receiver.replace_shadows(dict(shadow.hf_tensors()))
+            self._shadow = shadow
         self._receiver.stage(update)
 
     def verify(self) -> None:
@@ -348,6 +357,12 @@ class Engine:
             policy_versions=state.policy_versions,
             finish_reason=reason,
             text=text_of(output_ids, state.request.params.stop, self.tokenizer),
+        )
+
+    def _empty_decoder(self, *, is_int8: bool) -> Decoder:
+        weight = self._decoder.embed_tokens
+        return empty_decoder(
+            self._decoder.spec, dtype=weight.dtype, device=weight.device, is_int8=is_int8
         )
 
     def _swap_decoders(self) -> None:

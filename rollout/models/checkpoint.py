@@ -39,11 +39,15 @@ def load_decoder(
 
 
 def empty_decoder(
-    spec: DecoderSpec, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    spec: DecoderSpec,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    is_int8: bool = False,
 ) -> Decoder:
     """A decoder whose weights hold whatever the memory held."""
     with torch.device("meta"):
-        decoder = Decoder(spec)
+        decoder = Decoder(spec, is_int8=is_int8)
     decoder = decoder.to(dtype).to_empty(device=device)
     decoder.build_rope_table(device)
     return decoder

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from kernels.int8_linear import int8_linear
 from kernels.linear import linear
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope, rope_table
 from kernels.swiglu import swiglu
 from rollout.models.spec import DecoderSpec
 
-__all__ = ["Attend", "Decoder"]
+__all__ = ["Attend", "Decoder", "Int8Linear", "Linear"]
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, q [T, N, D], k [T, M, D], v [T, M, D]) -> [T, N, D]."""
@@ -27,6 +28,8 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 class Linear(nn.Module):
     """A weight [out, in] and perhaps a bias, multiplied row by row (`kernels.linear`)."""
+
+    bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__()
@@ -36,22 +39,52 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
 
+    def named_rows(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(suffix of its name, tensor with one row or element per output)."""
+        yield "weight", self.weight
+        if self.bias is not None:
+            yield "bias", self.bias
+
+
+class Int8Linear(nn.Module):
+    """The same in 8 bits with a scale per output (`kernels.int8_linear`), for engines on a CPU; has no gradient."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__()
+        # plain attributes, so that `.to(bfloat16)` leaves the scales in float32
+        self.weight = torch.empty(out_features, in_features, dtype=torch.int8, device="cpu")
+        self.scale = torch.empty(out_features, dtype=torch.float32, device="cpu")
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return int8_linear(x, self.weight, self.scale, self.bias)
+
+    def named_rows(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "weight", self.weight
+        yield "weight_scale", self.scale
+        if self.bias is not None:
+            yield "bias", self.bias
+
 
 class DecoderLayer(nn.Module):
     """Attention and MLP, each behind its norm and added to the residual stream."""
 
-    def __init__(self, spec: DecoderSpec, index: int) -> None:
+    def __init__(
+        self, spec: DecoderSpec, index: int, linear_type: type[Linear] | type[Int8Linear]
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.index = index
         width = spec.head_dim * spec.num_heads
         kv_width = spec.head_dim * spec.num_kv_heads
         self.input_norm = nn.Parameter(torch.empty(spec.hidden_size))
-        self.qkv_proj = Linear(spec.hidden_size, width + 2 * kv_width, bias=spec.qkv_bias)
-        self.o_proj = Linear(width, spec.hidden_size, bias=spec.o_bias)
+        self.qkv_proj = linear_type(spec.hidden_size, width + 2 * kv_width, bias=spec.qkv_bias)
+        self.o_proj = linear_type(width, spec.hidden_size, bias=spec.o_bias)
         self.post_attention_norm = nn.Parameter(torch.empty(spec.hidden_size))
-        self.gate_up_proj = Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=spec.mlp_bias)
-        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
+        self.gate_up_proj = linear_type(
+            spec.hidden_size, 2 * spec.intermediate_size, bias=spec.mlp_bias
+        )
+        self.down_proj = linear_type(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
         self.q_norm = nn.Parameter(torch.empty(spec.head_dim)) if spec.qk_norm else None
         self.k_norm = nn.Parameter(torch.empty(spec.head_dim)) if spec.qk_norm else None
 
@@ -93,29 +126,33 @@ class DecoderLayer(nn.Module):
             (self.down_proj, [spec.hidden_size], ["mlp.down_proj"]),
         ]
         for fused, sizes, names in parts:
-            for name, weight in zip(names, fused.weight.split(sizes), strict=True):
-                yield f"{prefix}{name}.weight", weight
-            if fused.bias is not None:
-                for name, bias in zip(names, fused.bias.split(sizes), strict=True):
-                    yield f"{prefix}{name}.bias", bias
+            for suffix, rows in fused.named_rows():
+                for name, part in zip(names, rows.split(sizes), strict=True):
+                    yield f"{prefix}{name}.{suffix}", part
         if self.q_norm is not None and self.k_norm is not None:
             yield f"{prefix}self_attn.q_norm.weight", self.q_norm
             yield f"{prefix}self_attn.k_norm.weight", self.k_norm
 
 
 class Decoder(nn.Module):
-    """Token ids in, final hidden states out; the LM head is left to who needs logits or log-probabilities."""
+    """Token ids in, final hidden states out; the LM head is left to who needs logits or log-probabilities.
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    With `is_int8` every matrix but the embedding has 8 bits, and the LM head is one of its own even where it is tied.
+    """
+
+    def __init__(self, spec: DecoderSpec, *, is_int8: bool = False) -> None:
         super().__init__()
         self.spec = spec
+        self.is_int8 = is_int8
+        linear_type = Int8Linear if is_int8 else Linear
         self.embed_tokens = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
-        self.layers = nn.ModuleList(DecoderLayer(spec, i) for i in range(spec.num_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(spec, i, linear_type) for i in range(spec.num_layers)
+        )
         self.norm = nn.Parameter(torch.empty(spec.hidden_size))
+        has_own_head = is_int8 or not spec.tie_word_embeddings
         self._lm_head = (
-            None
-            if spec.tie_word_embeddings
-            else nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size))
+            linear_type(spec.hidden_size, spec.vocab_size, bias=False) if has_own_head else None
         )
         # a plain attribute, so that `.to(bfloat16)` leaves the angles in float32
         self.cos_sin = torch.empty(0)
@@ -134,7 +171,7 @@ class Decoder(nn.Module):
     @property
     def lm_head(self) -> torch.Tensor:
         """[vocab, H]; the embedding itself where the two are tied."""
-        return self.embed_tokens if self._lm_head is None else self._lm_head
+        return self.embed_tokens if self._lm_head is None else self._lm_head.weight
 
     def forward(
         self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend
@@ -148,7 +185,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """[T, H] -> [T, vocab]."""
-        return linear(hidden_TH, self.lm_head)
+        if self._lm_head is None:
+            return linear(hidden_TH, self.embed_tokens)
+        return self._lm_head(hidden_TH)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""
@@ -158,4 +197,5 @@ class Decoder(nn.Module):
             yield from layer.hf_tensors()
         yield "model.norm.weight", self.norm
         if self._lm_head is not None:
-            yield "lm_head.weight", self._lm_head
+            for suffix, rows in self._lm_head.named_rows():
+                yield f"lm_head.{suffix}", rows

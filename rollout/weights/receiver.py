@@ -67,19 +67,24 @@ class WeightReceiver:
         """One digest over the weights in force, read now; equals `Manifest.digest` of their update."""
         return combine_digests({name: digest_tensor(t) for name, t in self._targets.items()})
 
+    def replace_shadows(self, shadows: Mapping[str, torch.Tensor]) -> None:
+        """Take the next update into other tensors: its weights may be of other types than those in force."""
+        self._require(ReceiverState.IDLE, "replace_shadows")
+        self._shadows = shadows
+
     @torch.no_grad()
     def stage(self, update: WeightUpdate) -> None:
         """Copy `update` into the shadows.
 
         Raises:
-            ValueError: other names, shapes or dtypes than the live weights', or no newer version.
+            ValueError: other names, shapes or dtypes than the shadows', or no newer version.
         """
         self._require(ReceiverState.IDLE, "stage")
         if update.version <= self._version:
             raise ValueError(
                 f"a weight update must be newer than version {self._version}, got {update.version}"
             )
-        layout = _layout(self._targets)
+        layout = _layout(self._shadows)
         specs = {spec.name: (spec.shape, spec.dtype) for spec in update.manifest.tensors}
         _check_same_layout(layout, specs, of="the manifest")
         _check_same_layout(layout, _layout(update.tensors), of="the update")

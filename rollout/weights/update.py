@@ -25,6 +25,11 @@ class WeightUpdate:
                 f"version {self.version} of the update must be its manifest's, {self.manifest.version}"
             )
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether the sender quantized it (`rollout.models.int8`)."""
+        return any(spec.dtype == "int8" for spec in self.manifest.tensors)
+
 
 def make_update(version: int, named_weights: Iterable[tuple[str, torch.Tensor]]) -> WeightUpdate:
     """The update to `version`, with the digests of `named_weights` as they are now.

@@ -112,6 +112,40 @@ def test_resuming_gives_bitwise_the_weights_of_the_run_that_was_not_interrupted(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def differences(run_dir: Path) -> list[float]:
+    rows = steps_of(run_dir)
+    return [row.get("mismatch/logprob_difference_max", -1.0) for row in rows]
+
+
+def test_int8_rollouts_train_measure_their_mismatch_and_resume_bit_for_bit(tmp_path):
+    int8 = ("engine.weight_dtype=INT8", "correction.max_k3=1")
+    whole, half, resumed = (tmp_path / name for name in ("whole", "half", "resumed"))
+    train(whole, *int8, "trainer.num_steps=4")
+    measured = [d for d in differences(whole) if d >= 0]
+    assert measured, "no step had a group with signal"
+    assert all(0 < d < 0.5 for d in measured)
+    train(half, *int8, "trainer.num_steps=2")
+    train(resumed, *int8, "trainer.num_steps=4", f"resume_from={half}")
+    first, second = weights_of(whole, 4), weights_of(resumed, 4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_int8_is_given_up_past_the_limit_and_stays_so_when_resumed(tmp_path, caplog):
+    int8 = ("engine.weight_dtype=INT8", "correction.max_k3=1e-12")
+    whole, half, resumed = (tmp_path / name for name in ("whole", "half", "resumed"))
+    train(whole, *int8, "trainer.num_steps=4")
+    assert caplog.text.count("the run goes on with engine.weight_dtype=PLAIN") == 1
+    measured = differences(whole)
+    given_up = next(i for i, d in enumerate(measured) if d > 0)
+    assert given_up < 3, "a later step can show what follows"
+    assert set(measured[given_up + 1 :]) <= {0.0, -1.0}
+    train(half, *int8, f"trainer.num_steps={given_up + 1}")
+    train(resumed, *int8, "trainer.num_steps=4", f"resume_from={half}")
+    assert set(differences(resumed)) <= {0.0, -1.0}
+    first, second = weights_of(whole, 4), weights_of(resumed, 4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_transformers_loads_the_checkpoint_and_says_the_same_greedily(finished):
     path = finished[0] / "weights" / "v4"
     engine = Engine.from_pretrained(path, dtype="float32")

@@ -26,6 +26,7 @@ def rollout(
     sample_index: int = 0,
     reward: float | None = 1.0,
     version: int = 0,
+    logprob: float = -1.0,
 ) -> Rollout:
     """`turns` alternate: sampled tokens, an environment's reply, sampled tokens, ..."""
     made = Rollout(
@@ -36,7 +37,7 @@ def rollout(
     )
     for index, token_ids in enumerate(turns):
         if index % 2 == 0:
-            made.append_completion(completion(token_ids, version=version))
+            made.append_completion(completion(token_ids, version=version, logprob=logprob))
         else:
             made.append_context(token_ids)
     if reward is None:

@@ -31,10 +31,16 @@ def backend_of(directory: Path, dtype: torch.dtype, **config) -> TorchBackend:
     return TorchBackend(decoder, TrainerConfig(**config), temperature=0.7)
 
 
-def samples() -> list[TrainingSample]:
+def samples(logprob: float = -1.0) -> list[TrainingSample]:
     return [
         TrainingSample(
-            rollout=rollout(prompt, [9 + i, 30 + i, 60][: i + 1], group_id=g, sample_index=i),
+            rollout=rollout(
+                prompt,
+                [9 + i, 30 + i, 60][: i + 1],
+                group_id=g,
+                sample_index=i,
+                logprob=logprob,
+            ),
             advantage=[1.0, -0.5, 0.25][i],
             loss_weight=1.0 / (i + 1),
         )
@@ -159,3 +165,22 @@ def test_state_survives_a_round_trip_and_the_next_step_is_bitwise_the_same(tiny)
     one_step(second)
     pairs = zip(first.named_weights(), second.named_weights(), strict=True)
     assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in pairs)
+
+
+def test_each_token_weighs_as_its_importance_says(tiny):
+    # a policy at its own start: the gradient of exp(p - old) is that of p, so weights can be checked from outside
+    batches = pack(samples(logprob=-6.0), max_tokens=1000, share_prompts=True)
+    decoder = load_decoder(tiny, dtype=torch.float64)
+    corrected = TorchBackend(decoder, TrainerConfig(), temperature=0.7, max_importance_weight=1.5)
+    got = gradients(corrected, batches)
+    (batch,) = batches
+    plain = backend_of(tiny, torch.float64)
+    old = plain.logprobs(batch)[0].detach()
+    ratio = (old - batch.rollout_logprobs_N.double()).exp().clamp(max=1.5)
+    assert float(ratio.min()) < 1.0 < float(ratio.max()), "some are truncated, some are not"
+    weights = (batch.loss_weights_N.double() * ratio).tolist()
+    logprobs = plain.logprobs(batch)[0]
+    terms = torch.tensor(weights, dtype=torch.float64) * batch.advantages_N.double()
+    (-(terms * logprobs).sum() / 12.0).backward()
+    for a, b in zip(got, plain.state_dict()["masters"], strict=True):
+        torch.testing.assert_close(a, b.grad, rtol=1e-9, atol=1e-13)

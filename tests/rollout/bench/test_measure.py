@@ -37,7 +37,7 @@ def test_tokens_steps_and_parts_add_up(engine):
     assert result["tokens"] == 2 * 4 + 2 * 6
     assert result["concurrency"] == 4
     assert result["steps"] == 6, "one prefill that samples, then five decode steps of the longer"
-    parts = [result[f"ms_{part}"] for part in (*PARTS, "other")]
+    parts = [result[f"ms_{part}"] for part in (*set(PARTS.values()), "other")]
     assert all(part > 0 for part in parts)
     assert sum(parts) == pytest.approx(result["ms_per_step"], abs=0.05)
     assert result["tokens_per_second_min"] <= result["tokens_per_second"]
@@ -75,7 +75,7 @@ def test_parts_are_timed_inside_and_left_alone_outside(engine):
     timed = dict(parts)
     engine.generate([[5, 6]])
     assert parts == timed
-    assert set(timed) == set(PARTS)
+    assert set(timed) == set(PARTS.values())
 
 
 def test_the_machine_is_measured():
