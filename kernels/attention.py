@@ -20,12 +20,12 @@ from kernels.attention_fold import fold_packed, fold_packed_backward, fold_paged
 from kernels.attention_layout import (
     KEY_BLOCK,
     AttentionLayout,
-    PagedKV,
     Segment,
     packed_layout,
     paged_layout,
 )
 from kernels.cpu.ops import attends_natively, attention_native
+from kernels.paged_kv import PagedKV
 
 __all__ = [
     "KEY_BLOCK",
@@ -56,14 +56,14 @@ def paged_attention(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout
 
     Args:
         q_TND: [T, N, D].
-        cache: this layer's keys and values, of the same type.
+        cache: this layer's keys and values, of the same type or in 8 bits.
         layout: from `paged_layout`.
 
     Returns:
         [T, N, D], the type of q.
     """
     if attends_natively(q_TND, cache.keys.shape[1]):
-        return _native(q_TND, cache.keys, cache.values, layout)[0]
+        return _native(q_TND, cache.keys, cache.values, layout, cache.scales)[0]
     return fold_paged(q_TND, cache, layout)
 
 
@@ -107,7 +107,11 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def _native(
-    q_TND: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: AttentionLayout
+    q_TND: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layout: AttentionLayout,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return attention_native(
         q_TND,
@@ -117,4 +121,5 @@ def _native(
         tasks_W2=layout.tasks_W2,
         table=layout.table,
         keys_per_index=layout.keys_per_index,
+        scales=scales,
     )

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from kernels.attention_layout import KEY_BLOCK, AttentionBucket, AttentionLayout, PagedKV
+from kernels.attention_layout import KEY_BLOCK, AttentionBucket, AttentionLayout
 from kernels.numerics import accumulate_dtype, gemm_row_tile
+from kernels.paged_kv import PagedKV
 
 __all__ = ["fold_packed", "fold_packed_backward", "fold_paged"]
 
@@ -22,7 +23,7 @@ def fold_paged(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout) -> 
     num_kv_heads = cache.keys.shape[1]
     for bucket in layout.buckets:
         queries = _gather_queries(q_TND, bucket, num_kv_heads)
-        out, _ = _fold(queries, bucket, lambda j, b=bucket: _load_paged(cache, b, j))
+        out, _ = _fold(queries, bucket, lambda j, b=bucket: _load_paged(cache, b, j, q_TND.dtype))
         _scatter_queries(out_TND, out, bucket)
     return out_TND
 
@@ -99,19 +100,19 @@ def _load_packed(
 
 
 def _load_paged(
-    cache: PagedKV, bucket: AttentionBucket, j: int
+    cache: PagedKV, bucket: AttentionBucket, j: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same from a paged cache."""
     _, num_heads, block_size, head_dim = cache.keys.shape
     per_block = KEY_BLOCK // block_size
     blocks = bucket.key_index_SK[:, j * per_block : (j + 1) * per_block]
 
-    def load(x: torch.Tensor) -> torch.Tensor:
-        x = x.index_select(0, blocks.flatten())
+    def join(x: torch.Tensor) -> torch.Tensor:
         x = x.view(-1, per_block, num_heads, block_size, head_dim).transpose(1, 2)
         return x.reshape(-1, num_heads, KEY_BLOCK, head_dim)
 
-    return load(cache.keys), load(cache.values)
+    keys, values = cache.read(blocks.flatten(), dtype)
+    return join(keys), join(values)
 
 
 def _matmul(a_SMRK: torch.Tensor, b_SMKC: torch.Tensor) -> torch.Tensor:

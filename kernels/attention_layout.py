@@ -10,13 +10,12 @@ from itertools import accumulate
 
 import torch
 
-from kernels.cpu.ops import QUERIES_PER_TASK, runs_natively, write_cache_native
+from kernels.cpu.ops import QUERIES_PER_TASK
 
 __all__ = [
     "KEY_BLOCK",
     "AttentionBucket",
     "AttentionLayout",
-    "PagedKV",
     "Segment",
     "packed_layout",
     "paged_layout",
@@ -101,28 +100,6 @@ class AttentionLayout:
             _bucket(segments, num_key_blocks, indices_per_block, self.device)
             for (num_key_blocks, _), segments in sorted(members.items())
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PagedKV:
-    """One layer's cache: [blocks, M, block_size, D] keys and values. Unwritten slots must be finite."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def write(
-        self,
-        k_TMD: torch.Tensor,
-        v_TMD: torch.Tensor,
-        block_ids_T: torch.Tensor,
-        offsets_T: torch.Tensor,
-    ) -> None:
-        """Put row t at offset `offsets_T[t]` of block `block_ids_T[t]`."""
-        if runs_natively(self.keys):
-            write_cache_native(k_TMD, v_TMD, self.keys, self.values, block_ids_T, offsets_T)
-            return
-        self.keys[block_ids_T, :, offsets_T] = k_TMD
-        self.values[block_ids_T, :, offsets_T] = v_TMD
 
 
 def packed_layout(

@@ -15,12 +15,11 @@ Shape legend: T = rows, K = in features, N = out features.
 import torch
 
 from kernels.cpu.ops import int8_linear_native, runs_natively
+from kernels.quantize import INT8_LEVELS, quantize_rows
 
 __all__ = ["int8_linear", "int8_linear_reference", "quantize_channels"]
 
-_WEIGHT_LEVELS = 127
 _MAX_LEVELS = 2**15 - 1
-_SMALLEST = 1e-30  # a row or channel below it counts as zero: its inverse would overflow
 
 
 def quantize_channels(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,12 +28,10 @@ def quantize_channels(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     Raises:
         ValueError: a weight is not finite; 8 bits cannot say so.
     """
-    weight_NK = weight_NK.detach().float()
-    greatest_N = weight_NK.abs().amax(-1)
-    if not bool(greatest_N.isfinite().all()):
+    integers_NK, scale_N = quantize_rows(weight_NK.detach(), INT8_LEVELS)
+    if bool(scale_N.isnan().any()):
         raise ValueError("int8 weights must be quantized from finite ones, got NaN or infinity")
-    inverse_N = torch.where(greatest_N < _SMALLEST, 0.0, _divide(_WEIGHT_LEVELS, greatest_N))
-    return (weight_NK * inverse_N[:, None]).round_().to(torch.int8), greatest_N / _WEIGHT_LEVELS
+    return integers_NK.to(torch.int8), scale_N
 
 
 def int8_linear(
@@ -74,24 +71,13 @@ def _int8_linear_tensors(
     bias_N: torch.Tensor | None,
     levels: int,
 ) -> torch.Tensor:
-    greatest_T = x_TK.abs().amax(-1)
-    is_zero_T = greatest_T < _SMALLEST
-    inverse_T = torch.where(is_zero_T, 0.0, _divide(levels, greatest_T))
-    is_finite_T = greatest_T.isfinite()
-    quantized_TK = torch.where(is_finite_T[:, None], (x_TK * inverse_T[:, None]).round(), 0.0)
-    step_T = torch.where(is_zero_T, 0.0, greatest_T / levels)
-    step_T = torch.where(is_finite_T, step_T, float("nan"))
+    integers_TK, step_T = quantize_rows(x_TK, levels)
     # integers below 2^53: exact
-    sums_TN = (quantized_TK.double() @ weight_NK.double().T).float()
+    sums_TN = (integers_TK.double() @ weight_NK.double().T).float()
     out_TN = sums_TN * (step_T[:, None] * scale_N)
     return out_TN if bias_N is None else out_TN + bias_N
 
 
-def _divide(number: int, x: torch.Tensor) -> torch.Tensor:
-    """Rounded once, as in C; `number / x` would be a product with the reciprocal."""
-    return torch.full_like(x, number) / x
-
-
 def _levels(in_features: int) -> int:
     """The most with which `in_features` products stay below 2^31."""
-    return min(_MAX_LEVELS, (2**31 - 1) // (_WEIGHT_LEVELS * in_features))
+    return min(_MAX_LEVELS, (2**31 - 1) // (INT8_LEVELS * in_features))

@@ -18,11 +18,11 @@ class Dtype(Enum):
     FLOAT64 = "float64"
 
 
-class WeightDtype(Enum):
+class StorageDtype(Enum):
     PLAIN = "plain"
     """As `model.dtype`: trainer and engine agree bit for bit."""
     INT8 = "int8"
-    """Faster rollouts of a slightly other policy; on CPUs."""
+    """Less memory to read and to hold, and a slightly other policy."""
 
 
 def require(condition: bool, key: str, rule: str, value: object) -> None:
@@ -63,9 +63,12 @@ class EngineConfig:
     """Prompt and completion together; a longer prompt is rejected."""
     prefix_cache: bool = True
     """Keep the KV blocks of finished prompts for later requests of the same policy version."""
-    weight_dtype: WeightDtype = WeightDtype.PLAIN
+    weight_dtype: StorageDtype = StorageDtype.PLAIN
     """Of the engine's matrices. INT8: 8 bits with a scale per output channel, quantized anew at every weight update;
-    the trainer corrects for the difference (`correction`)."""
+    the trainer corrects for the difference (`correction`). On CPUs."""
+    kv_dtype: StorageDtype = StorageDtype.PLAIN
+    """Of the KV cache. INT8: 8 bits with a scale per token and head; in the same memory 1.9 times the tokens of bf16,
+    3.8 times those of float32."""
 
     def __post_init__(self) -> None:
         require(

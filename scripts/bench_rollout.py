@@ -31,6 +31,7 @@ def bench(config: BenchRolloutConfig) -> None:
         "engine": "paceline",
         "dtype": str(dtype).removeprefix("torch."),
         "weight_dtype": config.engine.weight_dtype.value,
+        "kv_dtype": config.engine.kv_dtype.value,
         "start_seconds": _known(round(start_seconds, 1)),
         "busy_cores": _known(round(busy, 2)),
         **{name: round(value, 3) for name, value in dataclasses.asdict(peaks).items()},

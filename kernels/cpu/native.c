@@ -243,8 +243,9 @@ INLINE int32_t sum_integers(ivec x) {
     return pairs[0] + pairs[1];
 }
 
-/* One row as q * step. A row that is all but zero becomes zeros; one that is not finite gets a step that is NaN. */
-static void quantize_row(const float *x, int16_t *q, float *step, int64_t K, float levels) {
+/* max |x| / levels, and its inverse: with both, x is integers times the step. A row that is all but zero gets 0 and 0, one
+ * that is not finite NaN and 0. */
+static float row_step(const float *x, int64_t K, float levels, float *inverse) {
     vec greatest = splat(0), not_finite = splat(0);
     for (int64_t k = 0; k < K; k += LANES) {
         vec value = K - k < LANES ? load_part(x + k, K - k) : load(x + k);
@@ -255,14 +256,24 @@ static void quantize_row(const float *x, int16_t *q, float *step, int64_t K, flo
     float most = 0;
     for (int i = 0; i < LANES; i++) most = greatest[i] > most ? greatest[i] : most;
     if (sum_lanes(not_finite) != 0 || most < 1e-30f) { /* x - x is 0, or NaN, which differs from 0 too */
-        memset(q, 0, K * sizeof(int16_t));
-        *step = sum_lanes(not_finite);
-        return;
+        *inverse = 0;
+        return sum_lanes(not_finite);
     }
-    float inverse = levels / most;
-    for (int64_t k = 0; k < K; k++) q[k] = (int16_t)(int32_t)__builtin_rintf(x[k] * inverse);
-    *step = most / levels;
+    *inverse = levels / most;
+    return most / levels;
 }
+
+#define QUANTIZE_ROW(TYPE)                                                                              \
+    static float quantize_row_##TYPE(const float *x, TYPE *q, int64_t K, float levels) {                \
+        float inverse, step = row_step(x, K, levels, &inverse);                                         \
+        if (inverse == 0)                                                                               \
+            memset(q, 0, K * sizeof(TYPE)); /* infinity times 0 would be NaN, and no integer */         \
+        else                                                                                            \
+            for (int64_t k = 0; k < K; k++) q[k] = (TYPE)(int32_t)__builtin_rintf(x[k] * inverse);      \
+        return step;                                                                                    \
+    }
+QUANTIZE_ROW(int16_t)
+QUANTIZE_ROW(int8_t)
 
 INLINE void int8_tile(int ROWS, int COLUMNS, const int16_t *x, const float *step, const int8_t *w, const float *scale,
                       const float *bias, float *y, int64_t K, int64_t N) {
@@ -327,7 +338,7 @@ void paceline_int8_linear(const float *x, int16_t *room, float levels, const int
     float *step = (float *)room;
     int16_t *q = room + 2 * M;
 #pragma omp parallel for num_threads(threads) if (M * K > 32768)
-    for (int64_t m = 0; m < M; m++) quantize_row(x + m * K, q + m * K, step + m, K, levels);
+    for (int64_t m = 0; m < M; m++) step[m] = quantize_row_int16_t(x + m * K, q + m * K, K, levels);
     int64_t block = 32768 / K / 24 * 24;
     if (block < 24) block = 24;
     int64_t blocks = (N + block - 1) / block;
@@ -352,7 +363,8 @@ void paceline_int8_linear(const float *x, int16_t *room, float levels, const int
 /* Where the key (or value) at a position of a sequence is: base + table[p / per_index] * index_stride
  * + head * head_stride + (p % per_index) * D. A paged cache has per_index = block_size; packed rows have 1. */
 typedef struct {
-    const float *keys, *values;
+    const void *keys, *values; /* float, or int8 with a scale for each D of them */
+    const float *key_scales, *value_scales;
     const int64_t *table;
     int64_t per_index, index_stride, head_stride;
 } Cache;
@@ -367,6 +379,18 @@ void paceline_write_cache(const float *k, int64_t k_stride, const float *v, int6
             int64_t at = ((block_ids[t] * M + m) * B + offsets[t]) * D;
             memcpy(keys + at, k + t * k_stride + m * D, D * sizeof(float));
             memcpy(values + at, v + t * v_stride + m * D, D * sizeof(float));
+        }
+}
+
+/* The same into a cache of int8 [blocks, M, B, D] with scales [blocks, M, B]. */
+void paceline_write_cache_int8(const float *k, int64_t k_stride, const float *v, int64_t v_stride, int8_t *keys,
+                               int8_t *values, float *key_scales, float *value_scales, const int64_t *block_ids,
+                               const int64_t *offsets, int64_t T, int64_t M, int64_t B, int64_t D) {
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t m = 0; m < M; m++) {
+            int64_t at = (block_ids[t] * M + m) * B + offsets[t];
+            key_scales[at] = quantize_row_int8_t(k + t * k_stride + m * D, keys + at * D, D, 127);
+            value_scales[at] = quantize_row_int8_t(v + t * v_stride + m * D, values + at * D, D, 127);
         }
 }
 
@@ -456,11 +480,42 @@ INLINE void attend_block(int ROWS, const float *q, const float *const *keys, con
     }
 }
 
+INLINE void dequantize(const int8_t *q, float scale, float *x, int64_t D) {
+    for (int64_t d = 0; d < D; d += LANES) {
+#if defined(__AVX2__)
+        __m256i integers = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(q + d)));
+        store(x + d, (vec)_mm256_cvtepi32_ps(integers) * splat(scale));
+#else
+        for (int64_t i = d; i < d + LANES; i++) x[i] = (float)q[i] * scale;
+#endif
+    }
+}
+
+/* Where the keys and values at positions start to end are, as floats; those of int8 are made in `room`. */
+INLINE void locate_block(const Cache *cache, int64_t start, int64_t end, int64_t head, int64_t D, float *room,
+                         const float **keys, const float **values) {
+    for (int64_t p = start; p < end; p++) {
+        int64_t at = cache->table[p / cache->per_index] * cache->index_stride + head * cache->head_stride +
+                     p % cache->per_index * D;
+        if (cache->key_scales) {
+            float *key = room + (p - start) * 2 * D, *value = key + D;
+            dequantize((const int8_t *)cache->keys + at, cache->key_scales[at / D], key, D);
+            dequantize((const int8_t *)cache->values + at, cache->value_scales[at / D], value, D);
+            keys[p - start] = key;
+            values[p - start] = value;
+        } else {
+            keys[p - start] = (const float *)cache->keys + at;
+            values[p - start] = (const float *)cache->values + at;
+        }
+    }
+}
+
 /* `queries` queries from packed row `row`, the first at `position` of its sequence, against one KV head. */
 static void attend_task(const float *q, const Cache *cache, float *out, float *logsumexp, int64_t row,
                         int64_t position, int64_t queries, int64_t head, int64_t N, int64_t G, int64_t D) {
     State states[QUERIES_PER_TASK][MAX_GROUP];
     const float *keys[KEY_BLOCK], *values[KEY_BLOCK];
+    float room[KEY_BLOCK * 2 * MAX_HEAD_DIM] __attribute__((aligned(32)));
     float scale = 1.0f / sqrtf((float)D);
     for (int64_t i = 0; i < queries; i++)
         for (int64_t g = 0; g < G; g++) {
@@ -470,12 +525,7 @@ static void attend_task(const float *q, const Cache *cache, float *out, float *l
         }
     for (int64_t start = 0; start < position + queries; start += KEY_BLOCK) {
         int64_t end = start + KEY_BLOCK < position + queries ? start + KEY_BLOCK : position + queries;
-        for (int64_t p = start; p < end; p++) {
-            int64_t at = cache->table[p / cache->per_index] * cache->index_stride + head * cache->head_stride +
-                         p % cache->per_index * D;
-            keys[p - start] = cache->keys + at;
-            values[p - start] = cache->values + at;
-        }
+        locate_block(cache, start, end, head, D, room, keys, values);
         for (int64_t i = 0; i < queries; i++) {
             int64_t visible = position + i + 1 - start, g = 0;
             if (visible <= 0) continue;
@@ -496,10 +546,10 @@ static void attend_task(const float *q, const Cache *cache, float *out, float *l
         }
 }
 
-/* Shapes: q, out [T, N, D], logsumexp [T, N]; segments [S, 4] = first row, queries, first position, first entry of its
+/* Shapes: q, out [T, N, D], logsumexp [T, N]; key_scales and value_scales null where keys and values are float; segments [S, 4] = first row, queries, first position, first entry of its
  * keys in table; tasks [W, 2] = segment, first query. The head dimension is a multiple of 8. */
-void paceline_attention(const float *q, const float *keys, const float *values, const int64_t *table,
-                        int64_t per_index, int64_t index_stride, int64_t head_stride, const int64_t *segments,
+void paceline_attention(const float *q, const void *keys, const void *values, const float *key_scales,
+                        const float *value_scales, const int64_t *table, int64_t per_index, int64_t index_stride, int64_t head_stride, const int64_t *segments,
                         const int64_t *tasks, int64_t W, float *out, float *logsumexp, int64_t N, int64_t M, int64_t D,
                         int threads) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
@@ -508,7 +558,7 @@ void paceline_attention(const float *q, const float *keys, const float *values, 
             const int64_t *segment = segments + tasks[2 * w] * 4;
             int64_t first = tasks[2 * w + 1], queries = segment[1] - first;
             if (queries > QUERIES_PER_TASK) queries = QUERIES_PER_TASK;
-            Cache cache = {keys, values, table + segment[3], per_index, index_stride, head_stride};
+            Cache cache = {keys,      values,       key_scales,  value_scales, table + segment[3], per_index, index_stride, head_stride};
             attend_task(q, &cache, out, logsumexp, segment[0] + first, segment[2] + first, queries, head, N, N / M, D);
         }
 }

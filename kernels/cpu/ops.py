@@ -46,9 +46,10 @@ _ARGUMENTS = {
     "rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, ctypes.c_float, _THREADS],
     "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
     "rope": [_POINTER, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, _THREADS],
+    "write_cache_int8": [_POINTER, _SIZE, _POINTER, _SIZE, *[_POINTER] * 6, *[_SIZE] * 4],
     "write_cache": [_POINTER, _SIZE, _POINTER, _SIZE, *[_POINTER] * 4, *[_SIZE] * 4],
     "attention": [
-        *[_POINTER] * 4,
+        *[_POINTER] * 6,
         *[_SIZE] * 3,
         *[_POINTER] * 2,
         _SIZE,
@@ -204,8 +205,11 @@ def write_cache_native(
     values: torch.Tensor,
     block_ids_T: torch.Tensor,
     offsets_T: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> None:
     """Put row t of k and v at `[block_ids_T[t], :, offsets_T[t]]` of [blocks, M, block size, D] keys and values.
+
+    With `scales`, float32 [blocks, M, block size] of keys and of values, those are int8.
 
     The ids and offsets are not checked: they are the same for every layer, and the block manager's.
     """
@@ -218,14 +222,16 @@ def write_cache_native(
         raise ValueError(
             f"write_cache: k and v must be {shape}, got {tuple(k_TMD.shape)}, and the cache contiguous"
         )
-    _require_float32(k_TMD, v_TMD, keys, values)
-    _functions().write_cache(
+    _require_float32(k_TMD, v_TMD)
+    write = _functions().write_cache if scales is None else _functions().write_cache_int8
+    write(
         k_TMD.data_ptr(),
         k_TMD.stride(0),
         v_TMD.data_ptr(),
         v_TMD.stride(0),
         keys.data_ptr(),
         values.data_ptr(),
+        *_scale_addresses(keys, values, scales),
         block_ids_T.data_ptr(),
         offsets_T.data_ptr(),
         block_ids_T.shape[0],
@@ -233,6 +239,25 @@ def write_cache_native(
         block_size,
         head_dim,
     )
+
+
+def _scale_addresses(
+    keys: torch.Tensor, values: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[int, ...]:
+    """Of keys and of values; none without scales. C reads bytes: what has another type or shape is refused."""
+    if scales is None:
+        _require_float32(keys, values)
+        return ()
+    _require_float32(*scales)
+    for integers, scale in zip((keys, values), scales, strict=True):
+        if integers.dtype is not torch.int8 or scale.shape != integers.shape[:-1]:
+            raise ValueError(
+                f"keys and values with scales {tuple(scale.shape)} must be int8 and of one more dimension, got "
+                f"{integers.dtype} {tuple(integers.shape)}"
+            )
+        if not scale.is_contiguous():
+            raise ValueError("scales of keys and values must be contiguous")
+    return scales[0].data_ptr(), scales[1].data_ptr()
 
 
 def _require_float32(*tensors: torch.Tensor) -> None:
@@ -264,6 +289,7 @@ def attention_native(
     tasks_W2: torch.Tensor,
     table: torch.Tensor,
     keys_per_index: int,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Block-fold attention; `segments_S4`, `tasks_W2` and `table` are those of `kernels.attention.AttentionLayout`.
 
@@ -275,6 +301,7 @@ def attention_native(
         tasks_W2: int64.
         table: int64, rows or blocks.
         keys_per_index: keys behind one entry of the table.
+        scales: of keys and of values, float32 [blocks, M, keys_per_index], where those are int8.
 
     Returns:
         [T, N, D], and the logsumexp of the scores [T, N]; zeros in rows of no segment.
@@ -284,12 +311,15 @@ def attention_native(
     num_kv_heads = keys.shape[1]
     if not (keys.is_contiguous() and values.is_contiguous() and keys.shape == values.shape):
         raise ValueError("attention: keys and values must be contiguous and of one shape")
-    _require_float32(q_TND, keys, values)
+    _require_float32(q_TND)
+    key_scales, value_scales = _scale_addresses(keys, values, scales) or (None, None)
     out_TND, logsumexp_TN = torch.zeros_like(q_TND), q_TND.new_zeros(q_TND.shape[:2])
     _functions().attention(
         q_TND.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
+        key_scales,
+        value_scales,
         table.data_ptr(),
         keys_per_index,
         num_kv_heads * keys_per_index * head_dim,

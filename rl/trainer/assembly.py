@@ -18,7 +18,7 @@ from rl.trainer.loop import Parts, TrainLoop
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.torch_backend import TorchBackend
 from rl.trainer.validation import check_config, check_prompts
-from rollout.config import WeightDtype
+from rollout.config import StorageDtype
 from rollout.engine.engine import Engine
 from rollout.engine.text import load_tokenizer
 from rollout.fleet.fleet import Fleet
@@ -108,7 +108,7 @@ def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, state: RunStat
         return SyntheticFleet(decoder.spec.vocab_size, policy_version=state.policy_version)
     engine_config = config.engine
     if state.gave_up_int8:
-        engine_config = replace(engine_config, weight_dtype=WeightDtype.PLAIN)
+        engine_config = replace(engine_config, weight_dtype=StorageDtype.PLAIN)
     engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
     return InlineFleet(engine)
 

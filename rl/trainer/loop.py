@@ -33,7 +33,7 @@ from rl.trainer.packing import TrainingSample, loss_weights, pack
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.stop_signal import StopSignal
 from rl.trainer.stopwatch import Stopwatch
-from rollout.config import WeightDtype
+from rollout.config import StorageDtype
 from rollout.engine.core import SamplingParams
 from rollout.fleet.fleet import Fleet
 from rollout.models.int8 import int8_weights
@@ -77,7 +77,7 @@ class TrainLoop:
         self._complete: dict[int, RolloutGroup] = {}
         self._loss_function = _loss_function(config.algorithm)
         self._stop = StopSignal()
-        wants_int8 = config.engine.weight_dtype is WeightDtype.INT8
+        wants_int8 = config.engine.weight_dtype is StorageDtype.INT8
         self._is_int8 = wants_int8 and not state.gave_up_int8 and config.mode is RunMode.FULL
         self._is_updating = False  # weights are between two versions
         self.first_evaluation: Evaluation | None = None
@@ -258,15 +258,23 @@ class TrainLoop:
     def _check_mismatch(self, metrics: Mapping[str, float]) -> None:
         """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
         k3, limit = metrics.get("mismatch/k3", 0.0), self._config.correction.max_k3
-        if self._is_int8 and not k3 <= limit:
-            logger.warning(
-                "step %d: the engine's policy in 8 bits is %.3g nats per token (K3) from the trainer's, more than "
-                "correction.max_k3=%g; the run goes on with engine.weight_dtype=PLAIN",
-                self._version + 1,
-                k3,
-                limit,
-            )
-            self._is_int8 = False
+        has_int8_kv = self._config.engine.kv_dtype is StorageDtype.INT8
+        if k3 <= limit or not (self._is_int8 or has_int8_kv):
+            return
+        cure = (
+            "the run goes on with engine.weight_dtype=PLAIN"
+            if self._is_int8
+            else "resume the run with engine.kv_dtype=PLAIN, or raise the limit"
+        )
+        logger.warning(
+            "step %d: the engine's policy in 8 bits is %.3g nats per token (K3) from the trainer's, more than "
+            "correction.max_k3=%g; %s",
+            self._version + 1,
+            k3,
+            limit,
+            cure,
+        )
+        self._is_int8 = False
 
     def _publish(self) -> None:
         named_weights = self._parts.backend.named_weights()
@@ -320,7 +328,7 @@ class TrainLoop:
         self._parts.tracker.progress.begin_phase("checkpoint")
         stopwatch = Stopwatch()
         backend = self._parts.backend
-        wanted_int8 = self._config.engine.weight_dtype is WeightDtype.INT8
+        wanted_int8 = self._config.engine.weight_dtype is StorageDtype.INT8
         state = RunState(
             policy_version=self._version,
             accepted_groups=self._admission.accepted,

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from kernels.attention import Segment, packed_attention, packed_layout
+from kernels.quantize import int8_round_trip
 from kernels.token_logprobs import token_logprobs
 from rollout.bench.machine import MachinePeaks, peak_memory_gb
 from rollout.bench.split import time_parts
 from rollout.bench.workloads import Workload
+from rollout.config import StorageDtype
 from rollout.engine.core import Completion, SamplingParams
 from rollout.engine.engine import Engine, EngineStats
 from rollout.models.decoder import Decoder, Int8Linear, Linear
@@ -38,7 +40,7 @@ def measure(
     ]
     outputs = engine.generate(workload.prompts, params)
     for prompt, completions in list(zip(workload.prompts, outputs, strict=True))[:2]:
-        check_outputs(engine.decoder, prompt, completions[:2])
+        check_outputs(engine, prompt, completions[:2])
     num_tokens = sum(len(c.token_ids) for group in outputs for c in group)
     before = replace(engine.stats)
     runs = [_seconds(engine, workload, params) for _ in range(repeats)]
@@ -96,14 +98,15 @@ def _shares(
 
 
 @torch.no_grad()
-def check_outputs(
-    decoder: Decoder, prompt: Sequence[int], completions: Sequence[Completion]
-) -> None:
-    """Compare log-probabilities with one forward over the whole text, bit for bit.
+def check_outputs(engine: Engine, prompt: Sequence[int], completions: Sequence[Completion]) -> None:
+    """Compare log-probabilities with one forward of the engine's model over the whole text, bit for bit.
 
     Raises:
         RuntimeError: they differ.
     """
+    decoder = engine.decoder
+    has_int8_kv = engine.config.kv_dtype is StorageDtype.INT8
+    stored = int8_round_trip if has_int8_kv else lambda x: x
     for completion in completions:
         token_ids = torch.tensor([*prompt, *completion.token_ids], device=decoder.lm_head.device)
         count = len(token_ids)
@@ -112,7 +115,7 @@ def check_outputs(
         hidden = decoder(
             token_ids,
             torch.arange(count, device=token_ids.device),
-            lambda _, q, k, v, layout=layout: packed_attention(q, k, v, layout),
+            lambda _, q, k, v, layout=layout: packed_attention(q, stored(k), stored(v), layout),
         )
         logits = decoder.logits(hidden[len(prompt) - 1 : -1])
         logprobs = token_logprobs(logits, token_ids[len(prompt) :])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rollout.config import Dtype, EngineConfig, ModelConfig, WeightDtype
+from rollout.config import Dtype, EngineConfig, ModelConfig, StorageDtype
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.core import (
     Batch,
@@ -62,12 +62,15 @@ class Engine:
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        is_int8 = config.weight_dtype is WeightDtype.INT8
+        is_int8 = config.weight_dtype is StorageDtype.INT8
         self._decoder = int8_decoder(decoder) if is_int8 else decoder
         self._shadow = self._empty_decoder(is_int8=is_int8)
         spec = decoder.spec
         weight = decoder.embed_tokens
-        block_bytes = bytes_per_block(spec, block_size=config.block_size, dtype=weight.dtype)
+        has_int8_kv = config.kv_dtype is StorageDtype.INT8
+        block_bytes = bytes_per_block(
+            spec, block_size=config.block_size, dtype=weight.dtype, is_int8=has_int8_kv
+        )
         num_blocks = int(config.kv_cache_gb * 1e9 // block_bytes)
         if num_blocks == 0:
             raise ValueError(
@@ -90,6 +93,7 @@ class Engine:
             block_size=config.block_size,
             dtype=weight.dtype,
             device=weight.device,
+            is_int8=has_int8_kv,
         )
         self._receiver = WeightReceiver(
             dict(self._decoder.hf_tensors()),

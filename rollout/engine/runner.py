@@ -4,6 +4,7 @@ Shape legend: T = tokens of the batch, R = rows to sample from, V = vocabulary.
 """
 
 import contextlib
+import functools
 import math
 import mmap
 from collections.abc import Sequence
@@ -19,9 +20,12 @@ from rollout.models.spec import DecoderSpec
 __all__ = ["Runner", "bytes_per_block"]
 
 
-def bytes_per_block(spec: DecoderSpec, *, block_size: int, dtype: torch.dtype) -> int:
-    """Keys and values of `block_size` tokens, all layers."""
-    return 2 * spec.num_layers * spec.num_kv_heads * block_size * spec.head_dim * dtype.itemsize
+def bytes_per_block(
+    spec: DecoderSpec, *, block_size: int, dtype: torch.dtype, is_int8: bool = False
+) -> int:
+    """Keys and values of `block_size` tokens, all layers; in 8 bits with a float32 scale per token and head."""
+    bytes_per_head = spec.head_dim + 4 if is_int8 else spec.head_dim * dtype.itemsize
+    return 2 * spec.num_layers * spec.num_kv_heads * block_size * bytes_per_head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class Runner:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        is_int8: bool = False,
     ) -> None:
         self._block_size = block_size
         self._device = device
@@ -52,7 +57,9 @@ class Runner:
         self._written: set[int] = set()  # blocks, since the last reset
         # zeros, because an unwritten slot must be finite
         self._caches = [
-            PagedKV(keys=_zeros(shape, dtype, device), values=_zeros(shape, dtype, device))
+            PagedKV.zeros(
+                shape, dtype=dtype, is_int8=is_int8, make=functools.partial(_zeros, device)
+            )
             for _ in range(spec.num_layers)
         ]
 
@@ -79,8 +86,7 @@ class Runner:
         """
         blocks = torch.tensor(sorted(self._written), dtype=torch.int64, device=self._device)
         for cache in self._caches:
-            cache.keys.index_fill_(0, blocks, 0)
-            cache.values.index_fill_(0, blocks, 0)
+            cache.clear_blocks(blocks)
         self._written.clear()
 
     def _copy_blocks(self, batch: Batch) -> None:
@@ -91,8 +97,7 @@ class Runner:
             for blocks in zip(*batch.block_copies, strict=True)
         )
         for cache in self._caches:
-            cache.keys[target] = cache.keys[source]
-            cache.values[target] = cache.values[source]
+            cache.copy_blocks(source, target)
 
     def _inputs(self, batch: Batch) -> _Inputs:
         token_ids: list[int] = []
@@ -134,7 +139,7 @@ class Runner:
         )
 
 
-def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _zeros(device: torch.device, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Zeros that take no time, and on a CPU no memory either before they are written: its kernel gives zeroed pages."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -16,7 +16,7 @@ from rollout.bench.machine import (
 from rollout.bench.measure import measure
 from rollout.bench.split import PARTS, time_parts
 from rollout.bench.workloads import WORKLOADS, Workload, make_workload
-from rollout.config import EngineConfig
+from rollout.config import EngineConfig, StorageDtype
 from rollout.engine.engine import Engine
 from rollout.models.sources.tiny import make_tiny_model
 
@@ -67,6 +67,32 @@ def test_nothing_is_reported_when_outputs_are_wrong(engine, monkeypatch):
     monkeypatch.setattr(engine, "generate", slightly_wrong)
     with pytest.raises(RuntimeError, match=r"differ from a plain forward's .* nothing is reported"):
         measure(engine, WORK, repeats=1, peaks=PEAKS)
+
+
+@pytest.mark.parametrize("wrong_by", [0.0, 1e-6])
+def test_an_engine_in_8_bits_is_held_to_the_last_bit_of_its_own_model(
+    tmp_path, monkeypatch, wrong_by
+):
+    make_tiny_model(tmp_path)
+    config = EngineConfig(
+        kv_cache_gb=0.02, weight_dtype=StorageDtype.INT8, kv_dtype=StorageDtype.INT8
+    )
+    engine = Engine.from_pretrained(tmp_path, dtype="float32", config=config)
+    original = engine.generate
+
+    def perhaps_wrong(*args):
+        outputs = original(*args)
+        outputs[0][0].logprobs[-1] -= wrong_by
+        return outputs
+
+    monkeypatch.setattr(engine, "generate", perhaps_wrong)
+    if wrong_by:
+        with pytest.raises(RuntimeError, match="nothing is reported"):
+            measure(engine, WORK, repeats=1, peaks=PEAKS)
+    else:
+        result = measure(engine, WORK, repeats=1, peaks=PEAKS)
+        assert result["tokens"] == 20
+        assert result["ms_linears"] > 0
 
 
 def test_parts_are_timed_inside_and_left_alone_outside(engine):

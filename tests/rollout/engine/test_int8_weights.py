@@ -5,7 +5,7 @@ import torch
 
 from kernels.attention import Segment, packed_attention, packed_layout
 from kernels.token_logprobs import token_logprobs
-from rollout.config import WeightDtype
+from rollout.config import StorageDtype
 from rollout.engine.engine import Engine
 from rollout.models.checkpoint import load_decoder
 from rollout.models.int8 import int8_decoder, int8_weights
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def int8_engine(directory, **limits) -> Engine:
-    return make_engine(directory, weight_dtype=WeightDtype.INT8, **limits)
+    return make_engine(directory, weight_dtype=StorageDtype.INT8, **limits)
 
 
 def requests() -> list:

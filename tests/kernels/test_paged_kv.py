@@ -1,0 +1,109 @@
+"""The KV cache in 8 bits; the plain one is tested with attention."""
+
+import math
+
+import pytest
+import torch
+
+from kernels.attention import PagedKV, Segment, paged_attention, paged_layout
+from tests.kernels.accuracy import randn
+
+BLOCKS, HEADS, BLOCK_SIZE, DIM = 5, 2, 16, 24
+# the last block's slots are never written
+PLACES = torch.tensor([3, 3, 0, 2, 3, 1]), torch.tensor([0, 15, 7, 4, 2, 15])
+
+
+def int8_cache(blocks: int = BLOCKS, dim: int = DIM) -> PagedKV:
+    return PagedKV.zeros(
+        (blocks, HEADS, BLOCK_SIZE, dim),
+        dtype=torch.float32,
+        is_int8=True,
+        make=lambda shape, dtype: torch.zeros(shape, dtype=dtype),
+    )
+
+
+def tensors(cache: PagedKV) -> list[torch.Tensor]:
+    assert cache.scales is not None
+    return [cache.keys, cache.values, *cache.scales]
+
+
+def written(k: torch.Tensor, v: torch.Tensor) -> PagedKV:
+    cache = int8_cache()
+    cache.write(k, v, *PLACES)
+    return cache
+
+
+def test_c_and_tensors_write_the_same_bits(request):
+    k, v = randn(6, HEADS, DIM) * 40, randn(6, HEADS, DIM, seed=1)
+    k[1, 0], v[2, 1] = 0.0, 1e-32
+    native = tensors(written(k, v))
+    request.getfixturevalue("use_tensors")
+    for a, b in zip(native, tensors(written(k, v)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_read_is_within_half_a_step_of_what_was_written(either_path):
+    k, v = randn(6, HEADS, DIM) * 40, randn(6, HEADS, DIM, seed=1)
+    read = written(k, v).read(torch.arange(BLOCKS), torch.float32)
+    blocks, offsets = PLACES
+    for stored, rows in zip(read, (k, v), strict=True):
+        step = rows.abs().amax(-1, keepdim=True) / 127
+        assert bool(((stored[blocks, :, offsets] - rows).abs() <= step * 0.501).all())
+        assert not stored[4].any(), "nothing was written there"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_token_that_is_not_finite_stays_so_and_reaches_no_other(either_path, bad):
+    k, v = randn(6, HEADS, DIM), randn(6, HEADS, DIM, seed=1)
+    good = written(k, v).read(torch.arange(BLOCKS), torch.float32)[0]
+    k[3, 1, 5] = bad
+    got = written(k, v).read(torch.arange(BLOCKS), torch.float32)[0]
+    block, offset = int(PLACES[0][3]), int(PLACES[1][3])
+    assert bool(got[block, 1, offset].isnan().all())
+    got[block, 1, offset] = good[block, 1, offset]
+    assert torch.equal(got, good)
+
+
+@pytest.mark.parametrize("dim", [8, 24, 64, 256])
+def test_attention_over_it_is_bitwise_that_over_the_floats_it_stands_for(either_path, dim):
+    # 150 keys: past two key blocks; queries of a chunk, and one that decodes
+    k, v, q = randn(150, HEADS, dim), randn(150, HEADS, dim, seed=1), randn(12, 6, dim, seed=2)
+    table = torch.randperm(11, generator=torch.Generator().manual_seed(0))[:10]
+    cache, positions = int8_cache(11, dim), torch.arange(150)
+    cache.write(k, v, table[positions // BLOCK_SIZE], positions % BLOCK_SIZE)
+    segments = [
+        Segment(first_row=0, num_queries=11, first_position=60, key_index=table.tolist()),
+        Segment(first_row=11, num_queries=1, first_position=149, key_index=table.tolist()),
+    ]
+    layout = paged_layout(segments, num_rows=12, block_size=BLOCK_SIZE)
+    keys, values = cache.read(torch.arange(11), torch.float32)
+    floats = PagedKV(keys=keys.contiguous(), values=values.contiguous())
+    got = paged_attention(q, cache, layout)
+    assert torch.equal(got, paged_attention(q, floats, layout))
+    assert bool((got[11] != paged_attention(q, cache, layout)[0]).any())
+
+
+def test_blocks_are_copied_and_cleared_with_their_scales():
+    cache = written(randn(6, HEADS, DIM), randn(6, HEADS, DIM, seed=1))
+    cache.copy_blocks(torch.tensor([3]), torch.tensor([4]))
+    for tensor in tensors(cache):
+        assert torch.equal(tensor[4], tensor[3])
+        assert bool(tensor[4].any())
+    cache.clear_blocks(torch.tensor([3, 4]))
+    for tensor in tensors(cache):
+        assert not tensor[[3, 4]].any()
+        assert tensor[0].any()
+
+
+def test_caches_whose_scales_do_not_fit_are_refused_before_c_reads_them():
+    cache = int8_cache()
+    assert cache.scales is not None
+    rows = randn(6, HEADS, DIM)
+    for keys, scales, message in (
+        (cache.keys, (cache.scales[0][:2], cache.scales[1]), "of one more dimension"),
+        (cache.keys.float(), cache.scales, "must be int8"),
+        (cache.keys, (cache.scales[0].double(), cache.scales[1]), "must be float32"),
+    ):
+        broken = PagedKV(keys=keys, values=cache.values, scales=scales)
+        with pytest.raises(ValueError, match=message):
+            broken.write(rows, rows, *PLACES)
