@@ -61,6 +61,9 @@ class EngineConfig:
     """Tokens of one forward, decoded and prefilled together; longer prompts are prefilled in chunks."""
     max_context_tokens: int = 2048
     """Prompt and completion together; a longer prompt is rejected."""
+    yield_threads: bool = True
+    """Step with one thread less for each core that other processes keep busy, where that changes no bit: in float32 on
+    CPUs."""
     prefix_cache: bool = True
     """Keep the KV blocks of finished prompts for later requests of the same policy version."""
     weight_dtype: StorageDtype = StorageDtype.PLAIN

@@ -1,5 +1,6 @@
 """The engine's loop: schedule -> run -> sample -> postprocess."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kernels.cpu.ops import runs_natively
 from rollout.config import Dtype, EngineConfig, ModelConfig, StorageDtype
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.core import (
@@ -23,6 +25,7 @@ from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.sampler import sample_tokens
 from rollout.engine.scheduler import Scheduler
 from rollout.engine.text import Prompt, encode_prompt, ends_with_stop, load_tokenizer, text_of
+from rollout.engine.thread_policy import ThreadPolicy
 from rollout.models.checkpoint import empty_decoder, load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_decoder
@@ -101,6 +104,8 @@ class Engine:
             version=policy_version,
             swap=self._swap_decoders,
         )
+        is_free = config.yield_threads and runs_natively(weight)  # of threads, to the last bit
+        self._threads = ThreadPolicy() if is_free else contextlib.nullcontext()
         self._states: dict[str, RequestState] = {}
         self._answered: dict[str, Completion] = {}  # rejected or aborted, until the next step
         self._stats = EngineStats()
@@ -228,6 +233,10 @@ class Engine:
 
     def step(self) -> list[Completion]:
         """Compute one batch; returns the requests that finished."""
+        with self._threads:
+            return self._step()
+
+    def _step(self) -> list[Completion]:
         finished, self._answered = list(self._answered.values()), {}
         batch = self._scheduler.schedule()
         if batch is not None:

@@ -1,0 +1,90 @@
+"""Leaves cores to busy neighbours.
+
+A parallel region ends when its last thread does, and a thread whose core somebody else has waits a time slice. Beside one
+endless loop on two cores, decoding on one thread is 1.5 to 2.5 times as fast as on two (docs/log.md). So while others
+keep a core busy the engine's steps run on one thread less. Only where the number of threads changes no bit of the
+forward: there, too, it is nobody's concern how many there were.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+__all__ = ["CoreTimes", "ThreadPolicy", "read_core_times"]
+
+_WINDOW_SECONDS = 0.5  # /proc/stat counts in ticks of 10 ms
+_IGNORED_CORES = 0.3  # a neighbour this small costs less than a thread
+
+CoreTimes = tuple[float, float]
+"""Busy seconds of this process's cores since the machine's start; those of this process itself."""
+
+
+def read_core_times() -> CoreTimes | None:
+    """None where /proc/stat is missing."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    busy = 0
+    for line in stat.read_text().splitlines():
+        name, *ticks = line.split()
+        if name in ours:
+            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, ticks)
+            busy += user + nice + system + irq + softirq + steal
+    return busy / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+class ThreadPolicy:
+    """A context in which PyTorch has as many threads as there are cores to spare, never more than outside it.
+
+    Args:
+        num_cores: that this process may use.
+        read: gives the times of its cores.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_cores: int | None = None,
+        read: Callable[[], CoreTimes | None] = read_core_times,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._num_cores = num_cores or len(os.sched_getaffinity(0))
+        self._read = read
+        self._clock = clock
+        self._read_at, self._times = clock(), read()
+        self._num_free = self._num_cores
+        self._outside = 0
+
+    def __enter__(self) -> None:
+        self._look()
+        self._outside = torch.get_num_threads()
+        if self._num_free < self._outside:
+            torch.set_num_threads(self._num_free)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if torch.get_num_threads() != self._outside:
+            torch.set_num_threads(self._outside)
+
+    def _look(self) -> None:
+        """Count the cores that others left free since the last look."""
+        now = self._clock()
+        elapsed = now - self._read_at
+        if self._times is None or elapsed < _WINDOW_SECONDS:
+            return
+        before, self._times, self._read_at = self._times, self._read(), now
+        if self._times is not None:
+            busy, own = (b - a for a, b in zip(before, self._times, strict=True))
+            others = (busy - own) / elapsed
+            self._num_free = max(1, self._num_cores - math.ceil(max(0.0, others - _IGNORED_CORES)))
