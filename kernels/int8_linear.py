@@ -4,10 +4,10 @@
     x[t] ~ step[t] * p[t],    p int16, step[t] = max |x[t]| / levels                   one step per token
     y[t, n] = (sum_k p[t, k] q[n, k]) * (step[t] * scale[n]) + b[n]
 
-The sum is of integers, exact in any order: a row has the same bits in any batch, on any machine, in C and in tensor
-operations. Activations have as many levels as keep the sum within 32 bits, 1,100 to 32,767 for the widths of language
-models: on the CPUs measured (docs/adr/0008-int8-weights.md) 8-bit activations are 1.3 times as fast and ten times as far
-from the model. Forward only: the trainer keeps its weights.
+The sum is of integers, exact in any order: a row has the same bits in any batch, on any machine, in C and in tensors.
+Activations have as many levels as keep the sum in 32 bits, 1,100 to 32,767 for the widths of language models: on the
+CPU measured (docs/adr/0008-int8-weights.md) 8-bit ones are 1.3 times as fast and ten times as far from the model.
+Forward only: the trainer keeps its weights.
 
 Shape legend: T = rows, K = in features, N = out features.
 """

@@ -243,8 +243,7 @@ INLINE int32_t sum_integers(ivec x) {
     return pairs[0] + pairs[1];
 }
 
-/* max |x| / levels, and its inverse: with both, x is integers times the step. A row that is all but zero gets 0 and 0, one
- * that is not finite NaN and 0. */
+/* max |x| / levels, and its inverse. A row that is all but zero gets 0 and 0, one that is not finite NaN and 0. */
 static float row_step(const float *x, int64_t K, float levels, float *inverse) {
     vec greatest = splat(0), not_finite = splat(0);
     for (int64_t k = 0; k < K; k += LANES) {
@@ -546,19 +545,20 @@ static void attend_task(const float *q, const Cache *cache, float *out, float *l
         }
 }
 
-/* Shapes: q, out [T, N, D], logsumexp [T, N]; key_scales and value_scales null where keys and values are float; segments [S, 4] = first row, queries, first position, first entry of its
- * keys in table; tasks [W, 2] = segment, first query. The head dimension is a multiple of 8. */
+/* Shapes: q, out [T, N, D], logsumexp [T, N]; no scales where keys and values are float; segments [S, 4] = first row,
+ * queries, first position, first entry of its keys in table; tasks [W, 2] = segment, first query. 8 divides D. */
 void paceline_attention(const float *q, const void *keys, const void *values, const float *key_scales,
-                        const float *value_scales, const int64_t *table, int64_t per_index, int64_t index_stride, int64_t head_stride, const int64_t *segments,
-                        const int64_t *tasks, int64_t W, float *out, float *logsumexp, int64_t N, int64_t M, int64_t D,
-                        int threads) {
+                        const float *value_scales, const int64_t *table, int64_t per_index, int64_t index_stride,
+                        int64_t head_stride, const int64_t *segments, const int64_t *tasks, int64_t W, float *out,
+                        float *logsumexp, int64_t N, int64_t M, int64_t D, int threads) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (int64_t w = 0; w < W; w++)
         for (int64_t head = 0; head < M; head++) {
             const int64_t *segment = segments + tasks[2 * w] * 4;
             int64_t first = tasks[2 * w + 1], queries = segment[1] - first;
             if (queries > QUERIES_PER_TASK) queries = QUERIES_PER_TASK;
-            Cache cache = {keys,      values,       key_scales,  value_scales, table + segment[3], per_index, index_stride, head_stride};
+            Cache cache = {keys,      values,       key_scales,  value_scales, table + segment[3],
+                           per_index, index_stride, head_stride};
             attend_task(q, &cache, out, logsumexp, segment[0] + first, segment[2] + first, queries, head, N, N / M, D);
         }
 }

@@ -259,7 +259,8 @@ class TrainLoop:
         """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
         k3, limit = metrics.get("mismatch/k3", 0.0), self._config.correction.max_k3
         has_int8_kv = self._config.engine.kv_dtype is StorageDtype.INT8
-        if k3 <= limit or not (self._is_int8 or has_int8_kv):
+        is_sampled = self._config.mode is RunMode.FULL
+        if k3 <= limit or not is_sampled or not (self._is_int8 or has_int8_kv):
             return
         cure = (
             "the run goes on with engine.weight_dtype=PLAIN"

@@ -251,10 +251,11 @@ class Engine:
     def stage(self, update: WeightUpdate) -> None:
         """Copy new weights beside the live ones; see `rollout.weights.receiver`.
 
-        Plain weights are taken by an engine in 8 bits too, which is plain from their commit on.
+        With `engine.weight_dtype=INT8` plain weights are taken too: from their commit on the engine is a plain one.
         """
-        if self._shadow.is_int8 and not update.is_int8:
-            shadow = self._empty_decoder(is_int8=False)
+        takes_both = self.config.weight_dtype is StorageDtype.INT8
+        if takes_both and self._shadow.is_int8 != update.is_int8:
+            shadow = self._empty_decoder(is_int8=update.is_int8)
             self._receiver.replace_shadows(dict(shadow.hf_tensors()))
             self._shadow = shadow
         self._receiver.stage(update)

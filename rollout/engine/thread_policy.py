@@ -39,6 +39,12 @@ def read_core_times() -> CoreTimes | None:
     return busy / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class ThreadPolicy:
     """A context in which PyTorch has as many threads as there are cores to spare, never more than outside it.
 
@@ -55,7 +61,7 @@ class ThreadPolicy:
         read: Callable[[], CoreTimes | None] = read_core_times,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._num_cores = num_cores or len(os.sched_getaffinity(0))
+        self._num_cores = num_cores or _num_cores()
         self._read = read
         self._clock = clock
         self._read_at, self._times = clock(), read()

@@ -106,6 +106,14 @@ def test_plain_weights_make_it_a_plain_engine_from_their_commit_on(llama, other_
         assert draws(run(engine, requests())) == draws(run(make_engine(directory), requests()))
 
 
+def test_weights_in_8_bits_make_it_an_engine_in_8_bits_again(llama, other_llama):
+    engine = int8_engine(llama)
+    decoder = load_decoder(llama, dtype=torch.float32)
+    put_in_force(engine, make_update(1, decoder.hf_tensors()))
+    put_in_force(engine, int8_update(other_llama, 2))
+    assert draws(run(engine, requests())) == draws(run(int8_engine(other_llama), requests()))
+
+
 def test_staged_plain_weights_that_are_rolled_back_leave_it_in_8_bits(llama, other_llama):
     engine = int8_engine(llama)
     before = draws(run(engine, requests()))
