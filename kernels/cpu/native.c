@@ -50,14 +50,18 @@ INLINE vec fma_lanes(vec a, vec b, vec c) {
 
 INLINE vec splat(float x) { return (vec){x, x, x, x, x, x, x, x}; }
 
-INLINE float sum_lanes(vec x) {
-    typedef float half __attribute__((vector_size(16)));
-    half low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
-    half pairs = low + high;
-    half swapped = {pairs[2], pairs[3], pairs[0], pairs[1]};
-    pairs += swapped;
-    return pairs[0] + pairs[1];
-}
+/* One tree: halves, quarters, two. Lanes by constant index, or an array of vectors lives in memory. */
+#define SUM_LANES(NAME, TYPE, VECTOR)                                             \
+    INLINE TYPE NAME(VECTOR x) {                                                  \
+        typedef TYPE half __attribute__((vector_size(16)));                       \
+        half low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};     \
+        half pairs = low + high;                                                  \
+        half swapped = {pairs[2], pairs[3], pairs[0], pairs[1]};                  \
+        pairs += swapped;                                                         \
+        return pairs[0] + pairs[1];                                               \
+    }
+SUM_LANES(sum_lanes, float, vec)
+SUM_LANES(sum_integers, int32_t, ivec)
 
 /* Hold x in a register: GCC would rather load it again as the operand of every use, and loads are what is scarce. */
 #if defined(__x86_64__)
@@ -232,15 +236,6 @@ INLINE ivec add_products(ivec sums, svec x, svec w) {
     for (int i = 0; i < LANES; i++) sums[i] += x[2 * i] * w[2 * i] + x[2 * i + 1] * w[2 * i + 1];
     return sums;
 #endif
-}
-
-INLINE int32_t sum_integers(ivec x) {
-    typedef int32_t half __attribute__((vector_size(16)));
-    half low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};
-    half pairs = low + high;
-    half swapped = {pairs[2], pairs[3], pairs[0], pairs[1]};
-    pairs += swapped;
-    return pairs[0] + pairs[1];
 }
 
 /* max |x| / levels, and its inverse. A row that is all but zero gets 0 and 0, one that is not finite NaN and 0. */

@@ -76,14 +76,11 @@ def linear_native(
     x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None
 ) -> torch.Tensor:
     """[T, K], [N, K], [N] -> [T, N]."""
+    _check_linear("linear", x_TK, weight_NK, bias_N)
+    _require_float32(weight_NK)
     x_TK, weight_NK = x_TK.contiguous(), weight_NK.contiguous()
     bias_N = None if bias_N is None else bias_N.contiguous()
     (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
-    if weight_NK.shape[1] != in_features or (bias_N is not None and len(bias_N) != out_features):
-        raise ValueError(
-            f"linear: rows of {in_features} do not fit weights {tuple(weight_NK.shape)}, or the bias does not"
-        )
-    _require_float32(x_TK, weight_NK, *([] if bias_N is None else [bias_N]))
     out_TN = torch.empty(num_rows, out_features, dtype=torch.float32, device="cpu")
     _functions().linear(
         x_TK.data_ptr(),
@@ -107,17 +104,12 @@ def int8_linear_native(
     levels: int,
 ) -> torch.Tensor:
     """[T, K] float32, [N, K] int8, [N] float32 -> [T, N]; `levels` as in `kernels.int8_linear`."""
+    _check_linear("int8_linear", x_TK, weight_NK, scale_N, bias_N)
+    if weight_NK.dtype is not torch.int8:
+        raise ValueError(f"int8_linear: weights must be int8, got {weight_NK.dtype}")
     x_TK, weight_NK, scale_N = x_TK.contiguous(), weight_NK.contiguous(), scale_N.contiguous()
     bias_N = None if bias_N is None else bias_N.contiguous()
     (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
-    fits = weight_NK.shape[1] == in_features and len(scale_N) == out_features
-    if not fits or (bias_N is not None and len(bias_N) != out_features):
-        raise ValueError(
-            f"int8_linear: rows of {in_features} do not fit weights {tuple(weight_NK.shape)}, or scales or bias do not"
-        )
-    if weight_NK.dtype is not torch.int8:
-        raise ValueError(f"int8_linear: weights must be int8, got {weight_NK.dtype}")
-    _require_float32(x_TK, scale_N, *([] if bias_N is None else [bias_N]))
     room = torch.empty(num_rows, in_features + 2, dtype=torch.int16, device="cpu")
     out_TN = torch.empty(num_rows, out_features, dtype=torch.float32, device="cpu")
     _functions().int8_linear(
@@ -258,6 +250,19 @@ def _scale_addresses(
         if not scale.is_contiguous():
             raise ValueError("scales of keys and values must be contiguous")
     return scales[0].data_ptr(), scales[1].data_ptr()
+
+
+def _check_linear(
+    op: str, x_TK: torch.Tensor, weight_NK: torch.Tensor, *per_output: torch.Tensor | None
+) -> None:
+    """Refuse rows and [N] vectors that do not fit the weights, or are not float32; the weights' type is the caller's."""
+    out_features, in_features = weight_NK.shape
+    vectors = [vector for vector in per_output if vector is not None]
+    if x_TK.shape[1] != in_features or any(len(vector) != out_features for vector in vectors):
+        raise ValueError(
+            f"{op}: rows of {x_TK.shape[1]} do not fit weights {tuple(weight_NK.shape)}, or a bias or scale does not"
+        )
+    _require_float32(x_TK, *vectors)
 
 
 def _require_float32(*tensors: torch.Tensor) -> None:

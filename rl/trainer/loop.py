@@ -77,8 +77,7 @@ class TrainLoop:
         self._complete: dict[int, RolloutGroup] = {}
         self._loss_function = _loss_function(config.algorithm)
         self._stop = StopSignal()
-        wants_int8 = config.engine.weight_dtype is StorageDtype.INT8
-        self._is_int8 = wants_int8 and not state.gave_up_int8 and config.mode is RunMode.FULL
+        self._gave_up_int8 = state.gave_up_int8
         self._is_updating = False  # weights are between two versions
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
@@ -86,6 +85,13 @@ class TrainLoop:
     @property
     def policy_version(self) -> int:
         return self._version
+
+    @property
+    def _is_int8(self) -> bool:
+        """Whether updates are quantized."""
+        config = self._config
+        wants_int8 = config.engine.weight_dtype is StorageDtype.INT8
+        return wants_int8 and config.mode is RunMode.FULL and not self._gave_up_int8
 
     def run(self) -> bool:
         """Train; True when all steps were done, False when it was told to stop. The last version is saved."""
@@ -275,7 +281,7 @@ class TrainLoop:
             limit,
             cure,
         )
-        self._is_int8 = False
+        self._gave_up_int8 |= self._is_int8
 
     def _publish(self) -> None:
         named_weights = self._parts.backend.named_weights()
@@ -329,11 +335,10 @@ class TrainLoop:
         self._parts.tracker.progress.begin_phase("checkpoint")
         stopwatch = Stopwatch()
         backend = self._parts.backend
-        wanted_int8 = self._config.engine.weight_dtype is StorageDtype.INT8
         state = RunState(
             policy_version=self._version,
             accepted_groups=self._admission.accepted,
-            gave_up_int8=wanted_int8 and not self._is_int8,
+            gave_up_int8=self._gave_up_int8,
         )
         with stopwatch("checkpoint"):
             path: Path = self._parts.checkpointer.save(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from kernels.linear import linear
+from rollout.proc_stat import ALL_CORES, busy_seconds
 
 __all__ = ["MachinePeaks", "busy_cores", "measure_peaks", "peak_memory_gb", "process_age_seconds"]
 
@@ -32,19 +33,9 @@ class MachinePeaks:
 
 def busy_cores(seconds: float = 1.0) -> float:
     """Cores that other processes keep busy, while this one sleeps; NaN where /proc/stat is missing."""
-    before = _busy_seconds()
+    before = busy_seconds(ALL_CORES)
     time.sleep(seconds)
-    return (_busy_seconds() - before) / seconds
-
-
-def _busy_seconds() -> float:
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return float("nan")
-    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
-        int, stat.read_text().split("\n", 1)[0].split()[1:]
-    )
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return (busy_seconds(ALL_CORES) - before) / seconds
 
 
 def measure_peaks(dtype: torch.dtype) -> MachinePeaks:

@@ -9,11 +9,12 @@ forward: there, too, it is nobody's concern how many there were.
 import math
 import os
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection
 from types import TracebackType
 
 import torch
+
+from rollout.proc_stat import busy_seconds
 
 __all__ = ["CoreTimes", "ThreadPolicy", "read_core_times"]
 
@@ -26,23 +27,15 @@ CoreTimes = tuple[float, float]
 
 def read_core_times() -> CoreTimes | None:
     """None where /proc/stat is missing."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return None
-    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    busy = 0
-    for line in stat.read_text().splitlines():
-        name, *ticks = line.split()
-        if name in ours:
-            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, ticks)
-            busy += user + nice + system + irq + softirq + steal
-    return busy / os.sysconf("SC_CLK_TCK"), time.process_time()
+    busy = busy_seconds({f"cpu{core}" for core in _cores()})
+    return None if math.isnan(busy) else (busy, time.process_time())
 
 
-def _num_cores() -> int:
+def _cores() -> Collection[int]:
+    """That this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux alone
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
 
 
 class ThreadPolicy:
@@ -61,7 +54,7 @@ class ThreadPolicy:
         read: Callable[[], CoreTimes | None] = read_core_times,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._num_cores = num_cores or _num_cores()
+        self._num_cores = num_cores or len(_cores())
         self._read = read
         self._clock = clock
         self._read_at, self._times = clock(), read()

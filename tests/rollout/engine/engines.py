@@ -14,6 +14,7 @@ from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
 from rollout.engine.text import load_tokenizer
 from rollout.models.checkpoint import load_decoder
+from rollout.weights.update import WeightUpdate
 
 LIMITS: dict[str, Any] = {
     "block_size": 16,
@@ -78,6 +79,21 @@ def make_group(
         make_request(f"{group_id}/{i}", token_ids, group_id=group_id, sample_index=i, **params)
         for i in range(size)
     ]
+
+
+def mixed_requests() -> list[Request]:
+    """Siblings, a prompt longer than a key block, a greedy one."""
+    return [
+        *make_group(0, prompt(40), size=3),
+        make_request("long", prompt(100, start=3), group_id=1, temperature=0.7),
+        make_request("greedy", prompt(7, start=1), group_id=2, temperature=0),
+    ]
+
+
+def put_in_force(engine: Engine, update: WeightUpdate) -> None:
+    engine.stage(update)
+    engine.verify()
+    engine.commit()
 
 
 def run(engine: Engine, requests: Iterable[Request] = ()) -> dict[str, Completion]:

@@ -9,19 +9,19 @@ from rollout.engine.runner import bytes_per_block
 from rollout.engine.text import load_tokenizer
 from rollout.models.checkpoint import load_decoder
 from rollout.weights.update import make_update
-from tests.rollout.engine.engines import draws, make_engine, make_group, make_request, prompt, run
+from tests.rollout.engine.engines import (
+    draws,
+    make_engine,
+    make_request,
+    mixed_requests,
+    prompt,
+    put_in_force,
+    run,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 INT8 = StorageDtype.INT8
-
-
-def requests() -> list:
-    return [
-        *make_group(0, prompt(40), size=3),
-        make_request("long", prompt(100, start=3), group_id=1, temperature=0.7),
-        make_request("greedy", prompt(7, start=1), group_id=2, temperature=0),
-    ]
 
 
 @pytest.mark.parametrize(("dtype", "num_blocks"), [(torch.float32, 3), (torch.bfloat16, 6)])
@@ -29,17 +29,17 @@ def test_draws_depend_neither_on_batch_nor_chunks_nor_preemption_nor_prefix_hits
     llama, dtype, num_blocks
 ):
     engine = make_engine(llama, dtype=dtype, kv_dtype=INT8)
-    together = draws(run(engine, requests()))
-    assert draws(run(engine, requests())) == together
+    together = draws(run(engine, mixed_requests()))
+    assert draws(run(engine, mixed_requests())) == together
     assert engine.stats.num_prefix_hit_tokens > 0
     # in 8 bits the memory of so many blocks holds 11 or 10: too few for all requests at once
     tight = make_engine(
         llama, dtype=dtype, kv_dtype=INT8, max_tokens_per_step=16, num_blocks=num_blocks
     )
-    assert draws(run(tight, requests())) == together
+    assert draws(run(tight, mixed_requests())) == together
     assert tight.stats.num_preemptions > 0
     alone = {}
-    for request in requests():
+    for request in mixed_requests():
         alone |= draws(run(make_engine(llama, dtype=dtype, kv_dtype=INT8), [request]))
     assert dict(sorted(alone.items())) == together
 
@@ -76,22 +76,20 @@ def test_the_same_memory_holds_nearly_four_times_the_tokens_of_float32(llama):
 
 def test_a_nan_of_a_bad_update_does_not_linger(llama):
     engine = make_engine(llama, kv_dtype=INT8)
-    before = draws(run(engine, requests()))
+    before = draws(run(engine, mixed_requests()))
     for version, fill in ((1, float("nan")), (2, None)):
         decoder = load_decoder(llama, dtype=torch.float32)
         if fill is not None:
             for parameter in decoder.parameters():
                 parameter.data.fill_(fill)
-        engine.stage(make_update(version, decoder.hf_tensors()))
-        engine.verify()
-        engine.commit()
+        put_in_force(engine, make_update(version, decoder.hf_tensors()))
         if fill is not None:
             run(engine, [make_request("broken", prompt(60))])
-    assert draws(run(engine, requests())) == before
+    assert draws(run(engine, mixed_requests())) == before
 
 
 def test_both_in_8_bits_work_together(llama):
     engine = make_engine(llama, kv_dtype=INT8, weight_dtype=INT8)
-    answers = draws(run(engine, requests()))
-    assert answers != draws(run(make_engine(llama, kv_dtype=INT8), requests()))
-    assert draws(run(engine, requests())) == answers
+    answers = draws(run(engine, mixed_requests()))
+    assert answers != draws(run(make_engine(llama, kv_dtype=INT8), mixed_requests()))
+    assert draws(run(engine, mixed_requests())) == answers

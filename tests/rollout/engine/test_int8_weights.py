@@ -10,7 +10,15 @@ from rollout.engine.engine import Engine
 from rollout.models.checkpoint import load_decoder
 from rollout.models.int8 import int8_decoder, int8_weights
 from rollout.weights.update import WeightUpdate, make_update
-from tests.rollout.engine.engines import draws, make_engine, make_group, make_request, prompt, run
+from tests.rollout.engine.engines import (
+    draws,
+    make_engine,
+    make_request,
+    mixed_requests,
+    prompt,
+    put_in_force,
+    run,
+)
 from tests.tiny_models import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,23 +28,9 @@ def int8_engine(directory, **limits) -> Engine:
     return make_engine(directory, weight_dtype=StorageDtype.INT8, **limits)
 
 
-def requests() -> list:
-    return [
-        *make_group(0, prompt(40), size=3),
-        make_request("long", prompt(100, start=3), group_id=1, temperature=0.7),
-        make_request("greedy", prompt(7, start=1), group_id=2, temperature=0),
-    ]
-
-
 def int8_update(directory, version: int) -> WeightUpdate:
     decoder = load_decoder(directory, dtype=torch.float32)
     return make_update(version, int8_weights(decoder.hf_tensors()))
-
-
-def put_in_force(engine: Engine, update: WeightUpdate) -> None:
-    engine.stage(update)
-    engine.verify()
-    engine.commit()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,11 +55,11 @@ def test_logprobs_are_those_of_one_plain_forward_of_the_int8_model(family, dtype
 
 
 def test_draws_depend_neither_on_the_batch_nor_on_chunks_nor_on_preemption(llama):
-    together = draws(run(int8_engine(llama), requests()))
+    together = draws(run(int8_engine(llama), mixed_requests()))
     chunked = int8_engine(llama, max_tokens_per_step=16, num_blocks=12)
-    assert draws(run(chunked, requests())) == together
+    assert draws(run(chunked, mixed_requests())) == together
     alone = {}
-    for request in requests():
+    for request in mixed_requests():
         alone |= draws(run(int8_engine(llama), [request]))
     assert dict(sorted(alone.items())) == together
 
@@ -83,7 +77,9 @@ def test_what_the_sender_quantizes_is_what_an_engine_quantizes_at_its_start(llam
     update = int8_update(other_llama, 1)
     put_in_force(engine, update)
     assert engine.weights_digest() == update.manifest.digest
-    assert draws(run(engine, requests())) == draws(run(int8_engine(other_llama), requests()))
+    assert draws(run(engine, mixed_requests())) == draws(
+        run(int8_engine(other_llama), mixed_requests())
+    )
 
 
 def test_every_matrix_but_the_embedding_has_8_bits_and_a_tied_head_its_own(llama):
@@ -103,7 +99,9 @@ def test_plain_weights_make_it_a_plain_engine_from_their_commit_on(llama, other_
     for version, directory in ((1, other_llama), (2, llama), (3, other_llama)):
         decoder = load_decoder(directory, dtype=torch.float32)
         put_in_force(engine, make_update(version, decoder.hf_tensors()))
-        assert draws(run(engine, requests())) == draws(run(make_engine(directory), requests()))
+        assert draws(run(engine, mixed_requests())) == draws(
+            run(make_engine(directory), mixed_requests())
+        )
 
 
 def test_weights_in_8_bits_make_it_an_engine_in_8_bits_again(llama, other_llama):
@@ -111,18 +109,22 @@ def test_weights_in_8_bits_make_it_an_engine_in_8_bits_again(llama, other_llama)
     decoder = load_decoder(llama, dtype=torch.float32)
     put_in_force(engine, make_update(1, decoder.hf_tensors()))
     put_in_force(engine, int8_update(other_llama, 2))
-    assert draws(run(engine, requests())) == draws(run(int8_engine(other_llama), requests()))
+    assert draws(run(engine, mixed_requests())) == draws(
+        run(int8_engine(other_llama), mixed_requests())
+    )
 
 
 def test_staged_plain_weights_that_are_rolled_back_leave_it_in_8_bits(llama, other_llama):
     engine = int8_engine(llama)
-    before = draws(run(engine, requests()))
+    before = draws(run(engine, mixed_requests()))
     decoder = load_decoder(other_llama, dtype=torch.float32)
     engine.stage(make_update(1, decoder.hf_tensors()))
     engine.rollback()
-    assert draws(run(engine, requests())) == before
+    assert draws(run(engine, mixed_requests())) == before
     put_in_force(engine, make_update(1, decoder.hf_tensors()))
-    assert draws(run(engine, requests())) == draws(run(make_engine(other_llama), requests()))
+    assert draws(run(engine, mixed_requests())) == draws(
+        run(make_engine(other_llama), mixed_requests())
+    )
 
 
 def test_a_plain_engine_refuses_weights_in_8_bits(llama):
@@ -134,8 +136,4 @@ def test_weights_that_are_not_finite_are_refused_by_the_sender(llama):
     decoder = load_decoder(llama, dtype=torch.float32)
     decoder.layers[0].o_proj.weight.data[1, 1] = float("nan")  # pyrefly: ignore
     with pytest.raises(ValueError, match="finite"):
-        int8_update_of(decoder)
-
-
-def int8_update_of(decoder) -> WeightUpdate:
-    return make_update(1, int8_weights(decoder.hf_tensors()))
+        make_update(1, int8_weights(decoder.hf_tensors()))

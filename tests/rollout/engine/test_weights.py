@@ -5,7 +5,15 @@ import torch
 
 from rollout.models.checkpoint import load_decoder
 from rollout.weights.update import WeightUpdate, make_update
-from tests.rollout.engine.engines import draws, make_engine, make_group, make_request, prompt, run
+from tests.rollout.engine.engines import (
+    draws,
+    make_engine,
+    make_request,
+    mixed_requests,
+    prompt,
+    put_in_force,
+    run,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,28 +32,14 @@ def update_from(directory, version: int, *, fill: float | None = None) -> Weight
     return make_update(version, decoder.hf_tensors())
 
 
-def put_in_force(engine, update: WeightUpdate) -> None:
-    engine.stage(update)
-    engine.verify()
-    engine.commit()
-
-
-def requests() -> list:
-    return [
-        *make_group(0, prompt(40), size=3),
-        make_request("long", prompt(100, start=3), group_id=1, temperature=0.7),
-        make_request("greedy", prompt(7, start=1), group_id=2, temperature=0),
-    ]
-
-
 @pytest.fixture(scope="module")
 def old(llama, one_thread):
-    return draws(run(make_engine(llama), requests()))
+    return draws(run(make_engine(llama), mixed_requests()))
 
 
 @pytest.fixture(scope="module")
 def new(other_llama, one_thread):
-    return draws(run(make_engine(other_llama), requests()))
+    return draws(run(make_engine(other_llama), mixed_requests()))
 
 
 def test_outputs_after_a_commit_are_those_of_an_engine_born_with_the_new_weights(
@@ -59,7 +53,7 @@ def test_outputs_after_a_commit_are_those_of_an_engine_born_with_the_new_weights
     ):
         put_in_force(engine, update_from(directory, version))
         assert engine.policy_version == version
-        assert draws(run(engine, requests())) == expected
+        assert draws(run(engine, mixed_requests())) == expected
     assert all(old[name] != new[name] for name in old)
 
 
@@ -73,25 +67,25 @@ def test_every_token_knows_the_version_that_drew_it(llama, other_llama):
 
 def test_a_prefix_hit_never_crosses_versions(llama, other_llama):
     engine = make_engine(llama)
-    run(engine, requests())
+    run(engine, mixed_requests())
     hits = engine.stats.num_prefix_hit_tokens
-    run(engine, requests())
+    run(engine, mixed_requests())
     assert engine.stats.num_prefix_hit_tokens == hits + 32 + 96, "the cache works"
     hits = engine.stats.num_prefix_hit_tokens
     for version in (1, 2):  # version 2 has the weights of 0, and still is another version
         put_in_force(engine, update_from((llama, other_llama)[version % 2], version))
-        run(engine, requests())
+        run(engine, mixed_requests())
         assert engine.stats.num_prefix_hit_tokens == hits
-    run(engine, requests())
+    run(engine, mixed_requests())
     assert engine.stats.num_prefix_hit_tokens == hits + 32 + 96, "and works again"
 
 
 def test_an_engine_born_at_a_version_caches_prefixes_under_it(llama, other_llama):
     engine = make_engine(llama, policy_version=5)
-    run(engine, requests())
+    run(engine, mixed_requests())
     put_in_force(engine, update_from(other_llama, 6))
     hits = engine.stats.num_prefix_hit_tokens
-    run(engine, requests())
+    run(engine, mixed_requests())
     assert engine.stats.num_prefix_hit_tokens == hits
 
 
@@ -110,7 +104,7 @@ def test_staging_while_requests_run_changes_no_bit_and_the_commit_waits_for_them
     llama, other_llama, old, new
 ):
     engine = make_engine(llama)
-    for request in requests():
+    for request in mixed_requests():
         engine.add_request(request)
     engine.step()
     engine.stage(update_from(other_llama, 1))
@@ -123,7 +117,7 @@ def test_staging_while_requests_run_changes_no_bit_and_the_commit_waits_for_them
     assert draws(answers) == old
     assert {v for c in answers.values() for v in c.policy_versions} == {0}
     engine.commit()
-    assert draws(run(engine, requests())) == new
+    assert draws(run(engine, mixed_requests())) == new
 
 
 @pytest.mark.parametrize(
@@ -144,7 +138,7 @@ def test_one_wrong_element_leaves_the_old_version_serving(
     with pytest.raises(RuntimeError, match="commit is not allowed"):
         engine.commit()
     assert (engine.policy_version, engine.weights_digest()) == (0, digest)
-    assert draws(run(engine, requests())) == old
+    assert draws(run(engine, mixed_requests())) == old
 
 
 def test_a_torn_update_can_be_sent_again(llama, other_llama, new):
@@ -155,7 +149,7 @@ def test_a_torn_update_can_be_sent_again(llama, other_llama, new):
     with pytest.raises(RuntimeError, match="differ from their manifest"):
         engine.verify()
     put_in_force(engine, update_from(other_llama, 1))
-    assert draws(run(engine, requests())) == new
+    assert draws(run(engine, mixed_requests())) == new
 
 
 def test_a_rollback_leaves_the_old_version_serving_and_the_next_update_welcome(
@@ -168,9 +162,9 @@ def test_a_rollback_leaves_the_old_version_serving_and_the_next_update_welcome(
             engine.verify()
         engine.rollback()
         assert engine.policy_version == 0
-        assert draws(run(engine, requests())) == old
+        assert draws(run(engine, mixed_requests())) == old
     put_in_force(engine, update_from(other_llama, 1))
-    assert draws(run(engine, requests())) == new
+    assert draws(run(engine, mixed_requests())) == new
 
 
 def test_the_sender_may_go_on_once_its_update_is_staged(llama, other_llama, new):
@@ -181,13 +175,13 @@ def test_the_sender_may_go_on_once_its_update_is_staged(llama, other_llama, new)
         tensor.detach().zero_()
     engine.verify()
     engine.commit()
-    assert draws(run(engine, requests())) == new
+    assert draws(run(engine, mixed_requests())) == new
 
 
 def test_nothing_of_a_version_full_of_nan_lingers_in_the_cache(llama, other_llama, new):
     engine = make_engine(llama, num_blocks=24)
     put_in_force(engine, update_from(llama, 1, fill=float("nan")))
-    answers = run(engine, requests())
+    answers = run(engine, mixed_requests())
     assert all(x != x for c in answers.values() for x in c.logprobs)
     put_in_force(engine, update_from(other_llama, 2))
-    assert draws(run(engine, requests())) == new
+    assert draws(run(engine, mixed_requests())) == new
