@@ -113,12 +113,13 @@ def _native(
     layout: AttentionLayout,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    queries_Q3, tasks_W3 = layout.queries_and_tasks
     return attention_native(
         q_TND,
         keys,
         values,
-        segments_S4=layout.segments_S4,
-        tasks_W2=layout.tasks_W2,
+        queries_Q3=queries_Q3,
+        tasks_W3=tasks_W3,
         table=layout.table,
         keys_per_index=layout.keys_per_index,
         scales=scales,

@@ -4,9 +4,9 @@ Shape legend: S = segments, W = tasks, Q = padded queries of a segment, J = key 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, takewhile
 
 import torch
 
@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 KEY_BLOCK = 64
+_JOINT_QUERIES = 4
+"""Of several segments in one task. Twice as many would read shared keys half as often, and leave cores without a task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,30 +64,58 @@ class AttentionLayout:
     device: torch.device
 
     @functools.cached_property
-    def segments_S4(self) -> torch.Tensor:
-        """int64: first row, queries, first position, where its keys begin in `table`."""
-        starts = accumulate((len(s.key_index) for s in self.segments), initial=0)
-        rows = [
-            (s.first_row, s.num_queries, s.first_position, start)
-            for s, start in zip(self.segments, starts, strict=False)
-        ]
-        return torch.tensor(rows, dtype=torch.int64, device="cpu")
-
-    @functools.cached_property
     def table(self) -> torch.Tensor:
         """int64, the `key_index` of all segments, one after another."""
         indices = [i for s in self.segments for i in s.key_index]
         return torch.tensor(indices, dtype=torch.int64, device="cpu")
 
     @functools.cached_property
-    def tasks_W2(self) -> torch.Tensor:
-        """int64: segment, first query; pieces of work of at most 8 queries."""
-        tasks = [
-            (index, first)
-            for index, segment in enumerate(self.segments)
-            for first in range(0, segment.num_queries, QUERIES_PER_TASK)
-        ]
-        return torch.tensor(tasks, dtype=torch.int64, device="cpu")
+    def queries_and_tasks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 [Q, 3]: row, position, where its keys begin in `table`; int64 [W, 3]: first query, queries, shared keys.
+
+        A task is up to 8 queries of one segment; or some of short segments that begin with the same key blocks, as
+        siblings do while they decode, and these blocks are then read once for all of them.
+        """
+        starts = list(accumulate((len(s.key_index) for s in self.segments), initial=0))
+        queries: list[tuple[int, int, int]] = []
+        tasks: list[tuple[int, int, int]] = []
+        for group in self._groups():
+            members = [self.segments[i] for i in group]
+            first = len(queries)
+            for i, s in zip(group, members, strict=True):
+                queries += [
+                    (s.first_row + j, s.first_position + j, starts[i]) for j in range(s.num_queries)
+                ]
+            shared = self._num_shared_keys(members) if len(members) > 1 else 0
+            tasks += [
+                (begin, min(QUERIES_PER_TASK, len(queries) - begin), shared)
+                for begin in range(first, len(queries), QUERIES_PER_TASK)
+            ]
+        as_integers = functools.partial(torch.tensor, dtype=torch.int64, device="cpu")
+        return as_integers(queries), as_integers(tasks)
+
+    def _groups(self) -> Iterator[list[int]]:
+        """Segments by index: a long one alone, short ones with those that share a key block, as many as fit."""
+        open_groups: dict[int, list[int]] = {}
+        for i, segment in enumerate(self.segments):
+            if segment.num_queries > _JOINT_QUERIES:
+                yield [i]
+                continue
+            group = open_groups.setdefault(segment.key_index[0], [])
+            joined = [*(self.segments[j] for j in group), segment]
+            is_full = sum(s.num_queries for s in joined) > _JOINT_QUERIES
+            if group and (is_full or not self._num_shared_keys(joined)):
+                yield group.copy()
+                group.clear()
+            group.append(i)
+        yield from open_groups.values()
+
+    def _num_shared_keys(self, segments: Sequence[Segment]) -> int:
+        """Keys, in whole key blocks, that every query sees and all the segments have in the same place."""
+        visible = min(s.first_position for s in segments) + 1
+        indices = (s.key_index[: visible // self.keys_per_index] for s in segments)
+        same = takewhile(lambda entries: len(set(entries)) == 1, zip(*indices, strict=False))
+        return sum(1 for _ in same) * self.keys_per_index // KEY_BLOCK * KEY_BLOCK
 
     @functools.cached_property
     def buckets(self) -> tuple[AttentionBucket, ...]:

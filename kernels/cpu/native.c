@@ -63,6 +63,21 @@ INLINE vec splat(float x) { return (vec){x, x, x, x, x, x, x, x}; }
 SUM_LANES(sum_lanes, float, vec)
 SUM_LANES(sum_integers, int32_t, ivec)
 
+/* The same tree for eight vectors at once: the sum of x[i] in lane i, for a third of the instructions. */
+INLINE vec sum_eight(const vec *x) {
+    vec halves[4], quarters[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        halves[i] = __builtin_shuffle(x[i], x[i + 4], (ivec){0, 1, 2, 3, 8, 9, 10, 11}) +
+                    __builtin_shuffle(x[i], x[i + 4], (ivec){4, 5, 6, 7, 12, 13, 14, 15});
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++)
+        quarters[i] = __builtin_shuffle(halves[2 * i], halves[2 * i + 1], (ivec){0, 1, 8, 9, 4, 5, 12, 13}) +
+                      __builtin_shuffle(halves[2 * i], halves[2 * i + 1], (ivec){2, 3, 10, 11, 6, 7, 14, 15});
+    return __builtin_shuffle(quarters[0], quarters[1], (ivec){0, 2, 8, 10, 4, 6, 12, 14}) +
+           __builtin_shuffle(quarters[0], quarters[1], (ivec){1, 3, 9, 11, 5, 7, 13, 15});
+}
+
 /* Hold x in a register: GCC would rather load it again as the operand of every use, and loads are what is scarce. */
 #if defined(__x86_64__)
 #define IN_REGISTER(x) __asm__("" : "+x"(x))
@@ -353,8 +368,9 @@ void paceline_int8_linear(const float *x, int16_t *room, float levels, const int
 #define MAX_HEAD_DIM 256
 #define MAX_GROUP 32      /* query heads of one KV head */
 #define QUERIES_PER_TASK 8
+#define ROWS_PER_TASK (QUERIES_PER_TASK * MAX_GROUP)
 
-/* Where the key (or value) at a position of a sequence is: base + table[p / per_index] * index_stride
+/* Where the key (or value) at a position of a sequence is: base + table[first entry + p / per_index] * index_stride
  * + head * head_stride + (p % per_index) * D. A paged cache has per_index = block_size; packed rows have 1. */
 typedef struct {
     const void *keys, *values; /* float, or int8 with a scale for each D of them */
@@ -388,90 +404,138 @@ void paceline_write_cache_int8(const float *k, int64_t k_stride, const float *v,
         }
 }
 
-/* What a row has folded so far, on the maximum seen so far. */
+/* A query's packed row, its position in its sequence, and where its keys begin in the table. */
 typedef struct {
-    float maximum, total;
+    int64_t row, position, first_entry;
+} Query;
+
+/* What a row (a head of a query) has folded so far, on the maximum seen so far; and how the next block joins it. */
+typedef struct {
+    float maximum, total, keep, add;
     float output[MAX_HEAD_DIM];
 } State;
 
-/* ROWS x KEYS scores. */
-INLINE void score_tile(int ROWS, int KEYS, const float *q, const float *const *keys, float (*scores)[KEY_BLOCK],
-                       int64_t c, int64_t D, float scale) {
-    vec sums[4][4];
+/* ROWS x 4 scores. With 12 sums and what is held of the rows, one register is left: for a key. */
+INLINE void score_tile(int ROWS, const float *const *q, const float *const *keys, float (*scores)[KEY_BLOCK], int64_t c,
+                       int64_t D) {
+    vec sums[3][4];
+#pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
-        for (int k = 0; k < KEYS; k++) sums[r][k] = splat(0);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) sums[r][k] = splat(0);
     for (int64_t d = 0; d < D; d += LANES) {
-        vec key[4];
-        for (int k = 0; k < KEYS; k++) {
-            key[k] = load(keys[c + k] + d);
-            IN_REGISTER(key[k]);
-        }
+        vec query[3];
+#pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            vec query = load(q + r * D + d);
-            IN_REGISTER(query);
-            for (int k = 0; k < KEYS; k++) sums[r][k] = fma_lanes(query, key[k], sums[r][k]);
+            query[r] = load(q[r] + d);
+            IN_REGISTER(query[r]);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            vec key = load(keys[c + k] + d);
+            IN_REGISTER(key);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++) sums[r][k] = fma_lanes(query[r], key, sums[r][k]);
         }
     }
-    for (int r = 0; r < ROWS; r++)
-        for (int k = 0; k < KEYS; k++) scores[r][c + k] = sum_lanes(sums[r][k]) * scale;
+#pragma GCC unroll 2
+    for (int r = 0; r < ROWS; r += 2) {
+        int next = r + 1 < ROWS ? r + 1 : r;
+        vec eight[8] = {sums[r][0],    sums[r][1],    sums[r][2],    sums[r][3],
+                        sums[next][0], sums[next][1], sums[next][2], sums[next][3]};
+        vec sum = sum_eight(eight);
+        memcpy(scores[r] + c, &sum, 4 * sizeof(float));
+        if (next > r) memcpy(scores[next] + c, (float *)&sum + 4, 4 * sizeof(float));
+    }
 }
 
-/* ROWS x (8 VECS) elements of the weighted sum of values. */
+/* ROWS x (8 VECS) elements of the weighted sum of values, joined to what was there. */
 INLINE void value_tile(int ROWS, int VECS, float (*weights)[KEY_BLOCK], const float *const *values, int64_t count,
-                       int64_t d, float (*out)[MAX_HEAD_DIM]) {
-    vec sums[4][4];
+                       int64_t d, State *states) {
+    vec sums[3][4];
+#pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
         for (int v = 0; v < VECS; v++) sums[r][v] = splat(0);
     for (int64_t c = 0; c < count; c++) {
-        vec value[4];
-        for (int v = 0; v < VECS; v++) {
-            value[v] = load(values[c] + d + v * LANES);
-            IN_REGISTER(value[v]);
+        vec weight[3];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) {
+            weight[r] = splat(weights[r][c]);
+            IN_REGISTER(weight[r]);
         }
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < VECS; v++) sums[r][v] = fma_lanes(splat(weights[r][c]), value[v], sums[r][v]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECS; v++) {
+            vec value = load(values[c] + d + v * LANES);
+            IN_REGISTER(value);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++) sums[r][v] = fma_lanes(weight[r], value, sums[r][v]);
+        }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECS; v++) store(out[r] + d + v * LANES, sums[r][v]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECS; v++) {
+            float *output = states[r].output + d + v * LANES;
+            store(output, load(output) * splat(states[r].keep) + sums[r][v] * splat(states[r].add));
+        }
 }
 
-/* One key block for ROWS query heads of one query, of which the first `count` keys are visible. */
-INLINE void attend_block(int ROWS, const float *q, const float *const *keys, const float *const *values, int64_t count,
-                         int64_t D, float scale, State *states) {
-    float scores[4][KEY_BLOCK], out[4][MAX_HEAD_DIM];
-    int64_t c = 0;
-    for (; c + 3 <= count; c += 3) score_tile(ROWS, 3, q, keys, scores, c, D, scale);
-    for (; c < count; c++) score_tile(ROWS, 1, q, keys, scores, c, D, scale);
-    float maxima[4], totals[4];
-    for (int r = 0; r < ROWS; r++) {
-        float maximum = scores[r][0];
-        for (c = 1; c < count; c++) maximum = scores[r][c] <= maximum ? maximum : scores[r][c];
-        vec total = splat(0);
-        for (c = count; c % LANES; c++) scores[r][c] = maximum;
-        for (c = 0; c < count; c += LANES) {
-            vec weights = exp_lanes(load(scores[r] + c) - splat(maximum));
-            if (count - c < LANES) {
-                float part[LANES];
-                store(part, weights);
-                weights = load_part(part, count - c);
-            }
-            store(scores[r] + c, weights);
-            total += weights;
-        }
-        maxima[r] = maximum;
-        totals[r] = sum_lanes(total);
+/* Scores of the first `count` keys become weights, zeros behind them; maximum and total go into the state. */
+INLINE void weigh(float *scores, int64_t count, float scale, State *state) {
+    vec maximum = splat(-INFINITY), total = splat(0);
+    for (int64_t c = count; c < KEY_BLOCK; c++) scores[c] = -INFINITY;
+    for (int64_t c = 0; c < KEY_BLOCK; c += LANES) {
+        vec scaled = load(scores + c) * splat(scale);
+        store(scores + c, scaled);
+        maximum = choose(scaled > maximum, scaled, maximum); /* a NaN is not greater, and stays among the scores */
+    }
+    float most = maximum[0];
+    for (int i = 1; i < LANES; i++) most = maximum[i] > most ? maximum[i] : most;
+    for (int64_t c = 0; c < KEY_BLOCK; c += LANES) {
+        vec x = load(scores + c), weights = choose(x == splat(-INFINITY), splat(0), exp_lanes(x - splat(most)));
+        store(scores + c, weights);
+        total += weights;
+    }
+    float joint = most <= state->maximum ? state->maximum : most;
+    state->keep = expf(state->maximum - joint);
+    state->add = expf(most - joint);
+    state->total = state->total * state->keep + sum_lanes(total) * state->add;
+    state->maximum = joint;
+}
+
+#define BY_THREE(ROWS, TILE, ...)                                   \
+    do {                                                            \
+        int64_t r = 0;                                              \
+        for (; r + 3 <= (ROWS); r += 3) TILE(3, __VA_ARGS__);       \
+        if ((ROWS) - r == 2) TILE(2, __VA_ARGS__);                  \
+        if ((ROWS) - r == 1) TILE(1, __VA_ARGS__);                  \
+    } while (0)
+
+/* One block of keys from position `start`, for all heads of `queries` queries that read it from the same place. Keys
+ * outermost, so that they pass through the first-level cache once. `visible` keys of the last query, fewer before. */
+static void attend_block(const float *q, const float *const *keys, const float *const *values, int64_t start,
+                         const Query *queries, int64_t num_queries, State *states, int64_t head, int64_t N, int64_t G,
+                         int64_t D) {
+    float scores[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(32)));
+    const float *query[ROWS_PER_TASK];
+    int64_t rows = num_queries * G, visible = queries[num_queries - 1].position + 1 - start;
+    float scale = 1.0f / sqrtf((float)D);
+    if (visible > KEY_BLOCK) visible = KEY_BLOCK;
+    for (int64_t r = 0; r < rows; r++) query[r] = q + (queries[r / G].row * N + head * G + r % G) * D;
+    for (int64_t c = 0; c < visible; c += 4) {
+        for (int64_t k = c; k < c + 4; k++) /* few rows wait for memory: fetch the values meanwhile */
+            for (int64_t d = 0; d < D; d += 16) __builtin_prefetch(values[k] + d);
+        BY_THREE(rows, score_tile, query + r, keys, scores + r, c, D);
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t count = queries[r / G].position + 1 - start;
+        weigh(scores[r], count < KEY_BLOCK ? count : KEY_BLOCK, scale, states + r);
     }
     int64_t d = 0;
-    for (; d + 4 * LANES <= D; d += 4 * LANES) value_tile(ROWS, 4, scores, values, count, d, out);
-    for (; d < D; d += LANES) value_tile(ROWS, 1, scores, values, count, d, out);
-    for (int r = 0; r < ROWS; r++) {
-        State *state = states + r;
-        float maximum = maxima[r] <= state->maximum ? state->maximum : maxima[r];
-        float keep = expf(state->maximum - maximum), add = expf(maxima[r] - maximum);
-        state->total = state->total * keep + totals[r] * add;
-        for (d = 0; d < D; d++) state->output[d] = state->output[d] * keep + out[r][d] * add;
-        state->maximum = maximum;
-    }
+    for (; d + 4 * LANES <= D; d += 4 * LANES)
+        BY_THREE(rows, value_tile, 4, scores + r, values, visible, d, states + r);
+    for (; d < D; d += LANES) BY_THREE(rows, value_tile, 1, scores + r, values, visible, d, states + r);
 }
 
 INLINE void dequantize(const int8_t *q, float scale, float *x, int64_t D) {
@@ -485,12 +549,17 @@ INLINE void dequantize(const int8_t *q, float scale, float *x, int64_t D) {
     }
 }
 
-/* Where the keys and values at positions start to end are, as floats; those of int8 are made in `room`. */
-INLINE void locate_block(const Cache *cache, int64_t start, int64_t end, int64_t head, int64_t D, float *room,
-                         const float **keys, const float **values) {
-    for (int64_t p = start; p < end; p++) {
-        int64_t at = cache->table[p / cache->per_index] * cache->index_stride + head * cache->head_stride +
-                     p % cache->per_index * D;
+/* Where the keys and values at positions start to end are, as floats; those of int8 are made in `room`. The last ones
+ * stand for the rest of a tile too. */
+INLINE void locate_block(const Cache *cache, int64_t first_entry, int64_t start, int64_t end, int64_t head, int64_t D,
+                         float *room, const float **keys, const float **values) {
+    int64_t entry = first_entry + start / cache->per_index, offset = start % cache->per_index;
+    for (int64_t p = start; p < end; p++, offset++) {
+        if (offset == cache->per_index) {
+            offset = 0;
+            entry++;
+        }
+        int64_t at = cache->table[entry] * cache->index_stride + head * cache->head_stride + offset * D;
         if (cache->key_scales) {
             float *key = room + (p - start) * 2 * D, *value = key + D;
             dequantize((const int8_t *)cache->keys + at, cache->key_scales[at / D], key, D);
@@ -502,58 +571,52 @@ INLINE void locate_block(const Cache *cache, int64_t start, int64_t end, int64_t
             values[p - start] = (const float *)cache->values + at;
         }
     }
+    for (int64_t c = end - start; c % 4; c++) keys[c] = keys[end - start - 1];
 }
 
-/* `queries` queries from packed row `row`, the first at `position` of its sequence, against one KV head. */
-static void attend_task(const float *q, const Cache *cache, float *out, float *logsumexp, int64_t row,
-                        int64_t position, int64_t queries, int64_t head, int64_t N, int64_t G, int64_t D) {
-    State states[QUERIES_PER_TASK][MAX_GROUP];
+/* Queries against one KV head. The first `shared` positions of all are in the same place. */
+static void attend_task(const float *q, const Cache *cache, float *out, float *logsumexp, const Query *queries,
+                        int64_t num_queries, int64_t shared, int64_t head, int64_t N, int64_t G, int64_t D) {
+    State states[ROWS_PER_TASK];
     const float *keys[KEY_BLOCK], *values[KEY_BLOCK];
     float room[KEY_BLOCK * 2 * MAX_HEAD_DIM] __attribute__((aligned(32)));
-    float scale = 1.0f / sqrtf((float)D);
-    for (int64_t i = 0; i < queries; i++)
-        for (int64_t g = 0; g < G; g++) {
-            states[i][g].maximum = -INFINITY;
-            states[i][g].total = 0;
-            memset(states[i][g].output, 0, D * sizeof(float));
-        }
-    for (int64_t start = 0; start < position + queries; start += KEY_BLOCK) {
-        int64_t end = start + KEY_BLOCK < position + queries ? start + KEY_BLOCK : position + queries;
-        locate_block(cache, start, end, head, D, room, keys, values);
-        for (int64_t i = 0; i < queries; i++) {
-            int64_t visible = position + i + 1 - start, g = 0;
-            if (visible <= 0) continue;
-            if (visible > KEY_BLOCK) visible = KEY_BLOCK;
-            const float *query = q + ((row + i) * N + head * G) * D;
-            for (; g + 4 <= G; g += 4) attend_block(4, query + g * D, keys, values, visible, D, scale, &states[i][g]);
-            if (G - g == 3) attend_block(3, query + g * D, keys, values, visible, D, scale, &states[i][g]);
-            if (G - g == 2) attend_block(2, query + g * D, keys, values, visible, D, scale, &states[i][g]);
-            if (G - g == 1) attend_block(1, query + g * D, keys, values, visible, D, scale, &states[i][g]);
-        }
+    int64_t last = 0;
+    for (int64_t i = 0; i < num_queries; i++) last = queries[i].position > last ? queries[i].position : last;
+    for (int64_t r = 0; r < num_queries * G; r++) {
+        states[r].maximum = -INFINITY;
+        states[r].total = 0;
+        memset(states[r].output, 0, D * sizeof(float));
     }
-    for (int64_t i = 0; i < queries; i++)
-        for (int64_t g = 0; g < G; g++) {
-            int64_t at = (row + i) * N + head * G + g;
-            State *state = &states[i][g];
-            for (int64_t d = 0; d < D; d++) out[at * D + d] = state->output[d] / state->total;
-            logsumexp[at] = state->maximum + logf(state->total);
+    for (int64_t start = 0; start <= last; start += KEY_BLOCK)
+        for (int64_t i = 0, end; i < num_queries; i = end) {
+            int64_t first = queries[i].first_entry;
+            for (end = i + 1; end < num_queries && (start < shared || queries[end].first_entry == first);) end++;
+            while (i < end && queries[i].position < start) i++; /* these see nothing of it */
+            if (i == end) continue;
+            int64_t visible = queries[end - 1].position + 1;
+            if (visible > start + KEY_BLOCK) visible = start + KEY_BLOCK;
+            locate_block(cache, first, start, visible, head, D, room, keys, values);
+            attend_block(q, keys, values, start, queries + i, end - i, states + i * G, head, N, G, D);
         }
+    for (int64_t r = 0; r < num_queries * G; r++) {
+        int64_t at = queries[r / G].row * N + head * G + r % G;
+        for (int64_t d = 0; d < D; d++) out[at * D + d] = states[r].output[d] / states[r].total;
+        logsumexp[at] = states[r].maximum + logf(states[r].total);
+    }
 }
 
-/* Shapes: q, out [T, N, D], logsumexp [T, N]; no scales where keys and values are float; segments [S, 4] = first row,
- * queries, first position, first entry of its keys in table; tasks [W, 2] = segment, first query. 8 divides D. */
+/* Shapes: q, out [T, N, D], logsumexp [T, N]; no scales where keys and values are float; queries [Q, 3] as in Query,
+ * those of a sequence in ascending order; tasks [W, 3] = first query, queries, positions shared by all. 8 divides D. */
 void paceline_attention(const float *q, const void *keys, const void *values, const float *key_scales,
                         const float *value_scales, const int64_t *table, int64_t per_index, int64_t index_stride,
-                        int64_t head_stride, const int64_t *segments, const int64_t *tasks, int64_t W, float *out,
+                        int64_t head_stride, const int64_t *queries, const int64_t *tasks, int64_t W, float *out,
                         float *logsumexp, int64_t N, int64_t M, int64_t D, int threads) {
+    Cache cache = {keys, values, key_scales, value_scales, table, per_index, index_stride, head_stride};
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (int64_t w = 0; w < W; w++)
         for (int64_t head = 0; head < M; head++) {
-            const int64_t *segment = segments + tasks[2 * w] * 4;
-            int64_t first = tasks[2 * w + 1], queries = segment[1] - first;
-            if (queries > QUERIES_PER_TASK) queries = QUERIES_PER_TASK;
-            Cache cache = {keys,      values,       key_scales,  value_scales, table + segment[3],
-                           per_index, index_stride, head_stride};
-            attend_task(q, &cache, out, logsumexp, segment[0] + first, segment[2] + first, queries, head, N, N / M, D);
+            const int64_t *task = tasks + 3 * w;
+            attend_task(q, &cache, out, logsumexp, (const Query *)queries + task[0], task[1], task[2], head, N, N / M,
+                        D);
         }
 }

@@ -290,20 +290,20 @@ def attention_native(
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
-    segments_S4: torch.Tensor,
-    tasks_W2: torch.Tensor,
+    queries_Q3: torch.Tensor,
+    tasks_W3: torch.Tensor,
     table: torch.Tensor,
     keys_per_index: int,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Block-fold attention; `segments_S4`, `tasks_W2` and `table` are those of `kernels.attention.AttentionLayout`.
+    """Block-fold attention; `queries_Q3`, `tasks_W3` and `table` are those of `kernels.attention.AttentionLayout`.
 
     Args:
         q_TND: [T, N, D].
         keys: [rows, M, D] packed (`keys_per_index` 1), or [blocks, M, keys_per_index, D] paged; contiguous.
         values: like keys.
-        segments_S4: int64.
-        tasks_W2: int64.
+        queries_Q3: int64.
+        tasks_W3: int64.
         table: int64, rows or blocks.
         keys_per_index: keys behind one entry of the table.
         scales: of keys and of values, float32 [blocks, M, keys_per_index], where those are int8.
@@ -329,9 +329,9 @@ def attention_native(
         keys_per_index,
         num_kv_heads * keys_per_index * head_dim,
         keys_per_index * head_dim,
-        segments_S4.data_ptr(),
-        tasks_W2.data_ptr(),
-        tasks_W2.shape[0],
+        queries_Q3.data_ptr(),
+        tasks_W3.data_ptr(),
+        tasks_W3.shape[0],
         out_TND.data_ptr(),
         logsumexp_TN.data_ptr(),
         num_heads,
