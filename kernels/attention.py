@@ -7,7 +7,7 @@ its own maximum; blocks are joined by a left fold in block order:
 
 A block that a row may not see folds in as an exact no-op. So a row does not depend on its batch, on chunking,
 on padding, or on prefill versus decode, and trainer and engine agree bit for bit. float32 on a CPU runs in C
-(`kernels/cpu/native.c`), where keys are read where they lie; all else in tensor operations
+(`kernels/cpu/native/`), where keys are read where they lie; all else in tensor operations
 (`kernels.attention_fold`). The two differ in the last bits, and one process uses one of them throughout.
 
 Shape legend: T = packed rows, N = query heads, M = KV heads, G = N / M, D = width of a head.

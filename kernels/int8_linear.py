@@ -17,7 +17,7 @@ import torch
 from kernels.cpu.ops import int8_linear_native, runs_natively
 from kernels.quantize import INT8_LEVELS, quantize_rows
 
-__all__ = ["int8_linear", "int8_linear_reference", "quantize_channels"]
+__all__ = ["activation_levels", "int8_linear", "int8_linear_reference", "quantize_channels"]
 
 _MAX_LEVELS = 2**15 - 1
 
@@ -49,7 +49,7 @@ def int8_linear(
         bias_N: any float type.
     """
     rows_TK, bias_N = x_TK.float(), None if bias_N is None else bias_N.float()
-    levels = _levels(weight_NK.shape[1])
+    levels = activation_levels(weight_NK.shape[1])
     if runs_natively(rows_TK):
         out_TN = int8_linear_native(rows_TK, weight_NK, scale_N, bias_N, levels=levels)
     else:
@@ -78,6 +78,6 @@ def _int8_linear_tensors(
     return out_TN if bias_N is None else out_TN + bias_N
 
 
-def _levels(in_features: int) -> int:
-    """The most with which `in_features` products stay below 2^31."""
+def activation_levels(in_features: int) -> int:
+    """Of a token: the most with which `in_features` products stay below 2^31."""
     return min(_MAX_LEVELS, (2**31 - 1) // (INT8_LEVELS * in_features))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.cpu.ops import runs_natively, write_cache_native
 from kernels.quantize import INT8_LEVELS, quantize_rows
 
 __all__ = ["PagedKV"]
@@ -50,11 +49,6 @@ class PagedKV:
         offsets_T: torch.Tensor,
     ) -> None:
         """Put row t at offset `offsets_T[t]` of block `block_ids_T[t]`."""
-        if runs_natively(self.keys if self.scales is None else k_TMD):
-            write_cache_native(
-                k_TMD, v_TMD, self.keys, self.values, block_ids_T, offsets_T, self.scales
-            )
-            return
         for index, (stored, rows) in enumerate(((self.keys, k_TMD), (self.values, v_TMD))):
             if self.scales is None:
                 stored[block_ids_T, :, offsets_T] = rows

@@ -1,6 +1,6 @@
 """Rows of numbers as integers and one step each: x ~ integers * step, step = max |x| / levels.
 
-C computes the same bits (`kernels/cpu/native.c`), so what one wrote the other may read. K = width of a row.
+C computes the same bits (`kernels/cpu/native/`), so what one wrote the other may read. K = width of a row.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Compiles native.c once for this machine's own processor, keeps the result, and loads it.
+"""Compiles native/native.c once for this machine's own processor, keeps the result, and loads it.
 
 Plain C through ctypes: gcc builds it in two seconds, without PyTorch's headers. Made for Linux: clang's OpenMP calls
 another runtime than the one in PyTorch's wheels, and there tensor operations serve.
@@ -24,7 +24,7 @@ __all__ = ["native_library"]
 
 logger = logging.getLogger("paceline")
 
-_SOURCE = Path(__file__).with_name("native.c")
+_SOURCES = Path(__file__).with_name("native")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=off")
 
 
@@ -41,7 +41,7 @@ def native_library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(_build()))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning(
-            "kernels/cpu/native.c cannot be used, so float32 runs about half as fast on this CPU; it needs Linux, gcc, and "
+            "kernels/cpu/native cannot be used, so float32 runs about half as fast on this CPU; it needs Linux, gcc, and "
             "a processor with AVX2 and FMA, or 64-bit ARM (%s)",
             _reason(error),
         )
@@ -67,14 +67,15 @@ def _build() -> Path:
         raise FileNotFoundError("no gcc and no cc on the PATH")
     flags = (*_FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
     version = _run(*compiler, "--version")
-    key = repr((_SOURCE.read_bytes(), flags, version, _processor())).encode()
+    sources = [path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]"))]
+    key = repr((sources, flags, version, _processor())).encode()
     directory = default_cache_dir() / "native"
     library = directory / f"{hashlib.sha256(key).hexdigest()[:16]}.so"
     if not library.exists():
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             compiled, linked = f"{scratch}/native.o", f"{scratch}/native.so"
-            _run(*compiler, *flags, "-c", str(_SOURCE), "-o", compiled)
+            _run(*compiler, *flags, "-c", str(_SOURCES / "native.c"), "-o", compiled)
             # linked without -fopenmp: its calls then resolve to the OpenMP runtime that torch has loaded. Two runtimes
             # would be two pools of threads that spin against each other
             _run(*compiler, "-shared", compiled, "-o", linked, "-lm")

@@ -1,4 +1,4 @@
-"""Launchers of native.c: shapes and addresses, no arithmetic. Callers ask `runs_natively` first.
+"""Launchers of native/: shapes and addresses, no arithmetic. Callers ask `runs_natively` first.
 
 Shape legend: T = rows, K = in features, N = out features or query heads, H = width, I = width of the MLP,
 M = KV heads, D = width of a head.
@@ -22,11 +22,11 @@ __all__ = [
     "rope_native",
     "runs_natively",
     "swiglu_native",
-    "write_cache_native",
+    "takes_heads",
 ]
 
 QUERIES_PER_TASK = 8
-"""Of attention; this and the limits below are as in native.c."""
+"""Of attention; this and the limits below are as in native/attention.c."""
 _MAX_HEAD_DIM = 256
 _MAX_GROUP = 32
 
@@ -36,7 +36,7 @@ _THREADS = ctypes.c_int
 
 
 def runs_natively(x: torch.Tensor) -> bool:
-    """Whether the ops of this file take `x`: float32, on the CPU, and native.c could be compiled."""
+    """Whether the ops of this file take `x`: float32, on the CPU, and native/ could be compiled."""
     return x.dtype is torch.float32 and x.device.type == "cpu" and native_library() is not None
 
 
@@ -46,8 +46,6 @@ _ARGUMENTS = {
     "rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, ctypes.c_float, _THREADS],
     "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
     "rope": [_POINTER, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, _THREADS],
-    "write_cache_int8": [_POINTER, _SIZE, _POINTER, _SIZE, *[_POINTER] * 6, *[_SIZE] * 4],
-    "write_cache": [_POINTER, _SIZE, _POINTER, _SIZE, *[_POINTER] * 4, *[_SIZE] * 4],
     "attention": [
         *[_POINTER] * 6,
         *[_SIZE] * 3,
@@ -62,7 +60,7 @@ _ARGUMENTS = {
 
 @functools.cache
 def _functions() -> SimpleNamespace:
-    """The functions of native.c by name, without their prefix."""
+    """The functions of native/ by name, without their prefix."""
     library, functions = native_library(), SimpleNamespace()
     for name, types in _ARGUMENTS.items():
         function = getattr(library, f"paceline_{name}")
@@ -190,49 +188,6 @@ def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
     return out_TND
 
 
-def write_cache_native(
-    k_TMD: torch.Tensor,
-    v_TMD: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    block_ids_T: torch.Tensor,
-    offsets_T: torch.Tensor,
-    scales: tuple[torch.Tensor, torch.Tensor] | None,
-) -> None:
-    """Put row t of k and v at `[block_ids_T[t], :, offsets_T[t]]` of [blocks, M, block size, D] keys and values.
-
-    With `scales`, float32 [blocks, M, block size] of keys and of values, those are int8.
-
-    The ids and offsets are not checked: they are the same for every layer, and the block manager's.
-    """
-    k_TMD, v_TMD = _dense_rows(k_TMD), _dense_rows(v_TMD)
-    num_kv_heads, block_size, head_dim = keys.shape[1:]
-    shape = (len(block_ids_T), num_kv_heads, head_dim)
-    if not (
-        k_TMD.shape == v_TMD.shape == shape and keys.is_contiguous() and values.is_contiguous()
-    ):
-        raise ValueError(
-            f"write_cache: k and v must be {shape}, got {tuple(k_TMD.shape)}, and the cache contiguous"
-        )
-    _require_float32(k_TMD, v_TMD)
-    write = _functions().write_cache if scales is None else _functions().write_cache_int8
-    write(
-        k_TMD.data_ptr(),
-        k_TMD.stride(0),
-        v_TMD.data_ptr(),
-        v_TMD.stride(0),
-        keys.data_ptr(),
-        values.data_ptr(),
-        *_scale_addresses(keys, values, scales),
-        block_ids_T.data_ptr(),
-        offsets_T.data_ptr(),
-        block_ids_T.shape[0],
-        num_kv_heads,
-        block_size,
-        head_dim,
-    )
-
-
 def _scale_addresses(
     keys: torch.Tensor, values: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[int, ...]:
@@ -281,8 +236,14 @@ def _dense_rows(x_TND: torch.Tensor) -> torch.Tensor:
 def attends_natively(q_TND: torch.Tensor, num_kv_heads: int) -> bool:
     """Whether `attention_native` takes these heads."""
     num_heads, head_dim = q_TND.shape[1:]
-    fits = head_dim % 8 == 0 and head_dim <= _MAX_HEAD_DIM and num_heads % num_kv_heads == 0
-    return fits and num_heads // num_kv_heads <= _MAX_GROUP and runs_natively(q_TND)
+    return runs_natively(q_TND) and takes_heads(num_heads, num_kv_heads, head_dim)
+
+
+def takes_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> bool:
+    """Whether attention in C does."""
+    if head_dim % 8 or head_dim > _MAX_HEAD_DIM or num_heads % num_kv_heads:
+        return False
+    return num_heads // num_kv_heads <= _MAX_GROUP
 
 
 def attention_native(

@@ -46,7 +46,7 @@ def measure(
     runs = [_seconds(engine, workload, params) for _ in range(repeats)]
     counts = _difference(engine.stats, before, repeats)
     seconds = statistics.median(runs)
-    with time_parts() as parts:
+    with time_parts(engine) as parts:
         split_seconds = _seconds(engine, workload, params)
     parts["other"] = split_seconds - sum(parts.values())
     num_steps = counts["num_steps"]

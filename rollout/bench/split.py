@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+from rollout.engine.engine import Engine
+
 __all__ = ["PARTS", "time_parts"]
 
 PARTS = {
@@ -15,18 +17,22 @@ PARTS = {
     "rollout.engine.runner.paged_attention": "attention",
     "rollout.engine.engine.sample_tokens": "sampling",
 }
-"""The part that each function is. None of them calls another, so their times add up."""
+"""The part that each function is. None of them calls another, so their times add up. Layers that run in one call
+(`kernels.decoder_layers`) time their parts themselves."""
 
 
 @contextmanager
-def time_parts() -> Iterator[dict[str, float]]:
-    """Seconds by part of what runs inside, filled while it runs. Of a CPU, where a call ends when its work does."""
+def time_parts(engine: Engine) -> Iterator[dict[str, float]]:
+    """Seconds by part of what the engine runs inside, complete at the end. Of a CPU, where a call ends when its work does."""
     seconds = dict.fromkeys(PARTS.values(), 0.0)
+    before = dict(engine.layer_seconds)
     with ExitStack() as stack:
         for path, part in PARTS.items():
             original = pkgutil.resolve_name(path)
             stack.enter_context(mock.patch(path, _timed(original, part, seconds)))
         yield seconds
+    for part, spent in engine.layer_seconds.items():
+        seconds[part] += spent - before.get(part, 0.0)
 
 
 def _timed(

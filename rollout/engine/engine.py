@@ -1,7 +1,7 @@
 """The engine's loop: schedule -> run -> sample -> postprocess."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,11 @@ class Engine:
         self._stats.num_preemptions = self._scheduler.num_preemptions
         self._stats.num_prefix_hit_tokens = self._scheduler.num_prefix_hit_tokens
         return self._stats
+
+    @property
+    def layer_seconds(self) -> Mapping[str, float]:
+        """By part, what the layers took since the weights in force came; empty where they run op by op."""
+        return self._runner.layer_seconds
 
     def generate(
         self,

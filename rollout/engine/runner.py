@@ -7,14 +7,16 @@ import contextlib
 import functools
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from kernels.attention import AttentionLayout, PagedKV, Segment, paged_attention, paged_layout
+from kernels.decoder_layers import DecoderLayers
 from rollout.engine.core import Batch
 from rollout.models.decoder import Decoder
+from rollout.models.native_layers import native_layers
 from rollout.models.spec import DecoderSpec
 
 __all__ = ["Runner", "bytes_per_block"]
@@ -62,12 +64,35 @@ class Runner:
             )
             for _ in range(spec.num_layers)
         ]
+        self._native_decoder: Decoder | None = None
+        self._native_layers: DecoderLayers | None = None  # of that decoder
+
+    @property
+    def layer_seconds(self) -> Mapping[str, float]:
+        """What parts of the layers took in all steps; empty where they run op by op."""
+        return {} if self._native_layers is None else self._native_layers.seconds
 
     @torch.inference_mode()
     def run(self, decoder: Decoder, batch: Batch) -> torch.Tensor:
         """[R, V] logits after the last token of each chunk that reaches the end of its log, in order."""
         self._copy_blocks(batch)
         inputs = self._inputs(batch)
+        hidden_TH = self._forward(decoder, inputs)
+        return decoder.logits(hidden_TH[inputs.last_rows_R])
+
+    def _forward(self, decoder: Decoder, inputs: _Inputs) -> torch.Tensor:
+        if decoder is not self._native_decoder:
+            self._native_decoder = decoder
+            self._native_layers = native_layers(decoder, self._caches)
+        native = self._native_layers
+        if native is not None:
+            return decoder.around(
+                lambda x_TH, cos_sin_TD: native(
+                    x_TH, cos_sin_TD, inputs.block_ids_T, inputs.offsets_T, inputs.layout
+                ),
+                inputs.token_ids_T,
+                inputs.positions_T,
+            )
 
         def attend(
             layer: int, q_TND: torch.Tensor, k_TMD: torch.Tensor, v_TMD: torch.Tensor
@@ -76,8 +101,7 @@ class Runner:
             cache.write(k_TMD, v_TMD, inputs.block_ids_T, inputs.offsets_T)
             return paged_attention(q_TND, cache, inputs.layout)
 
-        hidden_TH = decoder(inputs.token_ids_T, inputs.positions_T, attend)
-        return decoder.logits(hidden_TH[inputs.last_rows_R])
+        return decoder(inputs.token_ids_T, inputs.positions_T, attend)
 
     def reset(self) -> None:
         """Forget everything, so that a NaN of a bad update cannot linger in slots not yet written again.

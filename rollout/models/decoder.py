@@ -20,10 +20,13 @@ from kernels.rope import rope, rope_table
 from kernels.swiglu import swiglu
 from rollout.models.spec import DecoderSpec
 
-__all__ = ["Attend", "Decoder", "Int8Linear", "Linear"]
+__all__ = ["Attend", "Decoder", "DecoderLayer", "Int8Linear", "Layers", "Linear"]
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, q [T, N, D], k [T, M, D], v [T, M, D]) -> [T, N, D]."""
+
+Layers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(residual stream [T, H], cosines and sines [T, D]) -> the stream after the last layer."""
 
 
 class Linear(nn.Module):
@@ -169,6 +172,12 @@ class Decoder(nn.Module):
         ).to(device)
 
     @property
+    def decoder_layers(self) -> Iterator[DecoderLayer]:
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer), "layers holds decoder layers alone"
+            yield layer
+
+    @property
     def lm_head(self) -> torch.Tensor:
         """[vocab, H]; the embedding itself where the two are tied."""
         return self.embed_tokens if self._lm_head is None else self._lm_head.weight
@@ -177,10 +186,20 @@ class Decoder(nn.Module):
         self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
         """[T] ids and positions -> [T, H], after the final norm."""
+
+        def layers(x_TH: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x_TH = layer(x_TH, cos_sin_TD, attend)
+            return x_TH
+
+        return self.around(layers, token_ids_T, positions_T)
+
+    def around(
+        self, layers: Layers, token_ids_T: torch.Tensor, positions_T: torch.Tensor
+    ) -> torch.Tensor:
+        """The embedding before `layers` and the final norm behind them; they may be run by other means than `forward`."""
         x_TH = nn.functional.embedding(token_ids_T, self.embed_tokens)
-        cos_sin_TD = self.cos_sin[positions_T]
-        for layer in self.layers:
-            x_TH = layer(x_TH, cos_sin_TD, attend)
+        x_TH = layers(x_TH, self.cos_sin[positions_T])
         return rms_norm(x_TH, self.norm, eps=self.spec.rms_norm_eps)
 
     def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
@@ -192,8 +211,7 @@ class Decoder(nn.Module):
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""
         yield "model.embed_tokens.weight", self.embed_tokens
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer), "layers holds decoder layers alone"
+        for layer in self.decoder_layers:
             yield from layer.hf_tensors()
         yield "model.norm.weight", self.norm
         if self._lm_head is not None:

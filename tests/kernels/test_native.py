@@ -1,4 +1,4 @@
-"""native.c: shapes that fill no vector, values at the edges, and how it is built and found missing."""
+"""kernels/cpu/native: shapes that fill no vector, values at the edges, and how it is built and found missing."""
 
 import logging
 import re
@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional
 
 from kernels.attention import (
-    PagedKV,
     Segment,
     attention_reference,
     packed_attention,
@@ -84,21 +83,11 @@ def test_the_gate_is_right_from_one_end_of_float32_to_the_other():
         (lambda: rms_norm(randn(3, 64), randn(64).bfloat16(), eps=1e-5), "must be float32"),
         (lambda: rope(randn(3, 2, 8), randn(1, 8)), r"angles \[3, 8\]"),
         (lambda: rope(randn(3, 2, 7), randn(3, 7)), "an even width"),
-        (lambda: cache().write(randn(3, 2, 8), randn(3, 2, 9), *places(3)), "k and v must be"),
-        (lambda: cache().write(*[randn(3, 2, 8).double()] * 2, *places(3)), "must be float32"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_its_bytes_are_read(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def cache():
-    return PagedKV(keys=torch.zeros(4, 2, 16, 8), values=torch.zeros(4, 2, 16, 8))
-
-
-def places(count):
-    return torch.zeros(count, dtype=torch.int64), torch.arange(count)
 
 
 def test_strided_weights_and_biases_are_read_as_they_stand():
@@ -222,7 +211,7 @@ def test_without_a_working_compiler_tensors_serve_and_a_warning_says_so(
     monkeypatch.setenv("CC", compiler)
     with caplog.at_level(logging.WARNING, logger="paceline"):
         assert native_library() is None
-    assert "native.c cannot be used" in caplog.text
+    assert "kernels/cpu/native cannot be used" in caplog.text
     assert re.search(reason, caplog.text)
     assert not list((tmp_path / "native").glob("*.so"))
     x, weight = randn(3, 16), randn(5, 16, seed=1)

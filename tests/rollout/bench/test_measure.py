@@ -96,12 +96,13 @@ def test_an_engine_in_8_bits_is_held_to_the_last_bit_of_its_own_model(
 
 
 def test_parts_are_timed_inside_and_left_alone_outside(engine):
-    with time_parts() as parts:
+    with time_parts(engine) as parts:
         engine.generate([[5, 6]])
     timed = dict(parts)
     engine.generate([[5, 6]])
     assert parts == timed
     assert set(timed) == set(PARTS.values())
+    assert all(seconds > 0 for seconds in timed.values())
 
 
 def test_the_machine_is_measured():
