@@ -108,10 +108,12 @@ INLINE void int8_tile(int ROWS, int COLUMNS, const int16_t *x, const float *step
 
 #define INT8_ROWS(ROWS, COLUMNS)                                                                                      \
     static void int8_rows_##ROWS(const int16_t *x, const float *step, const int8_t *w, const float *scale,            \
-                                 const float *bias, float *y, int64_t K, int64_t N, int64_t columns) {                \
+                                 const float *bias, float *y, int64_t K, int64_t N, int64_t columns, Ahead *ahead) {   \
         int64_t c = 0;                                                                                                \
-        for (; c + COLUMNS <= columns; c += COLUMNS)                                                                  \
+        for (; c + COLUMNS <= columns; c += COLUMNS) {                                                                \
+            fetch(ahead);                                                                                             \
             int8_tile(ROWS, COLUMNS, x, step, w + c * K, scale + c, bias ? bias + c : 0, y + c, K, N);                \
+        }                                                                                                             \
         for (; c < columns; c++) int8_tile(ROWS, 1, x, step, w + c * K, scale + c, bias ? bias + c : 0, y + c, K, N); \
     }
 INT8_ROWS(1, 8)
@@ -127,14 +129,17 @@ void paceline_int8_linear(const float *x, int16_t *room, float levels, const int
     for (int64_t m = 0; m < M; m++) step[m] = quantize_row_int16_t(x + m * K, q + m * K, K, levels);
     int64_t block = 32768 / K / 24 * 24;
     if (block < 24) block = 24;
-    int64_t blocks = (N + block - 1) / block;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t b = 0; b < blocks; b++) {
+    int64_t blocks = (N + block - 1) / block, taken = 0;
+#pragma omp parallel num_threads(threads)
+    for (int64_t b = take_block(&taken), next; b < blocks; b = next) {
+        next = take_block(&taken);
         int64_t n = b * block, columns = n + block < N ? block : N - n, m = 0;
+        int64_t next_n = next * block < N ? next * block : N, next_end = next_n + block < N ? next_n + block : N;
+        Ahead ahead = ahead_of(w + next_n * K, w + next_end * K, M / 3 * ((columns + 2) / 3));
         const int8_t *wn = w + n * K;
         const float *sn = scale + n, *bn = bias ? bias + n : 0;
-        for (; m + 3 <= M; m += 3) int8_rows_3(q + m * K, step + m, wn, sn, bn, y + m * N + n, K, N, columns);
-        if (M - m == 2) int8_rows_2(q + m * K, step + m, wn, sn, bn, y + m * N + n, K, N, columns);
-        if (M - m == 1) int8_rows_1(q + m * K, step + m, wn, sn, bn, y + m * N + n, K, N, columns);
+        for (; m + 3 <= M; m += 3) int8_rows_3(q + m * K, step + m, wn, sn, bn, y + m * N + n, K, N, columns, &ahead);
+        if (M - m == 2) int8_rows_2(q + m * K, step + m, wn, sn, bn, y + m * N + n, K, N, columns, &ahead);
+        if (M - m == 1) int8_rows_1(q + m * K, step + m, wn, sn, bn, y + m * N + n, K, N, columns, &ahead);
     }
 }

@@ -30,10 +30,12 @@ INLINE void linear_tile(int ROWS, int COLUMNS, const float *x, const float *w, c
 /* ROWS rows against all columns of a block, COLUMNS at a time: as many as the 16 registers hold. */
 #define LINEAR_ROWS(ROWS, COLUMNS)                                                                                 \
     static void linear_rows_##ROWS(const float *x, const float *w, const float *bias, float *y, int64_t K, int64_t N, \
-                                   int64_t columns) {                                                              \
+                                   int64_t columns, Ahead *ahead) {                                                \
         int64_t c = 0;                                                                                             \
-        for (; c + COLUMNS <= columns; c += COLUMNS)                                                               \
+        for (; c + COLUMNS <= columns; c += COLUMNS) {                                                             \
+            fetch(ahead);                                                                                          \
             linear_tile(ROWS, COLUMNS, x, w + c * K, bias ? bias + c : 0, y + c, K, N);                            \
+        }                                                                                                          \
         for (; c < columns; c++) linear_tile(ROWS, 1, x, w + c * K, bias ? bias + c : 0, y + c, K, N);             \
     }
 LINEAR_ROWS(1, 8)
@@ -47,15 +49,18 @@ void paceline_linear(const float *x, const float *w, const float *bias, float *y
     /* the weights of a block stay in the second-level cache while all rows pass by */
     int64_t block = 131072 / (K * (int64_t)sizeof(float)) / 12 * 12;
     if (block < 12) block = 12;
-    int64_t blocks = (N + block - 1) / block;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t b = 0; b < blocks; b++) {
+    int64_t blocks = (N + block - 1) / block, taken = 0;
+#pragma omp parallel num_threads(threads)
+    for (int64_t b = take_block(&taken), next; b < blocks; b = next) {
+        next = take_block(&taken);
         int64_t n = b * block, columns = n + block < N ? block : N - n, m = 0;
+        int64_t next_n = next * block < N ? next * block : N, next_end = next_n + block < N ? next_n + block : N;
+        Ahead ahead = ahead_of(w + next_n * K, w + next_end * K, M / 4 * ((columns + 2) / 3));
         const float *wn = w + n * K, *bn = bias ? bias + n : 0;
-        for (; m + 4 <= M; m += 4) linear_rows_4(x + m * K, wn, bn, y + m * N + n, K, N, columns);
+        for (; m + 4 <= M; m += 4) linear_rows_4(x + m * K, wn, bn, y + m * N + n, K, N, columns, &ahead);
         const float *rest = x + m * K;
-        if (M - m == 1) linear_rows_1(rest, wn, bn, y + m * N + n, K, N, columns);
-        if (M - m == 2) linear_rows_2(rest, wn, bn, y + m * N + n, K, N, columns);
-        if (M - m == 3) linear_rows_3(rest, wn, bn, y + m * N + n, K, N, columns);
+        if (M - m == 1) linear_rows_1(rest, wn, bn, y + m * N + n, K, N, columns, &ahead);
+        if (M - m == 2) linear_rows_2(rest, wn, bn, y + m * N + n, K, N, columns, &ahead);
+        if (M - m == 3) linear_rows_3(rest, wn, bn, y + m * N + n, K, N, columns, &ahead);
     }
 }

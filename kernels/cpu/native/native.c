@@ -8,6 +8,7 @@
  */
 
 #include "lanes.h"
+#include "ahead.h"
 
 #include "linear.c"
 #include "rows.c"

@@ -1,0 +1,68 @@
+"""How likely a drafted token is to be kept: measured, by match length and confidence. No torch."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from rollout.speculation.drafters.drafter import Draft
+
+__all__ = ["Acceptance"]
+
+_MATCH_EDGES = (2, 3, 4, 6, 9, 14, 24)  # a bucket begins at each
+_CONFIDENCE_EDGES = (0.3, 0.5, 0.7, 0.9, 0.999)
+_PRIOR_TRIALS = 4.0
+_DECAY = 0.998  # per verified draft of a bucket: a policy drifts
+_REQUEST_TRIALS = 6.0  # how slowly a request's own record tells
+_GREATEST = 0.99
+
+
+class Acceptance:
+    """Running estimates: one table for all requests, and a factor for each.
+
+    The j-th token of a draft stands behind a match that is j tokens longer, if it is reached at all. Tokens behind
+    the first wrong one were never put to the test, and count neither way.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], float] = {}
+        self._tried: dict[tuple[int, int], float] = {}
+        self._record: dict[str, tuple[float, float]] = {}  # by request: kept, expected
+
+    def probabilities(self, request_id: str, draft: Draft) -> list[float]:
+        """Of each token, if those before it are kept."""
+        kept, expected = self._record.get(request_id, (0.0, 0.0))
+        factor = (kept + _REQUEST_TRIALS) / (expected + _REQUEST_TRIALS)
+        return [min(self._rate(bucket) * factor, _GREATEST) for bucket in _buckets(draft)]
+
+    def observe(self, request_id: str, draft: Draft, num_kept: int) -> None:
+        """The first `num_kept` tokens were right; the next one, if there is one, was wrong."""
+        kept, expected = self._record.get(request_id, (0.0, 0.0))
+        for j, bucket in enumerate(_buckets(draft)[: num_kept + 1]):
+            is_kept = float(j < num_kept)
+            kept, expected = kept + is_kept, expected + self._rate(bucket)
+            self._kept[bucket] = self._kept.get(bucket, 0.0) * _DECAY + is_kept
+            self._tried[bucket] = self._tried.get(bucket, 0.0) * _DECAY + 1.0
+        self._record[request_id] = (kept, expected)
+
+    def forget(self, request_id: str) -> None:
+        self._record.pop(request_id, None)
+
+    def greatest(self) -> float:
+        """The highest rate of any bucket that was ever tried; what the best draft might be worth."""
+        return min(max(map(self._rate, self._tried), default=_GREATEST), _GREATEST)
+
+    def _rate(self, bucket: tuple[int, int]) -> float:
+        match, confidence = bucket
+        # before anything is measured: frequencies are right on average, short matches half as often
+        prior = (confidence + 0.5) / (len(_CONFIDENCE_EDGES) + 1) * (0.5 if match == 0 else 0.9)
+        tried = self._tried.get(bucket, 0.0)
+        return (self._kept.get(bucket, 0.0) + prior * _PRIOR_TRIALS) / (tried + _PRIOR_TRIALS)
+
+
+def _buckets(draft: Draft) -> Sequence[tuple[int, int]]:
+    return [
+        (
+            bisect_right(_MATCH_EDGES, draft.match_length + j),
+            bisect_right(_CONFIDENCE_EDGES, confidence),
+        )
+        for j, confidence in enumerate(draft.confidences)
+    ]

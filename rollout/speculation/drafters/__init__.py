@@ -1,0 +1,1 @@
+"""Where drafts come from: one file per source, all behind `drafter.Drafter`."""

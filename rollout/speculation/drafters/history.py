@@ -1,0 +1,59 @@
+"""Past rollouts by prompt, oldest out. No torch."""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["History", "PastRollout"]
+
+
+@dataclass(frozen=True, slots=True)
+class PastRollout:
+    policy_version: int  # of its last token
+    token_ids: array  # type code "i"; without the prompt
+
+
+class History:
+    """At most `max_tokens` tokens of completions; the prompt that was last drafted for longest ago goes first."""
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
+        self._rollouts: OrderedDict[tuple[int, ...], list[PastRollout]] = OrderedDict()
+
+    @property
+    def num_tokens(self) -> int:
+        return self._num_tokens
+
+    def add(self, prompt: tuple[int, ...], token_ids: Sequence[int], policy_version: int) -> None:
+        self._rollouts.setdefault(prompt, []).append(
+            PastRollout(policy_version, array("i", token_ids))
+        )
+        self._rollouts.move_to_end(prompt)
+        self._num_tokens += len(token_ids)
+        while self._num_tokens > self._max_tokens:
+            self._drop_oldest()
+
+    def of(self, prompt: tuple[int, ...]) -> Sequence[PastRollout]:
+        """Oldest first."""
+        return self._rollouts.get(prompt, ())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rollouts": [list(entry) for entry in self._entries()]}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        for prompt, version, token_ids in saved["rollouts"]:
+            self.add(tuple(prompt), token_ids, version)
+
+    def _entries(self) -> Iterator[tuple[list[int], int, list[int]]]:
+        for prompt, rollouts in self._rollouts.items():
+            for rollout in rollouts:
+                yield list(prompt), rollout.policy_version, rollout.token_ids.tolist()
+
+    def _drop_oldest(self) -> None:
+        prompt, rollouts = next(iter(self._rollouts.items()))
+        self._num_tokens -= len(rollouts.pop(0).token_ids)
+        if not rollouts:
+            del self._rollouts[prompt]

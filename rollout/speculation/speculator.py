@@ -1,0 +1,229 @@
+"""Speculation of one engine: who drafts what, what it is worth, and what came of it. No torch.
+
+Each step: would even the best draft pay? If so, or every so often to learn, drafts are asked for; their tokens go to
+the requests where they raise the expected tokens per second (`allocation`). Outputs never depend on any of it: every
+position is sampled with its own keyed uniform, and a draft only says which positions are computed together.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import Any
+
+from rollout.engine.core import Batch, Chunk, RequestState
+from rollout.speculation.acceptance import Acceptance
+from rollout.speculation.allocation import allocate
+from rollout.speculation.cost_table import CostTable
+from rollout.speculation.drafters.drafter import Draft, Drafter
+from rollout.speculation.stats import SpeculationStats
+
+__all__ = ["Speculator"]
+
+_LEAST_GAIN = 1.03  # expected speed, for what the estimates do not see
+_LEARN_EVERY = (
+    32  # steps that would not draft: look all the same whether drafts would have been right
+)
+_CONTROL_EVERY = 64  # steps that would draft: run one without, to know what drafts gain
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposal:
+    draft: Draft
+    source: int
+    """Which drafter's."""
+    probabilities: list[float]
+    """Of each token to be kept if those before it are, as far as the request can use them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    proposals: Mapping[RequestState, _Proposal]
+    """Also where none of it is verified."""
+    lengths: Mapping[RequestState, int]
+    is_control: bool
+
+
+_NO_PLAN = _Plan({}, {}, is_control=False)
+
+
+class Speculator:
+    """Drafts for the decoding requests of each step, and what is learned from the outcome.
+
+    Args:
+        drafters: of each request the draft worth most is taken.
+        costs: of a step.
+        max_draft_tokens: of a request in a step.
+    """
+
+    def __init__(
+        self, drafters: Sequence[Drafter], costs: CostTable, *, max_draft_tokens: int
+    ) -> None:
+        self.drafters = list(drafters)
+        self.stats = SpeculationStats()
+        self._costs = costs
+        self._max_draft_tokens = max_draft_tokens
+        self._acceptance = [Acceptance() for _ in self.drafters]
+        self._num_idle = 0  # steps since drafts were last asked for
+        self._num_drafting = 0
+        self._plan = _NO_PLAN
+        self._start = 0.0
+
+    def plan(
+        self, batch: Batch, max_lengths: Mapping[RequestState, int]
+    ) -> Mapping[RequestState, Sequence[int]]:
+        """Draft tokens for requests of a batch that is about to run.
+
+        Args:
+            batch: without drafts.
+            max_lengths: of the requests that may have one: how many tokens they can still use.
+        """
+        self._start = time.perf_counter()
+        self._plan = self._make_plan(batch, max_lengths)
+        self.stats.draft_seconds += time.perf_counter() - self._start
+        plan = self._plan
+        if plan.is_control:
+            return {}
+        return {
+            state: plan.proposals[state].draft.token_ids[:length]
+            for state, length in plan.lengths.items()
+            if length
+        }
+
+    def observe(self, batch: Batch, sampled: Mapping[RequestState, Sequence[int]]) -> None:
+        """What a step gave: of each request of the plan, the tokens that were kept, at least one.
+
+        Args:
+            batch: as it ran.
+            sampled: by request.
+        """
+        seconds = time.perf_counter() - self._start
+        for state, proposal in self._plan.proposals.items():
+            self._acceptance[proposal.source].observe(
+                state.request.request_id, *_tested(proposal.draft, sampled[state])
+            )
+        num_tokens = sum(map(len, sampled.values()))
+        has_drafts = False
+        for chunk in batch.chunks:
+            if chunk.draft:
+                has_drafts = True
+                self.stats.count(len(chunk.draft), len(sampled[chunk.state]) - 1)
+        if has_drafts:
+            self.stats.drafted_tokens += num_tokens
+            self.stats.drafted_seconds += seconds
+        elif self._plan.is_control:
+            self.stats.control_tokens += num_tokens
+            self.stats.control_seconds += seconds
+        if all(chunk.samples and chunk.num_tokens == 1 for chunk in batch.chunks):
+            self._costs.refresh(*_size(batch.chunks), seconds)
+
+    def finish(self, state: RequestState, *, policy_version: int) -> None:
+        """A request ended; its tokens become history."""
+        for drafter, acceptance in zip(self.drafters, self._acceptance, strict=True):
+            drafter.finish(state, policy_version=policy_version)
+            acceptance.forget(state.request.request_id)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the drafters keep from run to run, by their class."""
+        return {type(drafter).__name__: drafter.state_dict() for drafter in self.drafters}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take up what drafters of the same classes left; others, of a run with other settings, start empty."""
+        for drafter in self.drafters:
+            if type(drafter).__name__ in saved:
+                drafter.load_state_dict(saved[type(drafter).__name__])
+
+    def _make_plan(self, batch: Batch, max_lengths: Mapping[RequestState, int]) -> _Plan:
+        if not max_lengths:
+            return _NO_PLAN
+        rows, keys = _size(batch.chunks)
+
+        def seconds(more_rows: int, more_keys: int) -> float:
+            return self._costs.seconds(rows + more_rows, keys + more_keys)
+
+        num_certain = sum(chunk.samples for chunk in batch.chunks)
+        may_pay = self._may_pay(seconds, num_certain, max_lengths)
+        self._num_idle += 1
+        if not may_pay and self._num_idle < _LEARN_EVERY:
+            return _NO_PLAN
+        self._num_idle = 0
+        proposals = self._propose(max_lengths)
+        lengths = [0] * len(proposals)
+        if may_pay:
+            lengths = allocate(
+                [proposal.probabilities for proposal in proposals.values()],
+                [len(state.token_ids) for state in proposals],
+                seconds=seconds,
+                num_certain=num_certain,
+                least_gain=_LEAST_GAIN,
+            )
+        is_drafting = any(lengths)
+        self._num_drafting += is_drafting
+        is_control = is_drafting and self._num_drafting % _CONTROL_EVERY == 0
+        return _Plan(proposals, dict(zip(proposals, lengths, strict=True)), is_control)
+
+    def _may_pay(
+        self,
+        seconds: Callable[[int, int], float],
+        num_certain: int,
+        max_lengths: Mapping[RequestState, int],
+    ) -> bool:
+        """Whether drafts as good as the best ever seen would pay, for some of the requests or for all."""
+        greatest = max(acceptance.greatest() for acceptance in self._acceptance)
+        longest = min(self._max_draft_tokens, max(max_lengths.values()))
+        mean_context = sum(len(state.token_ids) for state in max_lengths) // len(max_lengths)
+        least_rate = _LEAST_GAIN * num_certain / seconds(0, 0)
+        num_requests = len(max_lengths)
+        while num_requests:
+            expected = 0.0
+            for length in range(1, longest + 1):
+                expected += greatest**length
+                rows = num_requests * length
+                rate = (num_certain + num_requests * expected) / seconds(rows, rows * mean_context)
+                if rate > least_rate:
+                    return True
+            num_requests //= 2
+        return False
+
+    def _propose(self, max_lengths: Mapping[RequestState, int]) -> dict[RequestState, _Proposal]:
+        """Of each request the draft that is expected to be kept the longest."""
+        states = list(max_lengths)
+        best: dict[RequestState, _Proposal] = {}
+        for source, drafter in enumerate(self.drafters):
+            drafts = drafter.propose(states, max_tokens=self._max_draft_tokens)
+            for state, draft in zip(states, drafts, strict=True):
+                request_id = state.request.request_id
+                probabilities = self._acceptance[source].probabilities(request_id, draft)
+                proposal = _Proposal(draft, source, probabilities[: max_lengths[state]])
+                if state not in best or _worth(proposal) > _worth(best[state]):
+                    best[state] = proposal
+        return best
+
+
+def _worth(proposal: _Proposal) -> float:
+    """Tokens expected to be kept."""
+    return sum(accumulate(proposal.probabilities, mul))
+
+
+def _tested(draft: Draft, sampled: Sequence[int]) -> tuple[Draft, int]:
+    """The part of a draft that the sampled tokens put to the test, and how much of it was right.
+
+    A draft that was not verified is tested by the one token that was sampled: learning costs no row.
+    """
+    tested = Draft(
+        draft.token_ids[: len(sampled)], draft.confidences[: len(sampled)], draft.match_length
+    )
+    num_right = 0
+    for drafted, token_id in zip(tested.token_ids, sampled, strict=False):
+        if drafted != token_id:
+            break
+        num_right += 1
+    return tested, num_right
+
+
+def _size(chunks: Sequence[Chunk]) -> tuple[int, int]:
+    """Rows of a step, and keys that they read."""
+    rows = sum(chunk.num_rows for chunk in chunks)
+    keys = sum(chunk.num_rows * (chunk.state.num_computed + chunk.num_tokens) for chunk in chunks)
+    return rows, keys

@@ -1,0 +1,55 @@
+"""Counts of speculation since the engine was made. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["SpeculationStats"]
+
+
+@dataclass(slots=True)
+class SpeculationStats:
+    num_proposed: int = 0
+    """Draft tokens that were verified."""
+    num_accepted: int = 0
+    """Of those, kept; the token that a verified position yields besides is in neither."""
+    proposed_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+    draft_seconds: float = 0.0
+    """Spent on drafts and on choosing their lengths."""
+    drafted_tokens: int = 0
+    """Sampled in steps with drafts, which took `drafted_seconds`."""
+    drafted_seconds: float = 0.0
+    control_tokens: int = 0
+    """Sampled in steps that would have had drafts and were run without, which took `control_seconds`."""
+    control_seconds: float = 0.0
+
+    def count(self, num_proposed: int, num_accepted: int) -> None:
+        """One verified draft."""
+        self.num_proposed += num_proposed
+        self.num_accepted += num_accepted
+        for counts, length in (
+            (self.proposed_by_position, num_proposed),
+            (self.accepted_by_position, num_accepted),
+        ):
+            counts += [0] * (length - len(counts))
+            for position in range(length):
+                counts[position] += 1
+
+    def metrics(self) -> Mapping[str, float]:
+        """Of everything counted; rates that have nothing to stand on are left out."""
+        metrics = {
+            "speculation/proposed_tokens": float(self.num_proposed),
+            "speculation/accepted_tokens": float(self.num_accepted),
+            "speculation/draft_seconds": self.draft_seconds,
+        }
+        if self.num_proposed:
+            metrics["speculation/acceptance_rate"] = self.num_accepted / self.num_proposed
+        if self.drafted_seconds:
+            metrics["speculation/tokens_per_second_with"] = (
+                self.drafted_tokens / self.drafted_seconds
+            )
+        if self.control_seconds:
+            metrics["speculation/tokens_per_second_without"] = (
+                self.control_tokens / self.control_seconds
+            )
+        return metrics
