@@ -49,6 +49,38 @@ class ModelConfig:
             )
 
 
+class DrafterKind(Enum):
+    OFF = "off"
+    NGRAM = "ngram"
+    SUFFIX = "suffix"
+    AUTO = "auto"
+
+
+@dataclass(kw_only=True)
+class SpeculationConfig:
+    drafter: DrafterKind = DrafterKind.OFF
+    """Who drafts. NGRAM: what followed the last tokens earlier in the request; SUFFIX: in the request, its siblings
+    and past rollouts of the prompt; AUTO: whichever is worth most, of all there are. Outputs are the same with any."""
+    max_draft_tokens: int = 16
+    """Of a request in a step. The length, 0 included, is chosen by measured cost and acceptance."""
+    history_tokens: int = 2_000_000
+    """Of past rollouts that SUFFIX and AUTO remember; 4 bytes each."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_draft_tokens > 0,
+            "engine.speculation.max_draft_tokens",
+            "> 0",
+            self.max_draft_tokens,
+        )
+        require(
+            self.history_tokens >= 0,
+            "engine.speculation.history_tokens",
+            ">= 0",
+            self.history_tokens,
+        )
+
+
 @dataclass(kw_only=True)
 class EngineConfig:
     block_size: int = 64
@@ -72,6 +104,8 @@ class EngineConfig:
     kv_dtype: StorageDtype = StorageDtype.PLAIN
     """Of the KV cache. INT8: 8 bits with a scale per token and head; in the same memory 1.9 times the tokens of bf16,
     3.8 times those of float32."""
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
+    """Several tokens of a request per step, where drafts say which they may be."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,13 +1,13 @@
 """Checkpoints of a run: weights in the store that others follow, trainer state beside it.
 
     <run_dir>/weights/v<version>/     a Hugging Face directory with a manifest; weights/LATEST names the newest
-    <run_dir>/trainer/v<version>.pt   optimiser and master weights, and where the run stands
+    <run_dir>/trainer/v<version>.pt   optimiser and master weights, where the run stands, and the fleet's history
 
 The trainer state is written first, so that every version that LATEST has ever named can be resumed.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from rollout.models.checkpoint import save_checkpoint
 from rollout.weights.store import WeightStore
 
-__all__ = ["Checkpointer", "RunState", "load_run_state"]
+__all__ = ["Checkpoint", "Checkpointer", "RunState", "load_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,18 @@ class RunState:
     accepted_groups: int
     gave_up_int8: bool = False
     """The engine was to have weights in 8 bits, and went on in plain ones: see `correction.max_k3`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a run begins with; of a new one, all but the weights is empty."""
+
+    weights: Path
+    """A Hugging Face directory."""
+    state: RunState
+    trainer_state: Mapping[str, Any] | None = None
+    fleet_state: Mapping[str, Any] = field(default_factory=dict)
+    """Makes rollouts faster, and changes none."""
 
 
 class Checkpointer:
@@ -48,12 +60,14 @@ class Checkpointer:
         *,
         named_weights: Iterator[tuple[str, torch.Tensor]],
         trainer_state: Mapping[str, Any],
+        fleet_state: Mapping[str, Any],
     ) -> Path:
         """Write version `state.policy_version`; returns its Hugging Face directory."""
         self._states.mkdir(parents=True, exist_ok=True)
         version = state.policy_version
         partial = self._states / f".v{version}.pt"
-        torch.save({"run": asdict(state), "trainer": trainer_state}, partial)
+        saved = {"run": asdict(state), "trainer": trainer_state, "fleet": fleet_state}
+        torch.save(saved, partial)
         partial.rename(_state_path(self._states, version))
         weights = dict(named_weights)
         dtype = next(iter(weights.values())).dtype
@@ -73,8 +87,8 @@ class Checkpointer:
                 path.unlink()
 
 
-def load_run_state(run_dir: Path) -> tuple[RunState, dict[str, Any], Path]:
-    """(where the run stood, trainer state, Hugging Face directory) of a run's latest checkpoint.
+def load_checkpoint(run_dir: Path) -> Checkpoint:
+    """A run's latest.
 
     Raises:
         ValueError: the directory holds no checkpoint.
@@ -86,7 +100,12 @@ def load_run_state(run_dir: Path) -> tuple[RunState, dict[str, Any], Path]:
             f"resume_from must be a run directory with a checkpoint, got {str(run_dir)!r}"
         )
     saved = torch.load(_state_path(run_dir / "trainer", version), weights_only=True, mmap=True)
-    return RunState(**saved["run"]), saved["trainer"], store.path(version)
+    return Checkpoint(
+        weights=store.path(version),
+        state=RunState(**saved["run"]),
+        trainer_state=saved["trainer"],
+        fleet_state=saved["fleet"],
+    )
 
 
 def _state_path(directory: Path, version: int) -> Path:

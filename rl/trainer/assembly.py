@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rl.checkpoint.checkpoint import Checkpointer, RunState, load_run_state
+from rl.checkpoint.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
 from rl.config import RunMode, TrainConfig
 from rl.data.task import Task, load_task
 from rl.environments import SingleTurn
@@ -51,9 +51,9 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     task = load_task(config.task)
     source = resolve_model(config.model)
     tokenizer = load_tokenizer(source)
-    state, trainer_state, weights = _start(config, source)
+    start = _start(config, source)
     dtype = torch_dtype(config.model.dtype, "cpu")
-    decoder = load_decoder(weights, dtype=dtype)
+    decoder = load_decoder(start.weights, dtype=dtype)
     train_prompts = EncodedPrompts(task.train, tokenizer)
     held_out_prompts = EncodedPrompts(task.held_out, tokenizer)
     limit = min(config.engine.max_context_tokens, decoder.spec.max_positions)
@@ -64,14 +64,14 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         check_prompts(config, lengths, max_context_tokens=limit, what=what)
     correction = config.correction.max_importance_weight
     backend = TorchBackend(
-        load_decoder(weights, dtype=dtype),
+        load_decoder(start.weights, dtype=dtype),
         config.trainer,
         temperature=config.sampling.temperature,
         # random completions come with no probabilities
         max_importance_weight=0.0 if config.mode is RunMode.TRAIN_ONLY else correction,
     )
-    if trainer_state is not None:
-        backend.load_state_dict(trainer_state)
+    if start.trainer_state is not None:
+        backend.load_state_dict(start.trainer_state)
     run_dir = Path(config.run_dir)
     tracker = stack.enter_context(
         Tracker(
@@ -82,7 +82,8 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         )
     )
     pool = stack.enter_context(_pool(config, task))
-    fleet = _fleet(config, decoder, tokenizer, state)
+    fleet = _fleet(config, decoder, tokenizer, start.state)
+    fleet.load_state_dict(start.fleet_state)
     parts = Parts(
         train_prompts=train_prompts,
         held_out_prompts=held_out_prompts,
@@ -93,14 +94,13 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         tracker=tracker,
     )
     plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
-    return Run(loop=TrainLoop(config, parts, state), tracker=tracker, plan=plan)
+    return Run(loop=TrainLoop(config, parts, start.state), tracker=tracker, plan=plan)
 
 
-def _start(config: TrainConfig, source: Path) -> tuple[RunState, dict[str, Any] | None, Path]:
-    """Where the run begins: (state, trainer state or None, directory of the weights)."""
+def _start(config: TrainConfig, source: Path) -> Checkpoint:
     if config.resume_from:
-        return load_run_state(Path(config.resume_from))
-    return RunState(policy_version=0, accepted_groups=0), None, source
+        return load_checkpoint(Path(config.resume_from))
+    return Checkpoint(weights=source, state=RunState(policy_version=0, accepted_groups=0))
 
 
 def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, state: RunState) -> Fleet:

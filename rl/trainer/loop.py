@@ -127,7 +127,7 @@ class TrainLoop:
             metrics |= self._train(groups, stopwatch)
         else:
             self._version += 1
-        metrics |= stopwatch.metrics() | memory_metrics()
+        metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
         header = {"step": self._version, "policy_version": self._version}
         samples = sample_rows(groups, step=self._version)
         self._parts.tracker.step({**header, **metrics}, samples)
@@ -342,7 +342,10 @@ class TrainLoop:
         )
         with stopwatch("checkpoint"):
             path: Path = self._parts.checkpointer.save(
-                state, named_weights=backend.named_weights(), trainer_state=backend.state_dict()
+                state,
+                named_weights=backend.named_weights(),
+                trainer_state=backend.state_dict(),
+                fleet_state=self._parts.fleet.state_dict(),
             )
         fields: Mapping[str, Any] = {
             "step": self._version,

@@ -65,6 +65,12 @@ class BlockManager:
             table.append(self._allocate())
         return copy
 
+    def shrink(self, table: list[int], *, num_tokens: int) -> None:
+        """Give back what lies behind the blocks of the first `num_tokens`; nobody else has it."""
+        surplus = table[self.blocks_for(num_tokens) :]
+        del table[self.blocks_for(num_tokens) :]
+        self.release(surplus)
+
     def fork(self, table: Sequence[int]) -> list[int]:
         """A second owner for every block of a table."""
         for block in table:

@@ -169,15 +169,21 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`num_tokens` of a request, from `state.num_computed` on, in one forward."""
+    """`num_tokens` of a request, from `state.num_computed` on, in one forward; behind the end of the log, a draft."""
 
     state: RequestState
     num_tokens: int
+    draft: tuple[int, ...] = ()
+    """Tokens that may come next: each position behind one is sampled too, in case it is right."""
 
     @property
     def samples(self) -> bool:
         """Whether the chunk reaches the end of the log, so that the next token can be drawn."""
         return self.num_tokens == self.state.num_remaining
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens + len(self.draft)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,21 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kernels.cpu.ops import runs_natively
-from rollout.config import Dtype, EngineConfig, ModelConfig, StorageDtype
+from rollout.config import (
+    DrafterKind,
+    Dtype,
+    EngineConfig,
+    ModelConfig,
+    SpeculationConfig,
+    StorageDtype,
+)
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.core import (
     Batch,
@@ -21,6 +29,7 @@ from rollout.engine.core import (
     SamplingParams,
     Status,
 )
+from rollout.engine.costs import measure_costs
 from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.sampler import sample_tokens
 from rollout.engine.scheduler import Scheduler
@@ -30,6 +39,8 @@ from rollout.models.checkpoint import empty_decoder, load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_decoder
 from rollout.models.sources import resolve_model
+from rollout.speculation.build import build_speculator
+from rollout.speculation.speculator import Speculator
 from rollout.weights.receiver import WeightReceiver
 from rollout.weights.update import WeightUpdate
 
@@ -106,6 +117,7 @@ class Engine:
         )
         is_free = config.yield_threads and runs_natively(weight)  # of threads, to the last bit
         self._threads = ThreadPolicy() if is_free else contextlib.nullcontext()
+        self.speculator = self._build_speculator(config.speculation)
         self._states: dict[str, RequestState] = {}
         self._answered: dict[str, Completion] = {}  # rejected or aborted, until the next step
         self._stats = EngineStats()
@@ -245,10 +257,13 @@ class Engine:
         finished, self._answered = list(self._answered.values()), {}
         batch = self._scheduler.schedule()
         if batch is not None:
+            if self.speculator is not None:
+                drafts = self.speculator.plan(batch, self._draft_limits(batch))
+                batch = self._scheduler.with_drafts(batch, drafts)
             logits_RV = self._runner.run(self._decoder, batch)
             finished += self._postprocess(batch, logits_RV)
             self._stats.num_steps += 1
-            self._stats.num_computed_tokens += sum(chunk.num_tokens for chunk in batch.chunks)
+            self._stats.num_computed_tokens += sum(chunk.num_rows for chunk in batch.chunks)
         if not self._states:
             self.check_integrity()
         return finished
@@ -330,28 +345,82 @@ class Engine:
             )
         return ""
 
+    def _build_speculator(self, config: SpeculationConfig) -> Speculator | None:
+        if config.drafter is DrafterKind.OFF:
+            return None
+        costs = measure_costs(
+            self._probe,
+            self._blocks,
+            max_rows=self.config.max_tokens_per_step,
+            max_context=self.max_context_tokens,
+        )
+        return build_speculator(config, costs)
+
+    def _probe(self, batch: Batch) -> None:
+        """A step of one chunk that nobody waits for."""
+        (chunk,) = batch.chunks
+        rows = range(chunk.num_rows)
+        logits_RV = self._runner.run(self._decoder, batch)
+        sample_tokens(logits_RV, rows, [chunk.state] * len(rows), rows)
+
+    def _draft_limits(self, batch: Batch) -> dict[RequestState, int]:
+        """How many tokens of a draft could be kept, of each request that draws alone; one more is drawn in any case."""
+        limits = {}
+        for chunk in batch.chunks:
+            state = chunk.state
+            if chunk.samples and not state.followers:
+                left = state.request.params.max_tokens - state.num_output
+                limit = min(left, self.max_context_tokens - len(state.token_ids)) - 1
+                if limit > 0:
+                    limits[state] = limit
+        return limits
+
     def _postprocess(self, batch: Batch, logits_RV: torch.Tensor) -> list[Completion]:
+        """Draw a token at every position computed; keep those that the drafts had right, and the one behind them."""
         rows: list[int] = []
         states: list[RequestState] = []
+        positions: list[int] = []
+        drafts: list[tuple[RequestState, Sequence[int]]] = []
         row = 0
         for chunk in batch.chunks:
-            drawing = self._scheduler.computed(chunk)
-            states += drawing
-            rows += [row] * len(drawing)
-            row += bool(drawing)
-        if not states:
+            drawing, count = self._scheduler.computed(chunk), 1 + len(chunk.draft)
+            for state in drawing:
+                rows += range(row, row + count)
+                states += [state] * count
+                positions += range(len(state.token_ids), len(state.token_ids) + count)
+                drafts.append((state, chunk.draft))
+            row += count if drawing else 0
+        if not drafts:
             return []
-        token_ids, logprobs = sample_tokens(logits_RV, rows, states)
-        self._stats.num_sampled_tokens += len(states)
-        finished = []
-        for state, token_id, logprob in zip(states, token_ids, logprobs, strict=True):
+        draws = zip(*sample_tokens(logits_RV, rows, states, positions), strict=True)
+        sampled: dict[RequestState, list[int]] = {}
+        reasons: dict[RequestState, FinishReason] = {}
+        for state, draft in drafts:
+            num_before = len(state.token_ids)
+            reason = self._keep(state, draft, list(islice(draws, 1 + len(draft))))
+            sampled[state] = state.token_ids[num_before:]
+            if reason is not None:
+                reasons[state] = reason
+        self._stats.num_sampled_tokens += sum(map(len, sampled.values()))
+        if self.speculator is not None:
+            self.speculator.observe(batch, sampled)
+        return [self._finish(state, reason) for state, reason in reasons.items()]
+
+    def _keep(
+        self, state: RequestState, draft: Sequence[int], draws: Sequence[tuple[int, float]]
+    ) -> FinishReason | None:
+        """Add draws to the log up to the first that the draft had wrong: later ones were drawn behind another token."""
+        reason, num_accepted = None, 0
+        for num_accepted, (token_id, logprob) in enumerate(draws):
             state.token_ids.append(token_id)
             state.logprobs.append(logprob)
             state.policy_versions.append(self.policy_version)
             reason = self._finish_reason(state, token_id)
-            if reason is not None:
-                finished.append(self._finish(state, reason))
-        return finished
+            is_right = num_accepted < len(draft) and token_id == draft[num_accepted]
+            if reason is not None or not is_right:
+                break
+        self._scheduler.accept(state, num_accepted)
+        return reason
 
     def _finish_reason(self, state: RequestState, token_id: int) -> FinishReason | None:
         params = state.request.params
@@ -367,6 +436,8 @@ class Engine:
     def _finish(self, state: RequestState, reason: FinishReason) -> Completion:
         self._scheduler.finish(state)
         assert state.status is Status.FINISHED, "the scheduler let go of it"
+        if self.speculator is not None:
+            self.speculator.finish(state, policy_version=self.policy_version)
         del self._states[state.request.request_id]
         output_ids = state.output_ids
         return Completion(

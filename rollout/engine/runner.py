@@ -36,7 +36,7 @@ class _Inputs:
     positions_T: torch.Tensor
     block_ids_T: torch.Tensor
     offsets_T: torch.Tensor
-    last_rows_R: torch.Tensor  # of the chunks that sample
+    last_rows_R: torch.Tensor  # of the chunks that sample, and all behind them
     layout: AttentionLayout
 
 
@@ -74,7 +74,7 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, decoder: Decoder, batch: Batch) -> torch.Tensor:
-        """[R, V] logits after the last token of each chunk that reaches the end of its log, in order."""
+        """[R, V] logits after the last token of each chunk that reaches the end of its log, and after each of its draft."""
         self._copy_blocks(batch)
         inputs = self._inputs(batch)
         hidden_TH = self._forward(decoder, inputs)
@@ -131,20 +131,20 @@ class Runner:
         segments: list[Segment] = []
         for chunk in batch.chunks:
             state = chunk.state
-            start, end = state.num_computed, state.num_computed + chunk.num_tokens
+            start, end = state.num_computed, state.num_computed + chunk.num_rows
             segments.append(
                 Segment(
                     first_row=len(token_ids),
-                    num_queries=chunk.num_tokens,
+                    num_queries=chunk.num_rows,
                     first_position=start,
                     key_index=state.block_table,
                 )
             )
-            token_ids += state.token_ids[start:end]
+            token_ids += [*state.token_ids[start : start + chunk.num_tokens], *chunk.draft]
             positions += range(start, end)
             blocks += [state.block_table[p // self._block_size] for p in range(start, end)]
             if chunk.samples:
-                last_rows.append(len(token_ids) - 1)
+                last_rows += range(len(token_ids) - 1 - len(chunk.draft), len(token_ids))
         self._written.update(blocks)
         columns = (token_ids, positions, blocks, last_rows)
         tensors = [torch.tensor(c, dtype=torch.int64, device=self._device) for c in columns]

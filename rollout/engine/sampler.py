@@ -1,6 +1,6 @@
-"""Draws the next token of each request, with its log-probability.
+"""Draws tokens of requests, each with its log-probability.
 
-Shape legend: R = rows of logits, B = requests (siblings share a row), V = vocabulary.
+Shape legend: R = rows of logits, B = draws (siblings share a row), V = vocabulary.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,27 @@ _CHUNK_ROWS = 64  # of [rows, V] in fp32 at a time: 12 MB at V = 49152
 
 @torch.inference_mode()
 def sample_tokens(
-    logits_RV: torch.Tensor, rows: Sequence[int], states: Sequence[RequestState]
+    logits_RV: torch.Tensor,
+    rows: Sequence[int],
+    states: Sequence[RequestState],
+    positions: Sequence[int],
 ) -> tuple[list[int], list[float]]:
-    """One token and its log-probability per request.
+    """One token and its log-probability per draw.
 
     Args:
         logits_RV: [R, V].
-        rows: the row of logits that each of the B requests draws from.
-        states: the B requests; the position of the draw is the length of the log.
+        rows: the row of logits that each of the B draws is from.
+        states: the request that each draw is for.
+        positions: in the request's log, of the token to draw.
 
     Returns:
         B token ids, and B log-probabilities (fp32) under the distribution that was drawn from.
     """
     token_ids: list[int] = []
     logprobs: list[float] = []
-    for start in range(0, len(states), _CHUNK_ROWS):
+    for start in range(0, len(rows), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
-        tokens_B, logprobs_B = _sample(_take(logits_RV, rows[part]), states[part])
+        tokens_B, logprobs_B = _sample(_take(logits_RV, rows[part]), states[part], positions[part])
         token_ids += tokens_B.tolist()
         logprobs += logprobs_B.tolist()
     return token_ids, logprobs
@@ -50,7 +54,7 @@ def _take(logits_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 
 
 def _sample(
-    logits_BV: torch.Tensor, states: Sequence[RequestState]
+    logits_BV: torch.Tensor, states: Sequence[RequestState], positions: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     device = logits_BV.device
     params = [state.request.params for state in states]
@@ -65,8 +69,7 @@ def _sample(
         [[k.seed, k.group_id, k.sample_index] for k in (s.request.key for s in states)],
         device=device,
     )
-    positions_B = torch.tensor([len(state.token_ids) for state in states], device=device)
-    tokens_B = sample(sums, philox_uniform(keys_B3, positions_B))
+    tokens_B = sample(sums, philox_uniform(keys_B3, torch.tensor(positions, device=device)))
     if bool(is_greedy_B.any()):
         tokens_B = torch.where(is_greedy_B, sums.scaled_TV.argmax(-1), tokens_B)
     return tokens_B, sums.logprobs(tokens_B)

@@ -6,7 +6,8 @@ the same bits. Siblings of a group whose prompt is being computed follow it inst
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.core import Batch, Chunk, RequestState, Status
@@ -75,6 +76,27 @@ class Scheduler:
                 self._take(state, num_tokens, chunks, copies)
                 budget -= num_tokens
         return Batch(tuple(chunks), tuple(copies)) if chunks else None
+
+    def with_drafts(self, batch: Batch, drafts: Mapping[RequestState, Sequence[int]]) -> Batch:
+        """The same step with drafts behind the logs of some requests, blocks allocated.
+
+        What does not fit the token budget, or would take a block that a running request may soon need, is left out:
+        a draft never preempts anyone.
+        """
+        budget = self._max_tokens_per_step - sum(chunk.num_tokens for chunk in batch.chunks)
+        chunks = []
+        for chunk in batch.chunks:
+            draft = tuple(drafts.get(chunk.state, ()))[:budget]
+            if draft and self._extend(chunk, len(draft)):
+                chunk = replace(chunk, draft=draft)
+                budget -= len(draft)
+            chunks.append(chunk)
+        return replace(batch, chunks=tuple(chunks))
+
+    def accept(self, state: RequestState, num_tokens: int) -> None:
+        """Book the first `num_tokens` of the draft that has run, now part of the log; blocks of the rest go back."""
+        state.num_computed += num_tokens
+        self.blocks.shrink(state.block_table, num_tokens=state.num_computed)
 
     def computed(self, chunk: Chunk) -> list[RequestState]:
         """Book a chunk that has run; returns who draws a token from its last row, siblings included."""
@@ -157,6 +179,17 @@ class Scheduler:
             self._preempt(victim)
             if victim is state:
                 return False
+        return True
+
+    def _extend(self, chunk: Chunk, num_tokens: int) -> bool:
+        """Make room for so many tokens behind a chunk; False if there is none to spare."""
+        state = chunk.state
+        end = state.num_computed + chunk.num_tokens + num_tokens
+        missing = self.blocks.blocks_for(end) - len(state.block_table)
+        if missing > 0 and missing + self.num_running > self.blocks.num_available:
+            return False
+        copy = self.blocks.grow(state.block_table, num_computed=state.num_computed, num_tokens=end)
+        assert copy is None, "the chunk itself has had the shared block copied"
         return True
 
     def _admit(self, state: RequestState, budget: int) -> int | None:

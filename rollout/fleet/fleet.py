@@ -1,8 +1,8 @@
 """The interface between whoever needs completions and whatever computes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rollout.engine.core import Completion, Request
 from rollout.weights.update import WeightUpdate
@@ -50,3 +50,14 @@ class Fleet(Protocol):
     def status(self) -> FleetStatus:
         """Counts since the start."""
         ...
+
+    def take_metrics(self) -> dict[str, float]:
+        """What is worth following besides, since the last call."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the fleet, as lists and numbers: it speeds rollouts up, and changes none."""
+        ...
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rollout.engine.core import Completion, FinishReason, Request
 from rollout.engine.engine import Engine
@@ -62,3 +63,15 @@ class InlineFleet:
             cancelled=finished[FinishReason.ABORTED],
             policy_version=self.engine.policy_version,
         )
+
+    def take_metrics(self) -> dict[str, float]:
+        speculator = self.engine.speculator
+        return {} if speculator is None else speculator.take_stats().metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        speculator = self.engine.speculator
+        return {} if speculator is None else {"speculation": speculator.state_dict()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        if self.engine.speculator is not None and "speculation" in saved:
+            self.engine.speculator.load_state_dict(saved["speculation"])

@@ -1,7 +1,8 @@
 """A fleet without an engine: random completions at once, for runs that only train."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rollout.engine.core import Completion, FinishReason, Request
 from rollout.fleet.fleet import FleetStatus
@@ -43,6 +44,15 @@ class SyntheticFleet:
             cancelled=0,
             policy_version=self._policy_version,
         )
+
+    def take_metrics(self) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Nothing was kept."""
 
     def _complete(self, request: Request) -> Completion:
         key = request.key

@@ -2,12 +2,19 @@
 
 import heapq
 from collections.abc import Callable, Sequence
-from itertools import accumulate
-from operator import mul
 
-__all__ = ["allocate"]
+__all__ = ["allocate", "survival"]
 
 _LEAST_SURVIVAL = 0.02
+
+
+def survival(probabilities: Sequence[float]) -> list[float]:
+    """Of each token of a draft, the chance that it and all before it are kept."""
+    chances, chance = [], 1.0
+    for probability in probabilities:
+        chance *= probability
+        chances.append(chance)
+    return chances
 
 
 def allocate(
@@ -20,7 +27,7 @@ def allocate(
 ) -> list[int]:
     """The draft length of each request.
 
-    Tokens are taken greedily, the likeliest to survive first; a token survives if it and all before it are kept. Of all
+    Tokens are taken greedily, those likeliest to survive per second first; a token survives if it and all before it are kept. Of all
     the totals on that path the one with the most expected tokens per second wins, so a step in the costs (a tile of
     rows that is free once begun) cannot hide what lies behind it.
 
@@ -31,22 +38,25 @@ def allocate(
         num_certain: tokens that the step yields without drafts.
         least_gain: what speed must be multiplied by to draft at all.
     """
-    survivals = [list(accumulate(p, mul)) for p in probabilities]
+    survivals = [survival(p) for p in probabilities]
+    # by what a token is expected to bring per second: one in a long context reads more keys
+    row_seconds = [seconds(1, context_length) for context_length in context_lengths]
     lengths = [0] * len(survivals)
     best, best_rate = lengths.copy(), least_gain * num_certain / seconds(0, 0)
-    heap = [(-s[0], i) for i, s in enumerate(survivals) if s]
+    heap = [(-s[0] / row_seconds[i], i) for i, s in enumerate(survivals) if s]
     heapq.heapify(heap)
     expected, num_rows, num_keys = float(num_certain), 0, 0
     while heap:
-        survival, i = heapq.heappop(heap)
-        if -survival < _LEAST_SURVIVAL:
-            break
-        expected -= survival
+        _, i = heapq.heappop(heap)
+        chance = survivals[i][lengths[i]]
+        if chance < _LEAST_SURVIVAL:
+            continue
+        expected += chance
         lengths[i] += 1
         num_rows += 1
         num_keys += context_lengths[i]
         if lengths[i] < len(survivals[i]):
-            heapq.heappush(heap, (-survivals[i][lengths[i]], i))
+            heapq.heappush(heap, (-survivals[i][lengths[i]] / row_seconds[i], i))
         rate = expected / seconds(num_rows, num_keys)
         if rate > best_rate:
             best, best_rate = lengths.copy(), rate

@@ -8,13 +8,11 @@ position is sampled with its own keyed uniform, and a draft only says which posi
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 from typing import Any
 
 from rollout.engine.core import Batch, Chunk, RequestState
 from rollout.speculation.acceptance import Acceptance
-from rollout.speculation.allocation import allocate
+from rollout.speculation.allocation import allocate, survival
 from rollout.speculation.cost_table import CostTable
 from rollout.speculation.drafters.drafter import Draft, Drafter
 from rollout.speculation.stats import SpeculationStats
@@ -124,6 +122,11 @@ class Speculator:
             drafter.finish(state, policy_version=policy_version)
             acceptance.forget(state.request.request_id)
 
+    def take_stats(self) -> SpeculationStats:
+        """Counts since the last call."""
+        stats, self.stats = self.stats, SpeculationStats()
+        return stats
+
     def state_dict(self) -> dict[str, Any]:
         """What the drafters keep from run to run, by their class."""
         return {type(drafter).__name__: drafter.state_dict() for drafter in self.drafters}
@@ -203,7 +206,7 @@ class Speculator:
 
 def _worth(proposal: _Proposal) -> float:
     """Tokens expected to be kept."""
-    return sum(accumulate(proposal.probabilities, mul))
+    return sum(survival(proposal.probabilities))
 
 
 def _tested(draft: Draft, sampled: Sequence[int]) -> tuple[Draft, int]:

@@ -1,7 +1,7 @@
-"""Counts of speculation since the engine was made. No torch."""
+"""Counts of speculation. No torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 __all__ = ["SpeculationStats"]
 
@@ -35,13 +35,16 @@ class SpeculationStats:
             for position in range(length):
                 counts[position] += 1
 
-    def metrics(self) -> Mapping[str, float]:
-        """Of everything counted; rates that have nothing to stand on are left out."""
+    def metrics(self) -> dict[str, float]:
+        """Rates that have nothing to stand on are left out."""
         metrics = {
             "speculation/proposed_tokens": float(self.num_proposed),
             "speculation/accepted_tokens": float(self.num_accepted),
             "speculation/draft_seconds": self.draft_seconds,
         }
+        positions = zip_longest(self.accepted_by_position, self.proposed_by_position, fillvalue=0)
+        for position, (accepted, proposed) in enumerate(positions, start=1):
+            metrics[f"speculation/acceptance_at_{position}"] = accepted / proposed
         if self.num_proposed:
             metrics["speculation/acceptance_rate"] = self.num_accepted / self.num_proposed
         if self.drafted_seconds:

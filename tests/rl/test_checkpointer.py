@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rl.checkpoint.checkpoint import Checkpointer, RunState, load_run_state
+from rl.checkpoint.checkpoint import Checkpointer, RunState, load_checkpoint
 from rollout.models.checkpoint import load_decoder
 from rollout.models.sources.tiny import make_tiny_model
 
@@ -24,6 +24,7 @@ def save(checkpointer: Checkpointer, source: Path, version: int) -> Path:
         RunState(policy_version=version, accepted_groups=4 * version),
         named_weights=named,
         trainer_state={"masters": [torch.full((2,), float(version))]},
+        fleet_state={"history": [[1, 2], 3]},
     )
 
 
@@ -38,10 +39,12 @@ def test_a_checkpoint_is_a_hugging_face_directory_with_its_trainer_state_beside_
     ours = dict(load_decoder(path, dtype=torch.float32).hf_tensors())
     theirs = model.state_dict()
     assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
-    state, trainer, directory = load_run_state(run_dir)
-    assert state == RunState(policy_version=3, accepted_groups=12)
-    assert trainer["masters"][0].tolist() == [3.0, 3.0]
-    assert directory == path
+    checkpoint = load_checkpoint(run_dir)
+    assert checkpoint.state == RunState(policy_version=3, accepted_groups=12)
+    assert checkpoint.trainer_state is not None
+    assert checkpoint.trainer_state["masters"][0].tolist() == [3.0, 3.0]
+    assert checkpoint.fleet_state == {"history": [[1, 2], 3]}
+    assert checkpoint.weights == path
 
 
 def test_old_versions_go_with_their_trainer_state_and_the_newest_stay(tmp_path, source):
@@ -55,4 +58,4 @@ def test_old_versions_go_with_their_trainer_state_and_the_newest_stay(tmp_path, 
 
 def test_resuming_from_a_directory_without_a_checkpoint_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"resume_from must be a run directory with a checkpoint"):
-        load_run_state(tmp_path)
+        load_checkpoint(tmp_path)

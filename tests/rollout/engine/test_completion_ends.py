@@ -79,7 +79,7 @@ def says(monkeypatch):
     """Makes every completion spell a text, byte by byte."""
 
     def script(text: str) -> None:
-        def sample(_logits_RV, _rows, states):
+        def sample(_logits_RV, _rows, states, _positions):
             return [text.encode()[state.num_output] for state in states], [-1.0] * len(states)
 
         monkeypatch.setattr(engine_module, "sample_tokens", sample)
@@ -122,7 +122,9 @@ def test_a_stop_string_that_the_prompt_begins_is_not_one(llama, says):
 def test_the_text_leaves_special_tokens_out(llama, monkeypatch):
     script = [*b"hi", 257, *b"!", 258]
     monkeypatch.setattr(
-        engine_module, "sample_tokens", lambda _l, _r, states: ([script[states[0].num_output]], [0])
+        engine_module,
+        "sample_tokens",
+        lambda _l, _r, states, _p: ([script[states[0].num_output]], [0]),
     )
     request = make_request("a", prompt(3), ignore_eos=False)
     (completion,) = run(make_engine(llama), [request]).values()

@@ -1,0 +1,19 @@
+"""Request states without an engine."""
+
+from rollout.engine.core import Request, RequestState, SampleKey, SamplingParams
+
+__all__ = ["make_state"]
+
+
+def make_state(request_id, prompt, output=(), *, max_tokens=100):
+    state = RequestState.of(
+        Request(
+            request_id=request_id,
+            token_ids=tuple(prompt),
+            params=SamplingParams(max_tokens=max_tokens),
+            key=SampleKey(0, 0, 0),
+        )
+    )
+    state.token_ids += output
+    state.num_computed = len(state.token_ids) - 1
+    return state
