@@ -14,6 +14,7 @@ from rl.config import (
     AlgorithmConfig,
     ArithmeticConfig,
     BenchRolloutConfig,
+    BenchSpeculationConfig,
     DatasetConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -32,6 +33,7 @@ ROOTS: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "bench_rollout": BenchRolloutConfig,
+    "bench_speculation": BenchSpeculationConfig,
 }
 _VARIANTS: Mapping[type, tuple[type, ...]] = {
     AlgorithmConfig: (GRPOConfig,),

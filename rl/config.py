@@ -9,7 +9,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from rollout.config import EngineConfig, ModelConfig, SamplingConfig, require
+from rollout.config import (
+    DrafterKind,
+    EngineConfig,
+    ModelConfig,
+    SamplingConfig,
+    Scenario,
+    SpeculationConfig,
+    require,
+)
 
 
 class LossReduction(Enum):
@@ -348,3 +356,39 @@ class BenchRolloutConfig:
 
     def __post_init__(self) -> None:
         require(self.repeats > 0, "repeats", "> 0", self.repeats)
+
+
+@dataclass(kw_only=True)
+class BenchSpeculationConfig:
+    """Of scripts/bench_speculation.py."""
+
+    model: ModelConfig = MISSING
+    task: TaskConfig = MISSING
+    """Whose training prompts are answered; for example task.name=number_sorting."""
+    engine: EngineConfig = field(
+        default_factory=lambda: EngineConfig(
+            kv_cache_gb=4.0, speculation=SpeculationConfig(drafter=DrafterKind.AUTO)
+        )
+    )
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
+    """Of all scenarios but UNPREDICTABLE, which has temperature 1.5."""
+    scenarios: list[Scenario] = field(
+        default_factory=lambda: [Scenario.SECOND_EPOCH, Scenario.UNPREDICTABLE, Scenario.TAIL]
+    )
+    concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
+    """Requests in flight; TAIL has all of its own at once."""
+    tokens_per_run: int = 1024
+    """About how many tokens each run of a scenario decodes, at least one per request in flight."""
+    pairs: int = 7
+    """Runs with and without drafts, in turn."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.pairs > 0, "pairs", "> 0", self.pairs)
+        require(self.tokens_per_run > 0, "tokens_per_run", "> 0", self.tokens_per_run)
+        require(
+            bool(self.concurrency) and min(self.concurrency) > 0,
+            "concurrency",
+            "a list of positive numbers",
+            self.concurrency,
+        )

@@ -25,6 +25,17 @@ class StorageDtype(Enum):
     """Less memory to read and to hold, and a slightly other policy."""
 
 
+class Scenario(Enum):
+    SIBLINGS = "siblings"
+    """The first epoch: drafts come from the request and its siblings in flight."""
+    SECOND_EPOCH = "second_epoch"
+    """Each prompt was answered before, by as many siblings."""
+    UNPREDICTABLE = "unpredictable"
+    """Temperature 1.5, the first epoch: drafts can only cost."""
+    TAIL = "tail"
+    """The rollouts of a training step, all at once, of natural lengths; second epoch."""
+
+
 def require(condition: bool, key: str, rule: str, value: object) -> None:
     """Raise a `ValueError` that names the key, the rule and the value, unless `condition` holds."""
     if not condition:

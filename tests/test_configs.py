@@ -15,7 +15,14 @@ from omegaconf import OmegaConf
 
 from rl import config as rl_config
 from rl.composition import ROOTS, known_keys, register_schemas, to_config
-from rl.config import BenchRolloutConfig, EvaluateConfig, GenerateConfig, RunMode, TrainConfig
+from rl.config import (
+    BenchRolloutConfig,
+    BenchSpeculationConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    RunMode,
+    TrainConfig,
+)
 from rollout import config as rollout_config
 from rollout.config import ModelSource
 
@@ -76,6 +83,8 @@ def test_the_other_scripts_compose():
     assert isinstance(load(name="evaluate"), EvaluateConfig)
     assert isinstance(load(name="generate"), GenerateConfig)
     assert isinstance(load(name="bench_rollout"), BenchRolloutConfig)
+    speculation = load("task=reasoning_gym", "task.name=spell_backward", name="bench_speculation")
+    assert isinstance(speculation, BenchSpeculationConfig)
 
 
 def test_the_command_line_beats_debug_beats_experiment_beats_groups():

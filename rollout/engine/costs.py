@@ -28,7 +28,7 @@ class _Probe:
 def measure_costs(
     step: Callable[[Batch], object], blocks: BlockManager, *, max_rows: int, max_context: int
 ) -> CostTable:
-    """Runs steps of 1 to 128 rows, three times each; a second or two for a model of 135 M parameters.
+    """Runs steps of 1 to 128 rows, four times each; two or three seconds for a model of 135 M parameters.
 
     Args:
         step: forward and sampling of a batch; it may write what it likes into the blocks.
@@ -39,15 +39,19 @@ def measure_costs(
     limit = min(max_context, blocks.num_blocks * blocks.block_size)
     rows = [n for n in _ROWS if n <= min(max_rows, limit)]
     probes = [_Probe(0, n) for n in rows]
-    context_rows = min(_CONTEXT_ROWS, rows[-1])
-    context = min(_CONTEXT, limit - context_rows)
-    _seconds(step, blocks, probes[-1])  # the first step takes memory that later ones have
     seconds = {probe.num_rows: _seconds(step, blocks, probe) for probe in probes}
     if len(seconds) == 1:
         seconds[2] = 2 * seconds[1]
-    with_keys = _seconds(step, blocks, _Probe(context, context_rows))
-    per_key = max(with_keys - seconds[context_rows], 0.0) / max(context * context_rows, 1)
-    return CostTable(seconds, seconds_per_key=per_key)
+    num_rows = min(_CONTEXT_ROWS, rows[-1])
+    context = min(_CONTEXT, limit - num_rows)
+    one_row, more_rows = (
+        max(_seconds(step, blocks, _Probe(context, n)) - seconds[n], 0.0) for n in (1, num_rows)
+    )
+    return CostTable(
+        seconds,
+        seconds_per_key=one_row / max(context, 1),
+        seconds_per_row_key=max(more_rows - one_row, 0.0) / max(context * (num_rows - 1), 1),
+    )
 
 
 def _seconds(step: Callable[[Batch], object], blocks: BlockManager, probe: _Probe) -> float:
@@ -63,6 +67,7 @@ def _seconds(step: Callable[[Batch], object], blocks: BlockManager, probe: _Prob
     state.num_computed = probe.num_computed
     batch = Batch((Chunk(state, 1, draft=(0,) * (probe.num_rows - 1)),), ())
     try:
+        step(batch)  # takes memory that the others then have
         return statistics.median(_time(step, batch) for _ in range(_REPEATS))
     finally:
         blocks.release(state.block_table)

@@ -9,7 +9,8 @@ __all__ = ["Acceptance"]
 
 _MATCH_EDGES = (2, 3, 4, 6, 9, 14, 24)  # a bucket begins at each
 _CONFIDENCE_EDGES = (0.3, 0.5, 0.7, 0.9, 0.999)
-_PRIOR_TRIALS = 4.0
+_PRIOR_RATE = 0.05  # low: drafts are compared with what was sampled before any is verified, which costs no row
+_PRIOR_TRIALS = 3.0
 _DECAY = 0.998  # per verified draft of a bucket: a policy drifts
 _REQUEST_TRIALS = 6.0  # how slowly a request's own record tells
 _GREATEST = 0.99
@@ -47,15 +48,12 @@ class Acceptance:
         self._record.pop(request_id, None)
 
     def greatest(self) -> float:
-        """The highest rate of any bucket that was ever tried; what the best draft might be worth."""
-        return min(max(map(self._rate, self._tried), default=_GREATEST), _GREATEST)
+        """The highest rate of any bucket; what the best draft might be worth."""
+        return min(max(map(self._rate, self._tried), default=_PRIOR_RATE), _GREATEST)
 
     def _rate(self, bucket: tuple[int, int]) -> float:
-        match, confidence = bucket
-        # before anything is measured: frequencies are right on average, short matches half as often
-        prior = (confidence + 0.5) / (len(_CONFIDENCE_EDGES) + 1) * (0.5 if match == 0 else 0.9)
         tried = self._tried.get(bucket, 0.0)
-        return (self._kept.get(bucket, 0.0) + prior * _PRIOR_TRIALS) / (tried + _PRIOR_TRIALS)
+        return (self._kept.get(bucket, 0.0) + _PRIOR_RATE * _PRIOR_TRIALS) / (tried + _PRIOR_TRIALS)
 
 
 def _buckets(draft: Draft) -> Sequence[tuple[int, int]]:

@@ -1,7 +1,9 @@
 """How many draft tokens each request gets: those that raise the tokens expected per second. No torch."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from rollout.speculation.cost_table import CostTable, StepSize
 
 __all__ = ["allocate", "survival"]
 
@@ -21,7 +23,8 @@ def allocate(
     probabilities: Sequence[Sequence[float]],
     context_lengths: Sequence[int],
     *,
-    seconds: Callable[[int, int], float],
+    costs: CostTable,
+    size: StepSize,
     num_certain: int,
     least_gain: float,
 ) -> list[int]:
@@ -34,18 +37,19 @@ def allocate(
     Args:
         probabilities: per request and draft token, of being kept if those before it are.
         context_lengths: per request, the keys that one more row of it reads.
-        seconds: of the step with so many more rows that read so many more keys.
+        costs: of a step.
+        size: of the step without drafts.
         num_certain: tokens that the step yields without drafts.
         least_gain: what speed must be multiplied by to draft at all.
     """
     survivals = [survival(p) for p in probabilities]
     # by what a token is expected to bring per second: one in a long context reads more keys
-    row_seconds = [seconds(1, context_length) for context_length in context_lengths]
+    row_seconds = [costs.seconds(size.with_row(num_keys)) for num_keys in context_lengths]
     lengths = [0] * len(survivals)
-    best, best_rate = lengths.copy(), least_gain * num_certain / seconds(0, 0)
+    best, best_rate = lengths.copy(), least_gain * num_certain / costs.seconds(size)
     heap = [(-s[0] / row_seconds[i], i) for i, s in enumerate(survivals) if s]
     heapq.heapify(heap)
-    expected, num_rows, num_keys = float(num_certain), 0, 0
+    expected = float(num_certain)
     while heap:
         _, i = heapq.heappop(heap)
         chance = survivals[i][lengths[i]]
@@ -53,11 +57,10 @@ def allocate(
             continue
         expected += chance
         lengths[i] += 1
-        num_rows += 1
-        num_keys += context_lengths[i]
+        size = size.with_row(context_lengths[i])
         if lengths[i] < len(survivals[i]):
             heapq.heappush(heap, (-survivals[i][lengths[i]] / row_seconds[i], i))
-        rate = expected / seconds(num_rows, num_keys)
+        rate = expected / costs.seconds(size)
         if rate > best_rate:
             best, best_rate = lengths.copy(), rate
     return best

@@ -1,35 +1,61 @@
 """What a step costs: seconds by rows and by keys read, measured at the start and refreshed while running. No torch."""
 
 from bisect import bisect_right
+from dataclasses import dataclass
 
-__all__ = ["CostTable"]
+__all__ = ["CostTable", "StepSize"]
 
 _REFRESH = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """What a step's cost depends on."""
+
+    rows: int
+    keys: int
+    """Of all requests: each request's are read once, whatever it computes."""
+    row_keys: int
+    """Keys of each row beyond a request's first: these are in the cache by then."""
+
+    def with_row(self, num_keys: int) -> "StepSize":
+        """One more row of a request that has so many keys."""
+        return StepSize(self.rows + 1, self.keys, self.row_keys + num_keys)
+
+
 class CostTable:
-    """T(rows, keys) = T(rows) + keys * seconds per key; linear between measured rows and beyond them.
+    """T(step) = T(rows) + keys * seconds per key + row keys * seconds per row key.
+
+    Linear between measured numbers of rows, and beyond them.
 
     Args:
         seconds_by_rows: at least two measurements, of steps that read next to no keys.
-        seconds_per_key: of one row that reads one key, in all layers.
+        seconds_per_key: of reading a request's keys, in all layers.
+        seconds_per_row_key: of one more row of the same request.
     """
 
-    def __init__(self, seconds_by_rows: dict[int, float], *, seconds_per_key: float) -> None:
+    def __init__(
+        self,
+        seconds_by_rows: dict[int, float],
+        *,
+        seconds_per_key: float = 0.0,
+        seconds_per_row_key: float = 0.0,
+    ) -> None:
         self._rows = sorted(seconds_by_rows)
         self._seconds = [seconds_by_rows[rows] for rows in self._rows]
         self._seconds_per_key = seconds_per_key
+        self._seconds_per_row_key = seconds_per_row_key
 
-    def seconds(self, num_rows: int, num_keys: int) -> float:
-        """Of a step of `num_rows` rows that read `num_keys` keys in all."""
-        (i, low), (j, high) = self._weights(num_rows)
-        return low * self._seconds[i] + high * self._seconds[j] + num_keys * self._seconds_per_key
+    def seconds(self, size: StepSize) -> float:
+        (i, low), (j, high) = self._weights(size.rows)
+        of_rows = low * self._seconds[i] + high * self._seconds[j]
+        of_keys = size.keys * self._seconds_per_key + size.row_keys * self._seconds_per_row_key
+        return of_rows + of_keys
 
-    def refresh(self, num_rows: int, num_keys: int, seconds: float) -> None:
-        """Move the measurements beside `num_rows` towards what a step took."""
-        error = seconds - self.seconds(num_rows, num_keys)
-        beside = self._weights(num_rows)
-        for index, weight in beside:
+    def refresh(self, size: StepSize, seconds: float) -> None:
+        """Move the measurements beside a step's number of rows towards what it took."""
+        error = seconds - self.seconds(size)
+        for index, weight in self._weights(size.rows):
             share = min(max(weight, 0.0), 1.0)
             self._seconds[index] = max(self._seconds[index] + _REFRESH * share * error, 1e-6)
 

@@ -6,23 +6,21 @@ position is sampled with its own keyed uniform, and a draft only says which posi
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rollout.engine.core import Batch, Chunk, RequestState
 from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import allocate, survival
-from rollout.speculation.cost_table import CostTable
+from rollout.speculation.cost_table import CostTable, StepSize
 from rollout.speculation.drafters.drafter import Draft, Drafter
 from rollout.speculation.stats import SpeculationStats
 
 __all__ = ["Speculator"]
 
 _LEAST_GAIN = 1.03  # expected speed, for what the estimates do not see
-_LEARN_EVERY = (
-    32  # steps that would not draft: look all the same whether drafts would have been right
-)
+_LEARN_EVERY = 8  # steps that would not draft: compare drafts with what is sampled all the same
 _CONTROL_EVERY = 64  # steps that would draft: run one without, to know what drafts gain
 
 
@@ -102,6 +100,7 @@ class Speculator:
                 state.request.request_id, *_tested(proposal.draft, sampled[state])
             )
         num_tokens = sum(map(len, sampled.values()))
+        plan, self._plan = self._plan, _NO_PLAN
         has_drafts = False
         for chunk in batch.chunks:
             if chunk.draft:
@@ -110,11 +109,11 @@ class Speculator:
         if has_drafts:
             self.stats.drafted_tokens += num_tokens
             self.stats.drafted_seconds += seconds
-        elif self._plan.is_control:
+        elif plan.is_control:
             self.stats.control_tokens += num_tokens
             self.stats.control_seconds += seconds
         if all(chunk.samples and chunk.num_tokens == 1 for chunk in batch.chunks):
-            self._costs.refresh(*_size(batch.chunks), seconds)
+            self._costs.refresh(_size(batch.chunks), seconds)
 
     def finish(self, state: RequestState, *, policy_version: int) -> None:
         """A request ended; its tokens become history."""
@@ -140,13 +139,9 @@ class Speculator:
     def _make_plan(self, batch: Batch, max_lengths: Mapping[RequestState, int]) -> _Plan:
         if not max_lengths:
             return _NO_PLAN
-        rows, keys = _size(batch.chunks)
-
-        def seconds(more_rows: int, more_keys: int) -> float:
-            return self._costs.seconds(rows + more_rows, keys + more_keys)
-
+        size = _size(batch.chunks)
         num_certain = sum(chunk.samples for chunk in batch.chunks)
-        may_pay = self._may_pay(seconds, num_certain, max_lengths)
+        may_pay = self._may_pay(size, num_certain, max_lengths)
         self._num_idle += 1
         if not may_pay and self._num_idle < _LEARN_EVERY:
             return _NO_PLAN
@@ -157,7 +152,8 @@ class Speculator:
             lengths = allocate(
                 [proposal.probabilities for proposal in proposals.values()],
                 [len(state.token_ids) for state in proposals],
-                seconds=seconds,
+                costs=self._costs,
+                size=size,
                 num_certain=num_certain,
                 least_gain=_LEAST_GAIN,
             )
@@ -168,7 +164,7 @@ class Speculator:
 
     def _may_pay(
         self,
-        seconds: Callable[[int, int], float],
+        size: StepSize,
         num_certain: int,
         max_lengths: Mapping[RequestState, int],
     ) -> bool:
@@ -176,15 +172,18 @@ class Speculator:
         greatest = max(acceptance.greatest() for acceptance in self._acceptance)
         longest = min(self._max_draft_tokens, max(max_lengths.values()))
         mean_context = sum(len(state.token_ids) for state in max_lengths) // len(max_lengths)
-        least_rate = _LEAST_GAIN * num_certain / seconds(0, 0)
+        least_rate = _LEAST_GAIN * num_certain / self._costs.seconds(size)
         num_requests = len(max_lengths)
         while num_requests:
             expected = 0.0
             for length in range(1, longest + 1):
                 expected += greatest**length
                 rows = num_requests * length
-                rate = (num_certain + num_requests * expected) / seconds(rows, rows * mean_context)
-                if rate > least_rate:
+                longer = replace(
+                    size, rows=size.rows + rows, row_keys=size.row_keys + rows * mean_context
+                )
+                num_tokens = num_certain + num_requests * expected
+                if num_tokens / self._costs.seconds(longer) > least_rate:
                     return True
             num_requests //= 2
         return False
@@ -225,8 +224,7 @@ def _tested(draft: Draft, sampled: Sequence[int]) -> tuple[Draft, int]:
     return tested, num_right
 
 
-def _size(chunks: Sequence[Chunk]) -> tuple[int, int]:
-    """Rows of a step, and keys that they read."""
-    rows = sum(chunk.num_rows for chunk in chunks)
-    keys = sum(chunk.num_rows * (chunk.state.num_computed + chunk.num_tokens) for chunk in chunks)
-    return rows, keys
+def _size(chunks: Sequence[Chunk]) -> StepSize:
+    contexts = [chunk.state.num_computed + chunk.num_tokens for chunk in chunks]
+    row_keys = sum((c.num_rows - 1) * keys for c, keys in zip(chunks, contexts, strict=True))
+    return StepSize(sum(chunk.num_rows for chunk in chunks), sum(contexts), row_keys)

@@ -7,7 +7,7 @@ import torch
 
 from rollout.config import DrafterKind, SpeculationConfig, StorageDtype
 from rollout.engine.core import FinishReason
-from rollout.speculation.cost_table import CostTable
+from rollout.speculation.cost_table import CostTable, StepSize
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft
 from rollout.speculation.speculator import Speculator
 from rollout.weights.update import make_update
@@ -58,11 +58,20 @@ class Scripted:
         pass
 
 
-def eager(drafter, *, max_draft_tokens=7):
-    """A speculator for which rows are free, so that whatever is drafted is verified."""
-    costs = CostTable({1: 1.0, 1000: 1.0}, seconds_per_key=0.0)
+def make_eager(speculator):
+    """Rows are free and drafts never doubted, so whatever is drafted is verified."""
+    costs = CostTable({1: 1.0, 1000: 1.0})
     costs.refresh = lambda *_: None
-    return Speculator([drafter], costs, max_draft_tokens=max_draft_tokens)
+    speculator._costs = costs
+    for acceptance in speculator._acceptance:
+        acceptance._rate = lambda _: 0.99
+        acceptance.greatest = lambda: 0.99
+    return speculator
+
+
+def eager(drafter, *, max_draft_tokens=7):
+    costs = CostTable({1: 1.0, 2: 1.0})
+    return make_eager(Speculator([drafter], costs, max_draft_tokens=max_draft_tokens))
 
 
 def mixed():
@@ -234,7 +243,7 @@ def test_every_drafter_gives_the_same_completions(llama, without, kind):
     config = SpeculationConfig(drafter=kind, max_draft_tokens=8)
     engine = make_engine(llama, speculation=config, **LIMITS)
     assert engine.speculator is not None
-    engine.speculator._costs = eager(None)._costs
+    make_eager(engine.speculator)
     assert_same(run(engine, mixed()), without)
     second = run(engine, mixed())
     assert_same(second, without)
@@ -248,8 +257,8 @@ def test_costs_are_measured_before_the_engine_serves(llama):
     engine.check_integrity()
     assert engine.speculator is not None
     costs = engine.speculator._costs
-    assert 0 < costs.seconds(1, 0) < 1
-    assert costs.seconds(64, 0) > 0
+    assert 0 < costs.seconds(StepSize(1, 0, 0)) < 1
+    assert costs.seconds(StepSize(64, 1000, 1000)) > 0
     assert engine.stats.num_steps == 0
 
 
