@@ -19,7 +19,9 @@ from rollout.speculation.stats import SpeculationStats
 
 __all__ = ["Speculator"]
 
-_LEAST_GAIN = 1.03  # expected speed, for what the estimates do not see
+_LEAST_GAIN = (
+    1.08  # expected speed, for what the estimates do not see and the noise in those they do
+)
 _LEARN_EVERY = 8  # steps that would not draft: compare drafts with what is sampled all the same
 _CONTROL_EVERY = 64  # steps that would draft: run one without, to know what drafts gain
 
@@ -62,6 +64,7 @@ class Speculator:
         self._max_draft_tokens = max_draft_tokens
         self._acceptance = [Acceptance() for _ in self.drafters]
         self._num_idle = 0  # steps since drafts were last asked for
+        self._pause = 1  # steps before they are asked for again: longer, while none of them pays
         self._num_drafting = 0
         self._plan = _NO_PLAN
         self._start = 0.0
@@ -143,7 +146,7 @@ class Speculator:
         num_certain = sum(chunk.samples for chunk in batch.chunks)
         may_pay = self._may_pay(size, num_certain, max_lengths)
         self._num_idle += 1
-        if not may_pay and self._num_idle < _LEARN_EVERY:
+        if self._num_idle < (self._pause if may_pay else _LEARN_EVERY):
             return _NO_PLAN
         self._num_idle = 0
         proposals = self._propose(max_lengths)
@@ -158,6 +161,7 @@ class Speculator:
                 least_gain=_LEAST_GAIN,
             )
         is_drafting = any(lengths)
+        self._pause = 1 if is_drafting else min(2 * self._pause, _LEARN_EVERY)
         self._num_drafting += is_drafting
         is_control = is_drafting and self._num_drafting % _CONTROL_EVERY == 0
         return _Plan(proposals, dict(zip(proposals, lengths, strict=True)), is_control)

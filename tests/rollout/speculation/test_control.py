@@ -218,8 +218,9 @@ def test_the_drafter_that_is_worth_more_is_taken():
     state = make_state("a", [1, 2])
     speculator = speculator_of(Oracle(7), Oracle(8), free_rows=True)
     drafts = [tuple(step(speculator, [state], [8]).values()) for _ in range(60)]
-    assert drafts[0] == ((7,),)
-    assert drafts[-1] == ((8,),)
+    assert ((8,),) in drafts[-3:]
+    drafts = [tuple(step(speculator, [state], [7]).values()) for _ in range(3000)]
+    assert ((7,),) in drafts[-3:], "and the other one, once it is right"
 
 
 def test_what_was_proposed_and_kept_is_counted_by_position():
@@ -241,6 +242,8 @@ def test_what_was_proposed_and_kept_is_counted_by_position():
 def test_a_small_share_of_steps_runs_without_drafts_to_know_what_they_gain():
     state = make_state("a", [1, 2])
     speculator = speculator_of(Oracle(7), free_rows=True)
+    for _ in range(60):
+        step(speculator, [state], [7, 8])  # it learns that the draft is right
     drafted = [bool(step(speculator, [state], [7, 8])) for _ in range(640)]
     assert 5 <= drafted.count(False) <= 15
     metrics = speculator.take_stats().metrics()
