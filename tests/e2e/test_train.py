@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from rl.checkpoint.checkpoint import load_checkpoint
 from rl.tracking.events import read_events
 from rollout import Engine, SamplingParams
 
@@ -100,6 +101,17 @@ def test_the_same_command_gives_the_same_run(finished, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
     samples = [(d / "samples.jsonl").read_text() for d in (finished[0], again)]
     assert samples[0] == samples[1]
+
+
+def test_a_run_that_speculates_trains_the_same_weights_and_keeps_its_history(finished, tmp_path):
+    run_dir = tmp_path / "speculating"
+    overrides = ("trainer.num_steps=4", "checkpoint.every_steps=2")
+    train(run_dir, *overrides, "engine.speculation.drafter=SUFFIX")
+    plain, speculating = weights_of(finished[0], 4), weights_of(run_dir, 4)
+    assert all(torch.equal(plain[name], speculating[name]) for name in plain)
+    assert all("speculation/draft_seconds" in row for row in steps_of(run_dir))
+    history = load_checkpoint(run_dir).fleet_state["speculation"]["SuffixDrafter"]["rollouts"]
+    assert {version for _, version, _ in history} == {0, 1, 2, 3, 4}, "evaluations, too"
 
 
 def test_resuming_gives_bitwise_the_weights_of_the_run_that_was_not_interrupted(finished, tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from rollout.config import DrafterKind, SpeculationConfig
 from rollout.engine.core import FinishReason, Request
 from rollout.fleet.fleet import FleetStatus
 from rollout.fleet.inline import InlineFleet
@@ -218,3 +219,25 @@ def test_an_old_version_is_refused(llama, other_llama):
         fleet.update_weights(update_from(other_llama, 5))
     fleet.update_weights(update_from(other_llama, 6))
     assert fleet.status().policy_version == 6
+
+
+# --- what it keeps and reports besides
+
+
+def test_drafts_are_counted_since_the_last_call_and_their_history_is_kept(llama):
+    config = SpeculationConfig(drafter=DrafterKind.SUFFIX)
+    fleet, heir = (make_fleet(llama, speculation=config) for _ in range(2))
+    fleet.submit(batch())
+    drain(fleet)
+    assert fleet.take_metrics()["speculation/draft_seconds"] > 0
+    assert fleet.take_metrics()["speculation/draft_seconds"] == 0
+    kept = fleet.state_dict()
+    assert len(kept["speculation"]["SuffixDrafter"]["rollouts"]) == 4
+    heir.load_state_dict(kept)
+    assert heir.state_dict() == kept
+
+
+def test_without_a_drafter_there_is_nothing_to_keep_or_report(llama):
+    fleet = make_fleet(llama)
+    fleet.load_state_dict({"speculation": {"SuffixDrafter": {"rollouts": [[[1], 0, [2]]]}}})
+    assert (fleet.take_metrics(), fleet.state_dict()) == ({}, {})
