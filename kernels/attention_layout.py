@@ -79,14 +79,13 @@ class AttentionLayout:
         starts = list(accumulate((len(s.key_index) for s in self.segments), initial=0))
         queries: list[tuple[int, int, int]] = []
         tasks: list[tuple[int, int, int]] = []
-        for group in self._groups():
-            members = [self.segments[i] for i in group]
+        for group, shared in self._groups():
             first = len(queries)
-            for i, s in zip(group, members, strict=True):
+            for i in group:
+                s = self.segments[i]
                 queries += [
                     (s.first_row + j, s.first_position + j, starts[i]) for j in range(s.num_queries)
                 ]
-            shared = self._num_shared_keys(members) if len(members) > 1 else 0
             tasks += [
                 (begin, min(QUERIES_PER_TASK, len(queries) - begin), shared)
                 for begin in range(first, len(queries), QUERIES_PER_TASK)
@@ -94,20 +93,21 @@ class AttentionLayout:
         as_integers = functools.partial(torch.tensor, dtype=torch.int64, device="cpu")
         return as_integers(queries), as_integers(tasks)
 
-    def _groups(self) -> Iterator[list[int]]:
-        """Segments by index: a long one alone, short ones with those that share a key block, as many as fit."""
-        open_groups: dict[int, list[int]] = {}
+    def _groups(self) -> Iterator[tuple[list[int], int]]:
+        """Segments by index, and the keys they share: a long one alone, short ones with their like, as many as fit."""
+        open_groups: dict[int, tuple[list[int], int]] = {}
         for i, segment in enumerate(self.segments):
             if segment.num_queries > _JOINT_QUERIES:
-                yield [i]
+                yield [i], 0
                 continue
-            group = open_groups.setdefault(segment.key_index[0], [])
+            key = segment.key_index[0]
+            group, _ = open_groups.get(key, ([], 0))
             joined = [*(self.segments[j] for j in group), segment]
-            is_full = sum(s.num_queries for s in joined) > _JOINT_QUERIES
-            if group and (is_full or not self._num_shared_keys(joined)):
-                yield group.copy()
-                group.clear()
-            group.append(i)
+            fits = group and sum(s.num_queries for s in joined) <= _JOINT_QUERIES
+            shared = self._num_shared_keys(joined) if fits else 0
+            if group and not shared:
+                yield open_groups[key]
+            open_groups[key] = ([*group, i], shared) if shared else ([i], 0)
         yield from open_groups.values()
 
     def _num_shared_keys(self, segments: Sequence[Segment]) -> int:

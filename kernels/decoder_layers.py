@@ -15,7 +15,6 @@ import torch
 
 from kernels.attention_layout import AttentionLayout
 from kernels.cpu.library import native_library
-from kernels.cpu.ops import runs_natively, takes_heads
 from kernels.int8_linear import activation_levels
 from kernels.paged_kv import PagedKV
 
@@ -91,7 +90,7 @@ class DecoderLayers:
         eps: of every norm.
 
     Raises:
-        ValueError: something is not contiguous, or of a type or shape that C cannot take; ask `takes` first.
+        ValueError: something is not contiguous, or of a type or shape that C cannot take; ask `runs_natively` and `takes_heads` first.
     """
 
     def __init__(
@@ -105,18 +104,25 @@ class DecoderLayers:
         _, self._num_kv_heads, self._block_size, self._head_dim = caches[0].keys.shape
         self._num_heads = num_heads
         self._eps = eps
-        self._width = (num_heads + 2 * self._num_kv_heads) * self._head_dim
-        self._intermediate_size = layers[0].down.weight.shape[1]
+        first, heads = layers[0], num_heads * self._head_dim
+        self._hidden_size, self._intermediate_size = first.down.weight.shape
+        self._room_widths = {
+            "normed": self._hidden_size,
+            "qkv": first.qkv.weight.shape[0],
+            "q": heads,
+            "attended": heads,
+            "logsumexp": num_heads,
+            "delta": self._hidden_size,
+            "gate_up": 2 * self._intermediate_size,
+            "gated": self._intermediate_size,
+        }
+        # of the inputs of linears in 8 bits, with two more for the step
+        self._integer_width = max(self._hidden_size, heads, self._intermediate_size) + 2
         self._kept = (layers, caches)  # alive as long as their addresses
         self._layers = (_Layer * len(layers))(*map(_layer, layers, caches))
         self._run = native_library().paceline_layers  # pyrefly: ignore
         self.seconds = {"linears": 0.0, "attention": 0.0}
         """Spent in parts of the layers, in all calls."""
-
-    @staticmethod
-    def takes(weight: torch.Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int) -> bool:
-        """Whether a model of this type, on this device, with these heads can be run."""
-        return runs_natively(weight) and takes_heads(num_heads, num_kv_heads, head_dim)
 
     def __call__(
         self,
@@ -135,29 +141,17 @@ class DecoderLayers:
             offsets_T: int64, in the block.
             layout: from `paged_layout`, and of the same tokens.
         """
-        num_rows, hidden_size = x_TH.shape
+        num_rows = x_TH.shape[0]
         queries_Q3, tasks_W3 = layout.queries_and_tasks
-        heads = self._num_heads * self._head_dim
-        widths = {
-            "normed": hidden_size,
-            "qkv": self._width,
-            "q": heads,
-            "attended": heads,
-            "logsumexp": self._num_heads,
-            "delta": hidden_size,
-            "gate_up": 2 * self._intermediate_size,
-            "gated": self._intermediate_size,
-        }
-        room = torch.empty(num_rows * sum(widths.values()), dtype=torch.float32, device="cpu")
-        parts = room.split([num_rows * width for width in widths.values()])
-        widest = max(hidden_size, heads, self._intermediate_size)
-        integers = torch.empty(num_rows * (widest + 2), dtype=torch.int16, device="cpu")
         step_tensors = (cos_sin_TD, block_ids_T, offsets_T, layout.table, queries_Q3, tasks_W3)
         step = _Step(*(t.data_ptr() for t in step_tensors), len(tasks_W3))
-        rooms = _Rooms(*(part.data_ptr() for part in parts), integers.data_ptr())
+        num_floats = [num_rows * width for width in self._room_widths.values()]
+        floats = torch.empty(sum(num_floats), dtype=torch.float32, device="cpu").split(num_floats)
+        integers = torch.empty(num_rows * self._integer_width, dtype=torch.int16, device="cpu")
+        rooms = _Rooms(*(room.data_ptr() for room in floats), integers.data_ptr())
         sizes = _Sizes(
             T=num_rows,
-            H=hidden_size,
+            H=self._hidden_size,
             N=self._num_heads,
             M=self._num_kv_heads,
             D=self._head_dim,

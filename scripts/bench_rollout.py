@@ -3,16 +3,13 @@
 import dataclasses
 import json
 import math
-import sys
 
 from rl.cli import UserError, launch
 from rl.config import BenchRolloutConfig
-from rollout.bench.machine import busy_cores, measure_peaks, process_age_seconds
+from rollout.bench.machine import busy_cores, measure_peaks, process_age_seconds, warn_if_busy
 from rollout.bench.measure import measure
 from rollout.bench.workloads import make_workload
 from rollout.engine.engine import Engine
-
-_BUSY_CORES = 0.1
 
 
 def bench(config: BenchRolloutConfig) -> None:
@@ -23,8 +20,7 @@ def bench(config: BenchRolloutConfig) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     busy = busy_cores()
-    if busy > _BUSY_CORES:
-        print(f"warning: other processes keep {busy:.1f} cores busy; do not quote", file=sys.stderr)
+    warn_if_busy(busy)
     dtype = engine.decoder.embed_tokens.dtype
     peaks = measure_peaks(dtype)
     header = {

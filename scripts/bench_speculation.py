@@ -1,25 +1,20 @@
 """Rollouts with drafts and without, in turn, one JSON line per cell. `python scripts/bench_speculation.py task.name=number_sorting`."""
 
 import json
-import sys
 
 from rl.cli import UserError, launch
 from rl.config import BenchSpeculationConfig
 from rl.data.task import load_task
 from rl.trainer.prompts import EncodedPrompts
-from rollout.bench.machine import busy_cores
+from rollout.bench.machine import busy_cores, warn_if_busy
 from rollout.bench.speculation import make_cell, measure_speculation
 from rollout.config import Scenario
 from rollout.engine.core import SamplingParams
 from rollout.engine.engine import Engine
 
-_BUSY_CORES = 0.1
-
 
 def bench(config: BenchSpeculationConfig) -> None:
-    busy = busy_cores()
-    if busy > _BUSY_CORES:
-        print(f"warning: other processes keep {busy:.1f} cores busy; do not quote", file=sys.stderr)
+    warn_if_busy(busy_cores())
     try:
         engine = Engine.from_config(config.model, config.engine)
         prompts = EncodedPrompts(load_task(config.task).train, engine.tokenizer)

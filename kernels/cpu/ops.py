@@ -190,11 +190,11 @@ def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
 
 def _scale_addresses(
     keys: torch.Tensor, values: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[int, ...]:
-    """Of keys and of values; none without scales. C reads bytes: what has another type or shape is refused."""
+) -> tuple[int | None, int | None]:
+    """Of keys and of values; None without scales. C reads bytes: what has another type or shape is refused."""
     if scales is None:
         _require_float32(keys, values)
-        return ()
+        return None, None
     _require_float32(*scales)
     for integers, scale in zip((keys, values), scales, strict=True):
         if integers.dtype is not torch.int8 or scale.shape != integers.shape[:-1]:
@@ -278,7 +278,7 @@ def attention_native(
     if not (keys.is_contiguous() and values.is_contiguous() and keys.shape == values.shape):
         raise ValueError("attention: keys and values must be contiguous and of one shape")
     _require_float32(q_TND)
-    key_scales, value_scales = _scale_addresses(keys, values, scales) or (None, None)
+    key_scales, value_scales = _scale_addresses(keys, values, scales)
     out_TND, logsumexp_TN = torch.zeros_like(q_TND), q_TND.new_zeros(q_TND.shape[:2])
     _functions().attention(
         q_TND.data_ptr(),

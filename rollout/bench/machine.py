@@ -14,7 +14,16 @@ import torch
 from kernels.linear import linear
 from rollout.proc_stat import ALL_CORES, busy_seconds
 
-__all__ = ["MachinePeaks", "busy_cores", "measure_peaks", "peak_memory_gb", "process_age_seconds"]
+__all__ = [
+    "MachinePeaks",
+    "busy_cores",
+    "measure_peaks",
+    "peak_memory_gb",
+    "process_age_seconds",
+    "warn_if_busy",
+]
+
+_BUSY_CORES = 0.1
 
 _REPEATS = 7
 _GEMM_ROWS, _GEMM_FEATURES = 512, 2048
@@ -36,6 +45,12 @@ def busy_cores(seconds: float = 1.0) -> float:
     before = busy_seconds(ALL_CORES)
     time.sleep(seconds)
     return (busy_seconds(ALL_CORES) - before) / seconds
+
+
+def warn_if_busy(busy: float) -> None:
+    """Say on stderr that figures are worth little, when others keep so many cores busy."""
+    if busy > _BUSY_CORES:
+        sys.stderr.write(f"warning: other processes keep {busy:.1f} cores busy; do not quote\n")
 
 
 def measure_peaks(dtype: torch.dtype) -> MachinePeaks:

@@ -2,11 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
+from rollout.engine.runner import Runner
+from rollout.engine.sampler import sample_tokens
+from rollout.models.decoder import Decoder
 from rollout.speculation.cost_table import CostTable
 
 __all__ = ["measure_costs"]
@@ -26,12 +28,13 @@ class _Probe:
 
 
 def measure_costs(
-    step: Callable[[Batch], object], blocks: BlockManager, *, max_rows: int, max_context: int
+    runner: Runner, decoder: Decoder, blocks: BlockManager, *, max_rows: int, max_context: int
 ) -> CostTable:
     """Runs steps of 1 to 128 rows, four times each; two or three seconds for a model of 135 M parameters.
 
     Args:
-        step: forward and sampling of a batch; it may write what it likes into the blocks.
+        runner: runs the steps, and writes what it likes into the blocks.
+        decoder: the model.
         blocks: idle.
         max_rows: of a step.
         max_context: of a request.
@@ -39,13 +42,14 @@ def measure_costs(
     limit = min(max_context, blocks.num_blocks * blocks.block_size)
     rows = [n for n in _ROWS if n <= min(max_rows, limit)]
     probes = [_Probe(0, n) for n in rows]
-    seconds = {probe.num_rows: _seconds(step, blocks, probe) for probe in probes}
+    seconds = {probe.num_rows: _seconds(runner, decoder, blocks, probe) for probe in probes}
     if len(seconds) == 1:
         seconds[2] = 2 * seconds[1]
     num_rows = min(_CONTEXT_ROWS, rows[-1])
     context = min(_CONTEXT, limit - num_rows)
     one_row, more_rows = (
-        max(_seconds(step, blocks, _Probe(context, n)) - seconds[n], 0.0) for n in (1, num_rows)
+        max(_seconds(runner, decoder, blocks, _Probe(context, n)) - seconds[n], 0.0)
+        for n in (1, num_rows)
     )
     return CostTable(
         seconds,
@@ -54,7 +58,7 @@ def measure_costs(
     )
 
 
-def _seconds(step: Callable[[Batch], object], blocks: BlockManager, probe: _Probe) -> float:
+def _seconds(runner: Runner, decoder: Decoder, blocks: BlockManager, probe: _Probe) -> float:
     end = probe.num_computed + probe.num_rows
     request = Request(
         request_id="probe",
@@ -65,15 +69,18 @@ def _seconds(step: Callable[[Batch], object], blocks: BlockManager, probe: _Prob
     state = RequestState.of(request)
     blocks.grow(state.block_table, num_computed=0, num_tokens=end)
     state.num_computed = probe.num_computed
-    batch = Batch((Chunk(state, 1, draft=(0,) * (probe.num_rows - 1)),), ())
+    chunk = Chunk(state, 1, draft=(0,) * (probe.num_rows - 1))
     try:
-        step(batch)  # takes memory that the others then have
-        return statistics.median(_time(step, batch) for _ in range(_REPEATS))
+        _time(runner, decoder, chunk)  # takes memory that the others then have
+        return statistics.median(_time(runner, decoder, chunk) for _ in range(_REPEATS))
     finally:
         blocks.release(state.block_table)
 
 
-def _time(step: Callable[[Batch], object], batch: Batch) -> float:
+def _time(runner: Runner, decoder: Decoder, chunk: Chunk) -> float:
+    """Of forward and sampling."""
     start = time.perf_counter()
-    step(batch)
+    logits_RV = runner.run(decoder, Batch((chunk,), ()))
+    rows = range(chunk.num_rows)
+    sample_tokens(logits_RV, rows, [chunk.state] * len(rows), rows)
     return time.perf_counter() - start

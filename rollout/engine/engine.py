@@ -11,7 +11,6 @@ import torch
 
 from kernels.cpu.ops import runs_natively
 from rollout.config import (
-    DrafterKind,
     Dtype,
     EngineConfig,
     ModelConfig,
@@ -39,7 +38,7 @@ from rollout.models.checkpoint import empty_decoder, load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_decoder
 from rollout.models.sources import resolve_model
-from rollout.speculation.build import build_speculator
+from rollout.speculation.drafters.make import make_drafters
 from rollout.speculation.speculator import Speculator
 from rollout.weights.receiver import WeightReceiver
 from rollout.weights.update import WeightUpdate
@@ -346,22 +345,17 @@ class Engine:
         return ""
 
     def _build_speculator(self, config: SpeculationConfig) -> Speculator | None:
-        if config.drafter is DrafterKind.OFF:
+        drafters = make_drafters(config)
+        if not drafters:
             return None
         costs = measure_costs(
-            self._probe,
+            self._runner,
+            self._decoder,
             self._blocks,
             max_rows=self.config.max_tokens_per_step,
             max_context=self.max_context_tokens,
         )
-        return build_speculator(config, costs)
-
-    def _probe(self, batch: Batch) -> None:
-        """A step of one chunk that nobody waits for."""
-        (chunk,) = batch.chunks
-        rows = range(chunk.num_rows)
-        logits_RV = self._runner.run(self._decoder, batch)
-        sample_tokens(logits_RV, rows, [chunk.state] * len(rows), rows)
+        return Speculator(drafters, costs, max_draft_tokens=config.max_draft_tokens)
 
     def _draft_limits(self, batch: Batch) -> dict[RequestState, int]:
         """How many tokens of a draft could be kept, of each request that draws alone; one more is drawn in any case."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from kernels.cpu.ops import runs_natively, takes_heads
 from kernels.decoder_layers import DecoderLayers, LayerWeights, LinearWeights
 from kernels.paged_kv import PagedKV
 from rollout.models.decoder import Decoder, DecoderLayer, Int8Linear, Linear
@@ -17,12 +18,8 @@ def native_layers(decoder: Decoder, caches: Sequence[PagedKV]) -> DecoderLayers 
         caches: one per layer.
     """
     spec = decoder.spec
-    if not DecoderLayers.takes(
-        decoder.embed_tokens,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-    ):
+    has_heads = takes_heads(spec.num_heads, spec.num_kv_heads, spec.head_dim)
+    if not has_heads or not runs_natively(decoder.embed_tokens):
         return None
     return DecoderLayers(
         list(map(layer_weights, decoder.decoder_layers)),

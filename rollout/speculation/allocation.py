@@ -30,9 +30,9 @@ def allocate(
 ) -> list[int]:
     """The draft length of each request.
 
-    Tokens are taken greedily, those likeliest to survive per second first; a token survives if it and all before it are kept. Of all
-    the totals on that path the one with the most expected tokens per second wins, so a step in the costs (a tile of
-    rows that is free once begun) cannot hide what lies behind it.
+    Tokens are taken greedily, those likeliest to survive per second first; a token survives if it and all before it are
+    kept. Of all the totals on that path the one with the most expected tokens per second wins, so a step in the costs
+    (a tile of rows that is free once begun) cannot hide what lies behind it.
 
     Args:
         probabilities: per request and draft token, of being kept if those before it are.

@@ -9,9 +9,10 @@ typedef struct {
     int64_t share;
 } Ahead;
 
-/* Of the block of weights from `at` to `end`, in `tiles` shares. */
-INLINE Ahead ahead_of(const void *at, const void *end, int64_t tiles) {
-    Ahead ahead = {at, end, 0};
+/* Block `next` of N rows of weights, `block` rows each, in `tiles` shares; nothing behind the last one. */
+INLINE Ahead ahead_of(const void *weights, int64_t row_bytes, int64_t next, int64_t block, int64_t N, int64_t tiles) {
+    int64_t n = next * block < N ? next * block : N, end = n + block < N ? n + block : N;
+    Ahead ahead = {(const char *)weights + n * row_bytes, (const char *)weights + end * row_bytes, 0};
     if (tiles) ahead.share = (ahead.end - ahead.at) / tiles / 64 * 64 + 64;
     return ahead;
 }

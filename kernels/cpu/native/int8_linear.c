@@ -134,8 +134,7 @@ void paceline_int8_linear(const float *x, int16_t *room, float levels, const int
     for (int64_t b = take_block(&taken), next; b < blocks; b = next) {
         next = take_block(&taken);
         int64_t n = b * block, columns = n + block < N ? block : N - n, m = 0;
-        int64_t next_n = next * block < N ? next * block : N, next_end = next_n + block < N ? next_n + block : N;
-        Ahead ahead = ahead_of(w + next_n * K, w + next_end * K, M / 3 * ((columns + 2) / 3));
+        Ahead ahead = ahead_of(w, K * sizeof(*w), next, block, N, M / 3 * ((columns + 2) / 3));
         const int8_t *wn = w + n * K;
         const float *sn = scale + n, *bn = bias ? bias + n : 0;
         for (; m + 3 <= M; m += 3) int8_rows_3(q + m * K, step + m, wn, sn, bn, y + m * N + n, K, N, columns, &ahead);

@@ -54,8 +54,7 @@ void paceline_linear(const float *x, const float *w, const float *bias, float *y
     for (int64_t b = take_block(&taken), next; b < blocks; b = next) {
         next = take_block(&taken);
         int64_t n = b * block, columns = n + block < N ? block : N - n, m = 0;
-        int64_t next_n = next * block < N ? next * block : N, next_end = next_n + block < N ? next_n + block : N;
-        Ahead ahead = ahead_of(w + next_n * K, w + next_end * K, M / 4 * ((columns + 2) / 3));
+        Ahead ahead = ahead_of(w, K * sizeof(*w), next, block, N, M / 4 * ((columns + 2) / 3));
         const float *wn = w + n * K, *bn = bias ? bias + n : 0;
         for (; m + 4 <= M; m += 4) linear_rows_4(x + m * K, wn, bn, y + m * N + n, K, N, columns, &ahead);
         const float *rest = x + m * K;

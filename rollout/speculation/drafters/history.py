@@ -16,7 +16,7 @@ class PastRollout:
 
 
 class History:
-    """At most `max_tokens` tokens of completions; the prompt that was last drafted for longest ago goes first."""
+    """At most `max_tokens` tokens of completions; the prompt whose newest rollout is the oldest gives up its rollouts first."""
 
     def __init__(self, *, max_tokens: int) -> None:
         self._max_tokens = max_tokens
