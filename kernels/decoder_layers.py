@@ -1,4 +1,4 @@
-"""All layers of a decoder over a paged cache in one call, instead of 15 calls per layer: for float32 on CPUs.
+"""All layers of a decoder over a paged cache in one call, instead of 15 calls per layer: for CPUs.
 
 The same functions of `kernels/cpu/native` in the same order, so the same bits as the ops of this package one by one.
 Forward only. At one token per step of a 135 M model, the calls were a quarter of the time.
@@ -26,11 +26,11 @@ _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearWeights:
     weight: torch.Tensor
-    """[out, in] float32, or int8."""
+    """[out, in], or int8."""
     scale: torch.Tensor | None = None
     """[out] float32, of int8 weights."""
     bias: torch.Tensor | None = None
-    """[out] float32."""
+    """[out]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +76,8 @@ class _Sizes(ctypes.Structure):
 
 
 class _Rooms(ctypes.Structure):
-    _names = ("normed", "qkv", "q", "attended", "logsumexp", "delta", "gate_up", "gated")
-    _fields_ = [(name, _POINTER) for name in (*_names, "integers")]
+    _names = ("normed", "qkv", "q", "attended", "delta", "gate_up", "gated")
+    _fields_ = [(name, _POINTER) for name in (*_names, "logsumexp", "integers")]
 
 
 class DecoderLayers:
@@ -111,7 +111,6 @@ class DecoderLayers:
             "qkv": first.qkv.weight.shape[0],
             "q": heads,
             "attended": heads,
-            "logsumexp": num_heads,
             "delta": self._hidden_size,
             "gate_up": 2 * self._intermediate_size,
             "gated": self._intermediate_size,
@@ -119,8 +118,14 @@ class DecoderLayers:
         # of the inputs of linears in 8 bits, with two more for the step
         self._integer_width = max(self._hidden_size, heads, self._intermediate_size) + 2
         self._kept = (layers, caches)  # alive as long as their addresses
-        self._layers = (_Layer * len(layers))(*map(_layer, layers, caches))
-        self._run = native_library().paceline_layers  # pyrefly: ignore
+        self._dtype = first.input_norm.dtype
+        self._layers = (_Layer * len(layers))(
+            *(
+                _layer(weights, cache, self._dtype)
+                for weights, cache in zip(layers, caches, strict=True)
+            )
+        )
+        self._run = native_library(self._dtype).paceline_layers  # pyrefly: ignore
         self.seconds = {"linears": 0.0, "attention": 0.0}
         """Spent in parts of the layers, in all calls."""
 
@@ -145,10 +150,13 @@ class DecoderLayers:
         queries_Q3, tasks_W3 = layout.queries_and_tasks
         step_tensors = (cos_sin_TD, block_ids_T, offsets_T, layout.table, queries_Q3, tasks_W3)
         step = _Step(*(t.data_ptr() for t in step_tensors), len(tasks_W3))
-        num_floats = [num_rows * width for width in self._room_widths.values()]
-        floats = torch.empty(sum(num_floats), dtype=torch.float32, device="cpu").split(num_floats)
+        sizes_of_rooms = [num_rows * width for width in self._room_widths.values()]
+        rooms = torch.empty(sum(sizes_of_rooms), dtype=self._dtype, device="cpu").split(
+            sizes_of_rooms
+        )
+        logsumexp = torch.empty(num_rows * self._num_heads, dtype=torch.float32, device="cpu")
         integers = torch.empty(num_rows * self._integer_width, dtype=torch.int16, device="cpu")
-        rooms = _Rooms(*(room.data_ptr() for room in floats), integers.data_ptr())
+        addresses = _Rooms(*(room.data_ptr() for room in (*rooms, logsumexp, integers)))
         sizes = _Sizes(
             T=num_rows,
             H=self._hidden_size,
@@ -166,7 +174,7 @@ class DecoderLayers:
             _SIZE(len(self._layers)),
             _POINTER(x_TH.data_ptr()),
             ctypes.byref(step),
-            ctypes.byref(rooms),
+            ctypes.byref(addresses),
             ctypes.byref(sizes),
             seconds,
         )
@@ -175,13 +183,13 @@ class DecoderLayers:
         return x_TH
 
 
-def _layer(weights: LayerWeights, cache: PagedKV) -> _Layer:
+def _layer(weights: LayerWeights, cache: PagedKV, dtype: torch.dtype) -> _Layer:
     key_scales, value_scales = cache.scales or (None, None)
-    stored = torch.float32 if cache.scales is None else torch.int8
+    stored = dtype if cache.scales is None else torch.int8
     return _Layer(
-        *(_linear(x) for x in (weights.qkv, weights.o, weights.gate_up, weights.down)),
+        *(_linear(x, dtype) for x in (weights.qkv, weights.o, weights.gate_up, weights.down)),
         *(
-            _address(x)
+            _address(x, dtype)
             for x in (
                 weights.input_norm,
                 weights.post_attention_norm,
@@ -191,25 +199,24 @@ def _layer(weights: LayerWeights, cache: PagedKV) -> _Layer:
         ),
         _address(cache.keys, stored),
         _address(cache.values, stored),
-        _address(key_scales),
-        _address(value_scales),
+        _address(key_scales, torch.float32),
+        _address(value_scales, torch.float32),
     )
 
 
-def _linear(linear: LinearWeights) -> _Linear:
+def _linear(linear: LinearWeights, dtype: torch.dtype) -> _Linear:
     out_features, in_features = linear.weight.shape
-    stored = torch.float32 if linear.scale is None else torch.int8
     return _Linear(
-        _address(linear.weight, stored),
-        _address(linear.scale),
-        _address(linear.bias),
+        _address(linear.weight, dtype if linear.scale is None else torch.int8),
+        _address(linear.scale, torch.float32),
+        _address(linear.bias, dtype),
         activation_levels(in_features),
         in_features,
         out_features,
     )
 
 
-def _address(tensor: torch.Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
+def _address(tensor: torch.Tensor | None, dtype: torch.dtype) -> int | None:
     """C reads bytes: what is of another type, or not contiguous, is refused."""
     if tensor is None:
         return None

@@ -48,13 +48,11 @@ def int8_linear(
         scale_N: float32, of the weights.
         bias_N: any float type.
     """
-    rows_TK, bias_N = x_TK.float(), None if bias_N is None else bias_N.float()
+    bias_N = None if bias_N is None else bias_N.to(x_TK.dtype)
     levels = activation_levels(weight_NK.shape[1])
-    if runs_natively(rows_TK):
-        out_TN = int8_linear_native(rows_TK, weight_NK, scale_N, bias_N, levels=levels)
-    else:
-        out_TN = _int8_linear_tensors(rows_TK, weight_NK, scale_N, bias_N, levels)
-    return out_TN.to(x_TK.dtype)
+    if runs_natively(x_TK):
+        return int8_linear_native(x_TK, weight_NK, scale_N, bias_N, levels=levels)
+    return _int8_linear_tensors(x_TK, weight_NK, scale_N, bias_N, levels).to(x_TK.dtype)
 
 
 def int8_linear_reference(

@@ -35,12 +35,20 @@ def linear_logprobs_reference(
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TH, weight_VH, token_ids_T, inverse_temperature):  # pyrefly: ignore
-        logprobs, entropies = [], []
+        logprobs, entropies, maxima, totals = [], [], [], []
         for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
-            sums = _sums(hidden_TH[rows], weight_VH, inverse_temperature)
+            logits_TV = linear(hidden_TH[rows], weight_VH)
+            inverse_T = logits_TV.new_full(
+                (len(logits_TV),), inverse_temperature, dtype=torch.float64
+            )
+            sums = vocab_sums(logits_TV, inverse_T, with_moment=True)
             logprobs.append(sums.logprobs(token_ids_T[rows]))
             entropies.append(sums.entropy())
-        ctx.save_for_backward(hidden_TH, weight_VH, token_ids_T)
+            maxima.append(sums.maximum_T)
+            totals.append(sums.total_T)
+        ctx.save_for_backward(
+            hidden_TH, weight_VH, token_ids_T, torch.cat(maxima), torch.cat(totals)
+        )
         ctx.inverse_temperature = inverse_temperature
         entropy_T = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_T)
@@ -48,15 +56,16 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_logprobs_T, _grad_entropy_T):  # pyrefly: ignore
-        hidden_TH, weight_VH, token_ids_T = ctx.saved_tensors
+        hidden_TH, weight_VH, token_ids_T, maximum_T, total_T = ctx.saved_tensors
         dtype = accumulate_dtype(weight_VH.dtype)
         grad_hidden_TH = torch.zeros_like(hidden_TH)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype)
         for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
             hidden = hidden_TH[rows]
-            sums = _sums(hidden, weight_VH, ctx.inverse_temperature)
             grad = grad_logprobs_T[rows, None] * ctx.inverse_temperature
-            grad_logits = sums.weights_TV.div_(sums.cumulative_TJ[:, -1:]).mul_(-grad)
+            logits = linear(hidden, weight_VH).to(dtype).mul_(ctx.inverse_temperature)
+            weights = logits.sub_(maximum_T[rows, None]).exp_()
+            grad_logits = weights.mul_(-grad / total_T[rows, None])
             grad_logits.scatter_add_(-1, token_ids_T[rows, None], grad)
             grad_logits = grad_logits.to(weight_VH.dtype)
             grad_hidden_TH[rows] = grad_logits @ weight_VH
@@ -67,12 +76,6 @@ class _LinearLogprobs(torch.autograd.Function):
 def _chunks(num_rows: int, vocab_size: int) -> list[slice]:
     size = max(64, _CHUNK_ELEMENTS // vocab_size)
     return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
-
-
-def _sums(hidden_TH: torch.Tensor, weight_VH: torch.Tensor, inverse_temperature: float):
-    logits_TV = linear(hidden_TH, weight_VH)
-    inverse_T = logits_TV.new_full((logits_TV.shape[0],), inverse_temperature, dtype=torch.float64)
-    return vocab_sums(logits_TV, inverse_T)
 
 
 def linear_logprobs(

@@ -9,7 +9,8 @@ serial (52 ms against 12 ms for 64 x 49152).
 
 import torch
 
-from kernels.token_logprobs import VOCAB_BLOCK, VocabSums
+from kernels.cpu.ops import VOCAB_BLOCK, runs_natively, sample_native
+from kernels.token_logprobs import VocabSums
 
 __all__ = ["keep_top", "sample", "sample_reference"]
 
@@ -24,8 +25,13 @@ def sample_reference(weights_V: torch.Tensor, uniform: float) -> int:
 
 def sample(sums: VocabSums, uniforms_B: torch.Tensor) -> torch.Tensor:
     """[B] uniforms in [0, 1) -> [B] token ids. A rounding overflow takes the last token of positive weight."""
-    weights_BV, cumulative_BJ = sums.weights_TV, sums.cumulative_TJ
-    target_B1 = uniforms_B.to(cumulative_BJ.dtype)[:, None] * cumulative_BJ[:, -1:]
+    cumulative_BJ = sums.cumulative_TJ
+    uniforms_B = uniforms_B.to(cumulative_BJ.dtype)
+    if runs_natively(sums.logits_TV):
+        return sample_native(
+            sums.logits_TV, sums.inverse_temperature_T, sums.maximum_T, cumulative_BJ, uniforms_B
+        )
+    target_B1 = uniforms_B[:, None] * cumulative_BJ[:, -1:]
     # a block of weight 0 repeats the cumulative sum before it, so it is never the first to exceed
     block_B1 = _first_above(cumulative_BJ, target_B1)
     before_B1 = torch.where(
@@ -33,11 +39,11 @@ def sample(sums: VocabSums, uniforms_B: torch.Tensor) -> torch.Tensor:
         cumulative_BJ.gather(-1, (block_B1 - 1).clamp(min=0)),
         cumulative_BJ.new_zeros(()),
     )
-    columns_BC = block_B1 * VOCAB_BLOCK + torch.arange(VOCAB_BLOCK, device=weights_BV.device)
-    inside = columns_BC < weights_BV.shape[-1]
-    chosen_BC = weights_BV.gather(-1, columns_BC.clamp(max=weights_BV.shape[-1] - 1))
-    chosen_BC = torch.where(inside, chosen_BC, 0)
-    offset_B1 = _first_above(chosen_BC.cumsum(-1), target_B1 - before_B1)
+    columns_BC = block_B1 * VOCAB_BLOCK + torch.arange(VOCAB_BLOCK, device=block_B1.device)
+    last = sums.logits_TV.shape[-1] - 1
+    weights_BC = sums.scaled(sums.logits_TV.gather(-1, columns_BC.clamp(max=last))).exp_()
+    weights_BC = torch.where(columns_BC <= last, weights_BC, 0)
+    offset_B1 = _first_above(weights_BC.cumsum(-1), target_B1 - before_B1)
     return (block_B1 * VOCAB_BLOCK + offset_B1).squeeze(-1)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.cpu.ops import VOCAB_BLOCK, runs_natively, vocab_sums_native
 from kernels.numerics import accumulate_dtype
 
 __all__ = [
@@ -22,44 +23,75 @@ __all__ = [
     "vocab_sums",
 ]
 
-VOCAB_BLOCK = 1024
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocabSums:
-    """What one pass over the logits leaves. fp32 for bf16 and fp32 logits, float64 for float64."""
+    """What a pass over the logits leaves; with x = logits / temperature - maximum. fp32, or float64 for float64 logits."""
 
-    scaled_TV: torch.Tensor  # logits / temperature - max
-    weights_TV: torch.Tensor  # exp(scaled)
-    cumulative_TJ: torch.Tensor  # sum of weights up to and including each block
+    logits_TV: torch.Tensor
+    inverse_temperature_T: torch.Tensor
+    maximum_T: torch.Tensor  # of logits / temperature
+    cumulative_TJ: torch.Tensor  # sum of e^x up to and including each block
+    moment_T: torch.Tensor | None = None  # sum of x e^x
 
     @property
-    def log_total_T(self) -> torch.Tensor:
-        return self.cumulative_TJ[:, -1].log()
+    def total_T(self) -> torch.Tensor:
+        return self.cumulative_TJ[:, -1]
+
+    def scaled(self, logits_TC: torch.Tensor) -> torch.Tensor:
+        """x of some columns of the logits."""
+        scaled = logits_TC.to(self.maximum_T.dtype) * self.inverse_temperature_T[:, None]
+        return scaled.sub_(self.maximum_T[:, None])
 
     def logprobs(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """[T] log-probability of one token per row, in nats."""
-        return self.scaled_TV.gather(-1, token_ids_T[:, None]).squeeze(-1) - self.log_total_T
+        logits_T1 = self.logits_TV.gather(-1, token_ids_T[:, None])
+        return self.scaled(logits_T1).squeeze(-1) - self.total_T.log()
 
     def entropy(self) -> torch.Tensor:
-        """[T], in nats. Needs finite logits: 0 * -inf is NaN."""
-        # a dot product per row: one pass, where multiply and sum are two and a buffer
-        mean_T11 = torch.bmm(self.weights_TV[:, None, :], self.scaled_TV[:, :, None])
-        return self.log_total_T - mean_T11.flatten() / self.cumulative_TJ[:, -1]
+        """[T], in nats; of sums made `with_moment`."""
+        assert self.moment_T is not None, "vocab_sums was asked for no moment"
+        return self.total_T.log() - self.moment_T / self.total_T
 
 
-def vocab_sums(logits_TV: torch.Tensor, inverse_temperature_T: torch.Tensor) -> VocabSums:
-    """One pass over [T, V] logits, each row at its own temperature. Rows of -inf alone give NaN."""
+def vocab_sums(
+    logits_TV: torch.Tensor, inverse_temperature_T: torch.Tensor, *, with_moment: bool = False
+) -> VocabSums:
+    """Sums of [T, V] logits, each row at its own temperature. Rows of -inf alone, or with a NaN, give NaN.
+
+    On CPUs in C, two passes that write nothing; else in tensor operations.
+    """
     dtype = accumulate_dtype(logits_TV.dtype)
-    scaled = logits_TV.to(dtype) * inverse_temperature_T.to(dtype)[:, None]
-    scaled -= scaled.amax(-1, keepdim=True)
-    weights = scaled.exp()
-    num_full = weights.shape[-1] // VOCAB_BLOCK
-    full, tail = weights.tensor_split([num_full * VOCAB_BLOCK], dim=-1)
+    inverse_T = inverse_temperature_T.to(dtype)
+    if runs_natively(logits_TV):
+        logits_TV = logits_TV.contiguous()
+        maximum_T, cumulative_TJ, moment_T = vocab_sums_native(
+            logits_TV, inverse_T, with_moment=with_moment
+        )
+    else:
+        scaled = logits_TV.to(dtype) * inverse_T[:, None]
+        maximum_T = scaled.amax(-1)
+        scaled -= maximum_T[:, None]
+        weights = scaled.exp()
+        cumulative_TJ = _block_sums(weights).cumsum(-1)
+        # -inf has no weight, and 0 * -inf is NaN
+        products = torch.where(weights == 0, 0, scaled * weights) if with_moment else None
+        moment_T = None if products is None else _block_sums(products).sum(-1)
+    return VocabSums(
+        logits_TV=logits_TV,
+        inverse_temperature_T=inverse_T,
+        maximum_T=maximum_T,
+        cumulative_TJ=cumulative_TJ,
+        moment_T=moment_T,
+    )
+
+
+def _block_sums(x_TV: torch.Tensor) -> torch.Tensor:
+    """[T, V] -> [T, J]."""
+    num_full = x_TV.shape[-1] // VOCAB_BLOCK
+    full, tail = x_TV.tensor_split([num_full * VOCAB_BLOCK], dim=-1)
     sums = full.unflatten(-1, (num_full, VOCAB_BLOCK)).sum(-1)
-    if tail.shape[-1]:
-        sums = torch.cat([sums, tail.sum(-1, keepdim=True)], dim=-1)
-    return VocabSums(scaled_TV=scaled, weights_TV=weights, cumulative_TJ=sums.cumsum(-1))
+    return torch.cat([sums, tail.sum(-1, keepdim=True)], dim=-1) if tail.shape[-1] else sums
 
 
 def token_logprobs_reference(

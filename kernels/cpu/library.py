@@ -16,11 +16,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import torch  # noqa: F401  first: native.c calls the OpenMP runtime that torch brings
+import torch  # first: native.c calls the OpenMP runtime that torch brings
 
 from kernels.cache_dir import default_cache_dir
 
 __all__ = ["native_library"]
+
+_ELEMENTS = {torch.float32: (), torch.bfloat16: ("-DPACELINE_BFLOAT16",)}
+"""How native.c is compiled for tensors of each type."""
 
 logger = logging.getLogger("paceline")
 
@@ -29,20 +32,22 @@ _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-ffp-contract=off")
 
 
 @functools.cache
-def native_library() -> ctypes.CDLL | None:
-    """The compiled ops, or None, with a warning that says why, where they cannot be had.
+def native_library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The ops compiled for tensors of `dtype`; None for other types than float32 and bfloat16, and, with a warning that
+    says why, where they cannot be had.
 
     `PACELINE_NATIVE=0` turns them off: the tensor path then serves, which is slower and gives other last bits. All
     processes of a run must decide alike.
     """
-    if os.environ.get("PACELINE_NATIVE") == "0":
+    if os.environ.get("PACELINE_NATIVE") == "0" or dtype not in _ELEMENTS:
         return None
     try:
-        return ctypes.CDLL(str(_build()))
+        return ctypes.CDLL(str(_build(_ELEMENTS[dtype])))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning(
-            "kernels/cpu/native cannot be used, so float32 runs about half as fast on this CPU; it needs Linux, gcc, and "
-            "a processor with AVX2 and FMA, or 64-bit ARM (%s)",
+            "kernels/cpu/native cannot be used, so %s runs about half as fast on this CPU; it needs Linux, gcc, and a "
+            "processor with AVX2 and FMA, or 64-bit ARM (%s)",
+            dtype,
             _reason(error),
         )
         return None
@@ -55,7 +60,7 @@ def _reason(error: Exception) -> str:
     return (errors or [str(error)])[0]
 
 
-def _build() -> Path:
+def _build(defines: tuple[str, ...]) -> Path:
     """The shared library for this processor, compiled if no earlier process did.
 
     Raises:
@@ -65,7 +70,11 @@ def _build() -> Path:
     compiler = shlex.split(os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or "")
     if not compiler:
         raise FileNotFoundError("no gcc and no cc on the PATH")
-    flags = (*_FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
+    flags = (
+        *_FLAGS,
+        *defines,
+        "-mcpu=native" if platform.machine() == "aarch64" else "-march=native",
+    )
     version = _run(*compiler, "--version")
     sources = [path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]"))]
     key = repr((sources, flags, version, _processor())).encode()

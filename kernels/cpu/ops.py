@@ -14,6 +14,7 @@ from kernels.cpu.library import native_library
 
 __all__ = [
     "QUERIES_PER_TASK",
+    "VOCAB_BLOCK",
     "attends_natively",
     "attention_native",
     "int8_linear_native",
@@ -21,10 +22,14 @@ __all__ = [
     "rms_norm_native",
     "rope_native",
     "runs_natively",
+    "sample_native",
     "swiglu_native",
     "takes_heads",
+    "vocab_sums_native",
 ]
 
+VOCAB_BLOCK = 1024
+"""As in native/vocabulary.c."""
 QUERIES_PER_TASK = 8
 """Of attention; this and the limits below are as in native/attention.c."""
 _MAX_HEAD_DIM = 256
@@ -36,12 +41,14 @@ _THREADS = ctypes.c_int
 
 
 def runs_natively(x: torch.Tensor) -> bool:
-    """Whether the ops of this file take `x`: float32, on the CPU, and native/ could be compiled."""
-    return x.dtype is torch.float32 and x.device.type == "cpu" and native_library() is not None
+    """Whether the ops of this file take `x`: float32 or bfloat16, on the CPU, and native/ could be compiled."""
+    return x.device.type == "cpu" and native_library(x.dtype) is not None
 
 
 _ARGUMENTS = {
     "linear": [*[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
+    "vocab_sums": [*[_POINTER] * 5, *[_SIZE] * 2, _THREADS],
+    "sample": [*[_POINTER] * 6, *[_SIZE] * 2],
     "int8_linear": [*[_POINTER] * 2, ctypes.c_float, *[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
     "rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, ctypes.c_float, _THREADS],
     "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
@@ -59,9 +66,9 @@ _ARGUMENTS = {
 
 
 @functools.cache
-def _functions() -> SimpleNamespace:
-    """The functions of native/ by name, without their prefix."""
-    library, functions = native_library(), SimpleNamespace()
+def _functions(dtype: torch.dtype) -> SimpleNamespace:
+    """The functions of native/ for tensors of `dtype` by name, without their prefix."""
+    library, functions = native_library(dtype), SimpleNamespace()
     for name, types in _ARGUMENTS.items():
         function = getattr(library, f"paceline_{name}")
         function.argtypes = types
@@ -75,12 +82,12 @@ def linear_native(
 ) -> torch.Tensor:
     """[T, K], [N, K], [N] -> [T, N]."""
     _check_linear("linear", x_TK, weight_NK, bias_N)
-    _require_float32(weight_NK)
+    _require(x_TK.dtype, weight_NK)
     x_TK, weight_NK = x_TK.contiguous(), weight_NK.contiguous()
     bias_N = None if bias_N is None else bias_N.contiguous()
     (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
-    out_TN = torch.empty(num_rows, out_features, dtype=torch.float32, device="cpu")
-    _functions().linear(
+    out_TN = torch.empty(num_rows, out_features, dtype=x_TK.dtype, device="cpu")
+    _functions(x_TK.dtype).linear(
         x_TK.data_ptr(),
         weight_NK.data_ptr(),
         None if bias_N is None else bias_N.data_ptr(),
@@ -101,16 +108,16 @@ def int8_linear_native(
     *,
     levels: int,
 ) -> torch.Tensor:
-    """[T, K] float32, [N, K] int8, [N] float32 -> [T, N]; `levels` as in `kernels.int8_linear`."""
-    _check_linear("int8_linear", x_TK, weight_NK, scale_N, bias_N)
+    """[T, K], [N, K] int8, [N] float32, [N] like x -> [T, N]; `levels` as in `kernels.int8_linear`."""
+    _check_linear("int8_linear", x_TK, weight_NK, bias_N, scale_N=scale_N)
     if weight_NK.dtype is not torch.int8:
         raise ValueError(f"int8_linear: weights must be int8, got {weight_NK.dtype}")
     x_TK, weight_NK, scale_N = x_TK.contiguous(), weight_NK.contiguous(), scale_N.contiguous()
     bias_N = None if bias_N is None else bias_N.contiguous()
     (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
     room = torch.empty(num_rows, in_features + 2, dtype=torch.int16, device="cpu")
-    out_TN = torch.empty(num_rows, out_features, dtype=torch.float32, device="cpu")
-    _functions().int8_linear(
+    out_TN = torch.empty(num_rows, out_features, dtype=x_TK.dtype, device="cpu")
+    _functions(x_TK.dtype).int8_linear(
         x_TK.data_ptr(),
         room.data_ptr(),
         levels,
@@ -136,10 +143,10 @@ def rms_norm_native(
         raise ValueError(
             f"rms_norm: rows of {width} need as many weights, got {tuple(weight_H.shape)}"
         )
-    _require_float32(rows, weight_H)
-    out = torch.empty(rows.shape, dtype=torch.float32, device="cpu")
+    _require(rows.dtype, weight_H)
+    out = torch.empty(rows.shape, dtype=rows.dtype, device="cpu")
     inverse = torch.empty(*rows.shape[:-1], 1, dtype=torch.float32, device="cpu")
-    _functions().rms_norm(
+    _functions(rows.dtype).rms_norm(
         rows.data_ptr(),
         weight_H.data_ptr(),
         out.data_ptr(),
@@ -156,15 +163,15 @@ def swiglu_native(gate_up_TI: torch.Tensor) -> torch.Tensor:
     """[T, 2*I] -> [T, I]."""
     gate_up_TI = gate_up_TI.contiguous()
     num_rows, width = gate_up_TI.shape
-    out_TI = torch.empty(num_rows, width // 2, dtype=torch.float32, device="cpu")
-    _functions().swiglu(
+    out_TI = torch.empty(num_rows, width // 2, dtype=gate_up_TI.dtype, device="cpu")
+    _functions(gate_up_TI.dtype).swiglu(
         gate_up_TI.data_ptr(), out_TI.data_ptr(), num_rows, width // 2, torch.get_num_threads()
     )
     return out_TI
 
 
 def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
-    """[T, N, D] -> [T, N, D]."""
+    """[T, N, D], and angles [T, D] in float32 -> [T, N, D]."""
     num_rows, num_heads, head_dim = x_TND.shape
     x_TND = _dense_rows(x_TND)
     cos_sin_TD = cos_sin_TD.contiguous()
@@ -173,9 +180,9 @@ def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
             f"rope: heads {tuple(x_TND.shape)} need an even width and angles [{num_rows}, {head_dim}], got "
             f"{tuple(cos_sin_TD.shape)}"
         )
-    _require_float32(x_TND, cos_sin_TD)
-    out_TND = torch.empty(num_rows, num_heads, head_dim, dtype=torch.float32, device="cpu")
-    _functions().rope(
+    _require(torch.float32, cos_sin_TD)
+    out_TND = torch.empty(num_rows, num_heads, head_dim, dtype=x_TND.dtype, device="cpu")
+    _functions(x_TND.dtype).rope(
         x_TND.data_ptr(),
         x_TND.stride(0),
         cos_sin_TD.data_ptr(),
@@ -189,13 +196,16 @@ def rope_native(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
 
 
 def _scale_addresses(
-    keys: torch.Tensor, values: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None,
+    dtype: torch.dtype,
 ) -> tuple[int | None, int | None]:
     """Of keys and of values; None without scales. C reads bytes: what has another type or shape is refused."""
     if scales is None:
-        _require_float32(keys, values)
+        _require(dtype, keys, values)
         return None, None
-    _require_float32(*scales)
+    _require(torch.float32, *scales)
     for integers, scale in zip((keys, values), scales, strict=True):
         if integers.dtype is not torch.int8 or scale.shape != integers.shape[:-1]:
             raise ValueError(
@@ -208,23 +218,32 @@ def _scale_addresses(
 
 
 def _check_linear(
-    op: str, x_TK: torch.Tensor, weight_NK: torch.Tensor, *per_output: torch.Tensor | None
+    op: str,
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    scale_N: torch.Tensor | None = None,
 ) -> None:
-    """Refuse rows and [N] vectors that do not fit the weights, or are not float32; the weights' type is the caller's."""
+    """Refuse what does not fit the weights in size, or the rows in type; the weights' type is the caller's."""
     out_features, in_features = weight_NK.shape
-    vectors = [vector for vector in per_output if vector is not None]
+    vectors = [vector for vector in (bias_N, scale_N) if vector is not None]
     if x_TK.shape[1] != in_features or any(len(vector) != out_features for vector in vectors):
         raise ValueError(
             f"{op}: rows of {x_TK.shape[1]} do not fit weights {tuple(weight_NK.shape)}, or a bias or scale does not"
         )
-    _require_float32(x_TK, *vectors)
+    if bias_N is not None:
+        _require(x_TK.dtype, bias_N)
+    if scale_N is not None:
+        _require(torch.float32, scale_N)
 
 
-def _require_float32(*tensors: torch.Tensor) -> None:
+def _require(dtype: torch.dtype, *tensors: torch.Tensor) -> None:
     """C reads bytes: another type would be read past its end."""
     for tensor in tensors:
-        if tensor.dtype is not torch.float32:
-            raise ValueError(f"all operands must be float32, got {tensor.dtype}")
+        if tensor.dtype is not dtype:
+            raise ValueError(
+                f"operands must be {str(dtype).removeprefix('torch.')}, got {tensor.dtype}"
+            )
 
 
 def _dense_rows(x_TND: torch.Tensor) -> torch.Tensor:
@@ -270,17 +289,17 @@ def attention_native(
         scales: of keys and of values, float32 [blocks, M, keys_per_index], where those are int8.
 
     Returns:
-        [T, N, D], and the logsumexp of the scores [T, N]; zeros in rows of no segment.
+        [T, N, D], and the logsumexp of the scores, float32 [T, N]; zeros in rows of no segment.
     """
     q_TND = q_TND.contiguous()
     num_heads, head_dim = q_TND.shape[1:]
     num_kv_heads = keys.shape[1]
     if not (keys.is_contiguous() and values.is_contiguous() and keys.shape == values.shape):
         raise ValueError("attention: keys and values must be contiguous and of one shape")
-    _require_float32(q_TND)
-    key_scales, value_scales = _scale_addresses(keys, values, scales)
-    out_TND, logsumexp_TN = torch.zeros_like(q_TND), q_TND.new_zeros(q_TND.shape[:2])
-    _functions().attention(
+    key_scales, value_scales = _scale_addresses(keys, values, scales, q_TND.dtype)
+    out_TND = torch.zeros_like(q_TND)
+    logsumexp_TN = q_TND.new_zeros(q_TND.shape[:2], dtype=torch.float32)
+    _functions(q_TND.dtype).attention(
         q_TND.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
@@ -301,3 +320,59 @@ def attention_native(
         torch.get_num_threads(),
     )
     return out_TND, logsumexp_TN
+
+
+def vocab_sums_native(
+    logits_TV: torch.Tensor, inverse_temperature_T: torch.Tensor, *, with_moment: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Maximum [T], cumulative sums [T, J] and sum of x e^x [T], if asked for, as in `kernels.token_logprobs.VocabSums`."""
+    num_rows, vocab_size = logits_TV.shape
+    _require_rows(logits_TV, inverse_temperature_T)
+    num_blocks = -(-vocab_size // VOCAB_BLOCK)
+    maximum_T, moment_T = torch.empty(num_rows), torch.empty(num_rows) if with_moment else None
+    cumulative_TJ = torch.empty(num_rows, num_blocks)
+    _functions(logits_TV.dtype).vocab_sums(
+        logits_TV.data_ptr(),
+        inverse_temperature_T.data_ptr(),
+        maximum_T.data_ptr(),
+        cumulative_TJ.data_ptr(),
+        None if moment_T is None else moment_T.data_ptr(),
+        num_rows,
+        vocab_size,
+        torch.get_num_threads(),
+    )
+    return maximum_T, cumulative_TJ, moment_T
+
+
+def sample_native(
+    logits_TV: torch.Tensor,
+    inverse_temperature_T: torch.Tensor,
+    maximum_T: torch.Tensor,
+    cumulative_TJ: torch.Tensor,
+    uniforms_T: torch.Tensor,
+) -> torch.Tensor:
+    """[T] token ids, int64; what `vocab_sums_native` gave for these rows, and a uniform for each."""
+    num_rows, vocab_size = logits_TV.shape
+    _require_rows(logits_TV, inverse_temperature_T, maximum_T, cumulative_TJ, uniforms_T)
+    tokens_T = torch.empty(num_rows, dtype=torch.int64, device="cpu")
+    _functions(logits_TV.dtype).sample(
+        logits_TV.data_ptr(),
+        inverse_temperature_T.data_ptr(),
+        maximum_T.data_ptr(),
+        cumulative_TJ.data_ptr(),
+        uniforms_T.data_ptr(),
+        tokens_T.data_ptr(),
+        num_rows,
+        vocab_size,
+    )
+    return tokens_T
+
+
+def _require_rows(logits_TV: torch.Tensor, *per_row: torch.Tensor) -> None:
+    """As many float32 entries as rows, and all contiguous."""
+    _require(torch.float32, *per_row)
+    for tensor in (logits_TV, *per_row):
+        if len(tensor) != len(logits_TV) or not tensor.is_contiguous():
+            raise ValueError(
+                f"logits {tuple(logits_TV.shape)} need contiguous tensors of as many rows, got {tuple(tensor.shape)}"
+            )

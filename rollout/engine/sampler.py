@@ -71,7 +71,7 @@ def _sample(
     )
     tokens_B = sample(sums, philox_uniform(keys_B3, torch.tensor(positions, device=device)))
     if bool(is_greedy_B.any()):
-        tokens_B = torch.where(is_greedy_B, sums.scaled_TV.argmax(-1), tokens_B)
+        tokens_B = torch.where(is_greedy_B, logits_BV.argmax(-1), tokens_B)
     return tokens_B, sums.logprobs(tokens_B)
 
 

@@ -33,10 +33,12 @@ def no_library_yet(monkeypatch, tmp_path):
     native_library.cache_clear()
 
 
-@pytest.mark.parametrize("in_features", [1, 7, 8, 9, 15, 17, 100])
-@pytest.mark.parametrize("num_rows", range(1, 10))
-def test_linear_of_widths_that_fill_no_vector(num_rows, in_features):
-    x, weight, bias = randn(num_rows, in_features), randn(13, in_features, seed=1), randn(13)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_features", [1, 7, 8, 9, 15, 17, 31, 33, 100])
+@pytest.mark.parametrize("num_rows", range(1, 15))
+def test_linear_of_widths_that_fill_no_vector(num_rows, in_features, dtype):
+    x = randn(num_rows, in_features, dtype=dtype)
+    weight, bias = randn(13, in_features, seed=1, dtype=dtype), randn(13, dtype=dtype)
     truth = x.double() @ weight.double().T + bias.double()
     assert_as_accurate(
         linear(x, weight, bias), peer=functional.linear(x, weight, bias), truth=truth
@@ -55,13 +57,14 @@ def test_linear_takes_strided_rows_and_weights():
     torch.testing.assert_close(linear(x, weight), x @ weight.T)
 
 
-@pytest.mark.parametrize("width", [1, 5, 8, 13, 576])
-def test_norm_and_gate_of_widths_that_fill_no_vector(width):
-    x, weight = randn(3, width), randn(width, seed=1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 5, 8, 13, 16, 27, 576])
+def test_norm_and_gate_of_widths_that_fill_no_vector(width, dtype):
+    x, weight = randn(3, width, dtype=dtype), randn(width, seed=1, dtype=dtype)
     got = rms_norm(x, weight, eps=1e-5)
     truth = rms_norm_reference(x.double(), weight.double(), eps=1e-5)
     assert_as_accurate(got, peer=rms_norm_reference(x, weight, eps=1e-5), truth=truth)
-    gate_up = randn(3, 2 * width, seed=2)
+    gate_up = randn(3, 2 * width, seed=2, dtype=dtype)
     truth = swiglu_reference(gate_up.double())
     assert_as_accurate(swiglu(gate_up), peer=swiglu_reference(gate_up), truth=truth)
 
@@ -78,7 +81,7 @@ def test_the_gate_is_right_from_one_end_of_float32_to_the_other():
     [
         (lambda: linear(randn(3, 64), randn(10, 128)), "do not fit weights"),
         (lambda: linear(randn(3, 64), randn(10, 64), randn(9)), "do not fit weights"),
-        (lambda: linear(randn(3, 64).bfloat16(), randn(10, 64)), "must be float32"),
+        (lambda: linear(randn(3, 64).bfloat16(), randn(10, 64)), "must be bfloat16"),
         (lambda: rms_norm(randn(3, 64), randn(63), eps=1e-5), "need as many weights"),
         (lambda: rms_norm(randn(3, 64), randn(64).bfloat16(), eps=1e-5), "must be float32"),
         (lambda: rope(randn(3, 2, 8), randn(1, 8)), r"angles \[3, 8\]"),
@@ -158,9 +161,10 @@ def test_rope_of_a_slice_of_a_wider_tensor_and_its_gradient():
     torch.testing.assert_close(*gradients)
 
 
-def test_only_float32_runs_in_c():
+def test_float32_and_bfloat16_run_in_c_and_nothing_else():
     assert runs_natively(torch.zeros(1))
-    assert not runs_natively(torch.zeros(1, dtype=torch.bfloat16))
+    assert runs_natively(torch.zeros(1, dtype=torch.bfloat16))
+    assert not runs_natively(torch.zeros(1, dtype=torch.float16))
     assert not runs_natively(torch.zeros(1, dtype=torch.float64))
 
 
@@ -178,17 +182,17 @@ def test_the_number_of_threads_changes_no_bit():
 
 
 def test_the_library_is_compiled_once_and_then_found(no_library_yet, tmp_path):
-    assert native_library() is not None
+    assert native_library(torch.float32) is not None
     (built,) = (tmp_path / "native").iterdir()
     first = built.stat().st_mtime_ns
     native_library.cache_clear()
-    assert native_library() is not None
+    assert native_library(torch.float32) is not None
     assert [path.stat().st_mtime_ns for path in (tmp_path / "native").iterdir()] == [first]
 
 
 def test_processes_that_compile_at_once_do_not_disturb_each_other(no_library_yet, tmp_path):
     paths = []
-    threads = [threading.Thread(target=lambda: paths.append(library._build())) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: paths.append(library._build(()))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -210,7 +214,7 @@ def test_without_a_working_compiler_tensors_serve_and_a_warning_says_so(
 ):
     monkeypatch.setenv("CC", compiler)
     with caplog.at_level(logging.WARNING, logger="paceline"):
-        assert native_library() is None
+        assert native_library(torch.float32) is None
     assert "kernels/cpu/native cannot be used" in caplog.text
     assert re.search(reason, caplog.text)
     assert not list((tmp_path / "native").glob("*.so"))
@@ -220,5 +224,5 @@ def test_without_a_working_compiler_tensors_serve_and_a_warning_says_so(
 
 def test_the_environment_can_turn_it_off(no_library_yet, monkeypatch, caplog):
     monkeypatch.setenv("PACELINE_NATIVE", "0")
-    assert native_library() is None
+    assert native_library(torch.float32) is None
     assert not caplog.text, "asked for, so nothing to warn of"

@@ -14,7 +14,17 @@ def sums_of(weights_BV):
     """The sums of hand-made weights, as they are."""
     blocks = weights_BV.split(VOCAB_BLOCK, dim=-1)
     cumulative = torch.stack([block.sum(-1) for block in blocks], -1).cumsum(-1)
-    return VocabSums(scaled_TV=weights_BV.log(), weights_TV=weights_BV, cumulative_TJ=cumulative)
+    return sums_with(weights_BV, cumulative)
+
+
+def sums_with(weights_BV, cumulative_BJ):
+    num_rows = len(weights_BV)
+    return VocabSums(
+        logits_TV=weights_BV.log(),
+        inverse_temperature_T=torch.ones(num_rows, dtype=weights_BV.dtype),
+        maximum_T=torch.zeros(num_rows, dtype=weights_BV.dtype),
+        cumulative_TJ=cumulative_BJ,
+    )
 
 
 def draw(weights, *uniforms):
@@ -94,9 +104,7 @@ def test_draws_agree_with_the_reference_off_the_boundaries(vocab_size):
 def rounded(weights, cumulative):
     """Block sums that rounding has set apart from the running sum within the block."""
     weights = torch.tensor([weights]) if isinstance(weights, list) else weights[None]
-    return VocabSums(
-        scaled_TV=weights.log(), weights_TV=weights, cumulative_TJ=torch.tensor([cumulative])
-    )
+    return sums_with(weights, torch.tensor([cumulative]))
 
 
 def test_a_rounding_overflow_takes_the_last_token_of_positive_weight():

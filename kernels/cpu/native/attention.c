@@ -9,7 +9,7 @@
 /* Where the key (or value) at a position of a sequence is: base + table[first entry + p / per_index] * index_stride
  * + head * head_stride + (p % per_index) * D. A paged cache has per_index = block_size; packed rows have 1. */
 typedef struct {
-    const void *keys, *values; /* float, or int8 with a scale for each D of them */
+    const void *keys, *values; /* elements, or int8 with a scale for each D of them */
     const float *key_scales, *value_scales;
     const int64_t *table;
     int64_t per_index, index_stride, head_stride;
@@ -26,43 +26,40 @@ typedef struct {
     float output[MAX_HEAD_DIM];
 } State;
 
-/* ROWS x 4 scores. With 12 sums and what is held of the rows, one register is left: for a key. */
-INLINE void score_tile(int ROWS, const float *const *q, const float *const *keys, float (*scores)[KEY_BLOCK], int64_t c,
+/* ROWS x 4 scores. With 12 sums and what is held of the rows, one of 16 registers is left: for a key. */
+INLINE void score_tile(int ROWS, const element *const *q, const element *const *keys, float (*scores)[KEY_BLOCK], int64_t c,
                        int64_t D) {
     vec sums[3][4];
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) sums[r][k] = splat(0);
-    for (int64_t d = 0; d < D; d += LANES) {
-        vec query[3];
+    for (int64_t d = 0; d < D; d += STEP) {
+        int64_t left = D - d;
+        evec query[3];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            query[r] = load(q[r] + d);
+            query[r] = load_raw_up_to(q[r] + d, left);
             IN_REGISTER(query[r]);
         }
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
-            vec key = load(keys[c + k] + d);
+            evec key = load_raw_up_to(keys[c + k] + d, left);
             IN_REGISTER(key);
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) sums[r][k] = fma_lanes(query[r], key, sums[r][k]);
+            for (int r = 0; r < ROWS; r++) sums[r][k] = add_products(query[r], key, sums[r][k]);
         }
     }
-#pragma GCC unroll 2
-    for (int r = 0; r < ROWS; r += 2) {
-        int next = r + 1 < ROWS ? r + 1 : r;
-        vec eight[8] = {sums[r][0],    sums[r][1],    sums[r][2],    sums[r][3],
-                        sums[next][0], sums[next][1], sums[next][2], sums[next][3]};
-        vec sum = sum_eight(eight);
-        memcpy(scores[r] + c, &sum, 4 * sizeof(float));
-        if (next > r) memcpy(scores[next] + c, (float *)&sum + 4, 4 * sizeof(float));
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++) {
+        quad sum = sum_four(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
+        memcpy(scores[r] + c, &sum, sizeof(sum));
     }
 }
 
-/* ROWS x (8 VECS) elements of the weighted sum of values, joined to what was there. */
-INLINE void value_tile(int ROWS, int VECS, float (*weights)[KEY_BLOCK], const float *const *values, int64_t count,
-                       int64_t d, State *states) {
+/* ROWS x VECS vectors of the weighted sum of values, joined to what was there; `width` elements of them exist. */
+INLINE void value_tile(int ROWS, int VECS, int64_t width, float (*weights)[KEY_BLOCK], const element *const *values,
+                       int64_t count, int64_t d, State *states) {
     vec sums[3][4];
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
@@ -77,7 +74,8 @@ INLINE void value_tile(int ROWS, int VECS, float (*weights)[KEY_BLOCK], const fl
         }
 #pragma GCC unroll 4
         for (int v = 0; v < VECS; v++) {
-            vec value = load(values[c] + d + v * LANES);
+            const element *at = values[c] + d + v * LANES;
+            vec value = width < VECS * LANES ? load_part(at, width) : load(at);
             IN_REGISTER(value);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; r++) sums[r][v] = fma_lanes(weight[r], value, sums[r][v]);
@@ -88,7 +86,7 @@ INLINE void value_tile(int ROWS, int VECS, float (*weights)[KEY_BLOCK], const fl
 #pragma GCC unroll 4
         for (int v = 0; v < VECS; v++) {
             float *output = states[r].output + d + v * LANES;
-            store(output, load(output) * splat(states[r].keep) + sums[r][v] * splat(states[r].add));
+            store_floats(output, load_floats(output) * splat(states[r].keep) + sums[r][v] * splat(states[r].add));
         }
 }
 
@@ -97,15 +95,15 @@ INLINE void weigh(float *scores, int64_t count, float scale, State *state) {
     vec maximum = splat(-INFINITY), total = splat(0);
     for (int64_t c = count; c < KEY_BLOCK; c++) scores[c] = -INFINITY;
     for (int64_t c = 0; c < KEY_BLOCK; c += LANES) {
-        vec scaled = load(scores + c) * splat(scale);
-        store(scores + c, scaled);
+        vec scaled = load_floats(scores + c) * splat(scale);
+        store_floats(scores + c, scaled);
         maximum = choose(scaled > maximum, scaled, maximum); /* a NaN is not greater, and stays among the scores */
     }
     float most = maximum[0];
     for (int i = 1; i < LANES; i++) most = maximum[i] > most ? maximum[i] : most;
     for (int64_t c = 0; c < KEY_BLOCK; c += LANES) {
-        vec x = load(scores + c), weights = choose(x == splat(-INFINITY), splat(0), exp_lanes(x - splat(most)));
-        store(scores + c, weights);
+        vec x = load_floats(scores + c), weights = choose(x == splat(-INFINITY), splat(0), exp_lanes(x - splat(most)));
+        store_floats(scores + c, weights);
         total += weights;
     }
     float joint = most <= state->maximum ? state->maximum : most;
@@ -125,18 +123,18 @@ INLINE void weigh(float *scores, int64_t count, float scale, State *state) {
 
 /* One block of keys from position `start`, for all heads of `queries` queries that read it from the same place. Keys
  * outermost, so that they pass through the first-level cache once. `visible` keys of the last query, fewer before. */
-static void attend_block(const float *q, const float *const *keys, const float *const *values, int64_t start,
+static void attend_block(const element *q, const element *const *keys, const element *const *values, int64_t start,
                          const Query *queries, int64_t num_queries, State *states, int64_t head, int64_t N, int64_t G,
                          int64_t D) {
-    float scores[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(32)));
-    const float *query[ROWS_PER_TASK];
+    float scores[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(64)));
+    const element *query[ROWS_PER_TASK];
     int64_t rows = num_queries * G, visible = queries[num_queries - 1].position + 1 - start;
     float scale = 1.0f / sqrtf((float)D);
     if (visible > KEY_BLOCK) visible = KEY_BLOCK;
     for (int64_t r = 0; r < rows; r++) query[r] = q + (queries[r / G].row * N + head * G + r % G) * D;
     for (int64_t c = 0; c < visible; c += 4) {
         for (int64_t k = c; k < c + 4; k++) /* few rows wait for memory: fetch the values meanwhile */
-            for (int64_t d = 0; d < D; d += 16) __builtin_prefetch(values[k] + d);
+            for (int64_t d = 0; d < D; d += 64 / sizeof(element)) __builtin_prefetch(values[k] + d);
         BY_THREE(rows, score_tile, query + r, keys, scores + r, c, D);
     }
     for (int64_t r = 0; r < rows; r++) {
@@ -145,25 +143,31 @@ static void attend_block(const float *q, const float *const *keys, const float *
     }
     int64_t d = 0;
     for (; d + 4 * LANES <= D; d += 4 * LANES)
-        BY_THREE(rows, value_tile, 4, scores + r, values, visible, d, states + r);
-    for (; d < D; d += LANES) BY_THREE(rows, value_tile, 1, scores + r, values, visible, d, states + r);
+        BY_THREE(rows, value_tile, 4, 4 * LANES, scores + r, values, visible, d, states + r);
+    for (; d < D; d += LANES)
+        BY_THREE(rows, value_tile, 1, D - d < LANES ? D - d : LANES, scores + r, values, visible, d, states + r);
 }
 
-INLINE void dequantize(const int8_t *q, float scale, float *x, int64_t D) {
-    for (int64_t d = 0; d < D; d += LANES) {
-#if defined(__AVX2__)
-        __m256i integers = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(q + d)));
-        store(x + d, (vec)_mm256_cvtepi32_ps(integers) * splat(scale));
+INLINE void dequantize(const int8_t *q, float scale, element *x, int64_t D) {
+    int64_t d = 0;
+    for (; d + LANES <= D; d += LANES) {
+        vec integers;
+#if LANES == 16
+        integers = (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(q + d))));
+#elif defined(__AVX2__)
+        integers = (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(q + d))));
 #else
-        for (int64_t i = d; i < d + LANES; i++) x[i] = (float)q[i] * scale;
+        for (int i = 0; i < LANES; i++) integers[i] = (float)q[d + i];
 #endif
+        store(x + d, integers * splat(scale));
     }
+    for (; d < D; d++) store_few(x + d, (quad){(float)q[d] * scale}, 1);
 }
 
-/* Where the keys and values at positions start to end are, as floats; those of int8 are made in `room`. The last ones
+/* Where the keys and values at positions start to end are, as elements; those of int8 are made in `room`. The last ones
  * stand for the rest of a tile too. */
 INLINE void locate_block(const Cache *cache, int64_t first_entry, int64_t start, int64_t end, int64_t head, int64_t D,
-                         float *room, const float **keys, const float **values) {
+                         element *room, const element **keys, const element **values) {
     int64_t entry = first_entry + start / cache->per_index, offset = start % cache->per_index;
     for (int64_t p = start; p < end; p++, offset++) {
         if (offset == cache->per_index) {
@@ -172,31 +176,31 @@ INLINE void locate_block(const Cache *cache, int64_t first_entry, int64_t start,
         }
         int64_t at = cache->table[entry] * cache->index_stride + head * cache->head_stride + offset * D;
         if (cache->key_scales) {
-            float *key = room + (p - start) * 2 * D, *value = key + D;
+            element *key = room + (p - start) * 2 * D, *value = key + D;
             dequantize((const int8_t *)cache->keys + at, cache->key_scales[at / D], key, D);
             dequantize((const int8_t *)cache->values + at, cache->value_scales[at / D], value, D);
             keys[p - start] = key;
             values[p - start] = value;
         } else {
-            keys[p - start] = (const float *)cache->keys + at;
-            values[p - start] = (const float *)cache->values + at;
+            keys[p - start] = (const element *)cache->keys + at;
+            values[p - start] = (const element *)cache->values + at;
         }
     }
     for (int64_t c = end - start; c % 4; c++) keys[c] = keys[end - start - 1];
 }
 
 /* Queries against one KV head. The first `shared` positions of all are in the same place. */
-static void attend_task(const float *q, const Cache *cache, float *out, float *logsumexp, const Query *queries,
+static void attend_task(const element *q, const Cache *cache, element *out, float *logsumexp, const Query *queries,
                         int64_t num_queries, int64_t shared, int64_t head, int64_t N, int64_t G, int64_t D) {
     State states[ROWS_PER_TASK];
-    const float *keys[KEY_BLOCK], *values[KEY_BLOCK];
-    float room[KEY_BLOCK * 2 * MAX_HEAD_DIM] __attribute__((aligned(32)));
+    const element *keys[KEY_BLOCK], *values[KEY_BLOCK];
+    element room[KEY_BLOCK * 2 * MAX_HEAD_DIM] __attribute__((aligned(64)));
     int64_t last = 0;
     for (int64_t i = 0; i < num_queries; i++) last = queries[i].position > last ? queries[i].position : last;
     for (int64_t r = 0; r < num_queries * G; r++) {
         states[r].maximum = -INFINITY;
         states[r].total = 0;
-        memset(states[r].output, 0, D * sizeof(float));
+        memset(states[r].output, 0, sizeof(states[r].output));
     }
     for (int64_t start = 0; start <= last; start += KEY_BLOCK)
         for (int64_t i = 0, end; i < num_queries; i = end) {
@@ -211,16 +215,19 @@ static void attend_task(const float *q, const Cache *cache, float *out, float *l
         }
     for (int64_t r = 0; r < num_queries * G; r++) {
         int64_t at = queries[r / G].row * N + head * G + r % G;
-        for (int64_t d = 0; d < D; d++) out[at * D + d] = states[r].output[d] / states[r].total;
+        int64_t d = 0;
+        vec total = splat(states[r].total);
+        for (; d + LANES <= D; d += LANES) store(out + at * D + d, load_floats(states[r].output + d) / total);
+        if (d < D) store_part(out + at * D + d, load_floats(states[r].output + d) / total, D - d);
         logsumexp[at] = states[r].maximum + logf(states[r].total);
     }
 }
 
-/* Shapes: q, out [T, N, D], logsumexp [T, N]; no scales where keys and values are float; queries [Q, 3] as in Query,
+/* Shapes: q, out [T, N, D], logsumexp [T, N]; no scales where keys and values are elements; queries [Q, 3] as in Query,
  * those of a sequence in ascending order; tasks [W, 3] = first query, queries, positions shared by all. 8 divides D. */
-void paceline_attention(const float *q, const void *keys, const void *values, const float *key_scales,
+void paceline_attention(const element *q, const void *keys, const void *values, const float *key_scales,
                         const float *value_scales, const int64_t *table, int64_t per_index, int64_t index_stride,
-                        int64_t head_stride, const int64_t *queries, const int64_t *tasks, int64_t W, float *out,
+                        int64_t head_stride, const int64_t *queries, const int64_t *tasks, int64_t W, element *out,
                         float *logsumexp, int64_t N, int64_t M, int64_t D, int threads) {
     Cache cache = {keys, values, key_scales, value_scales, table, per_index, index_stride, head_stride};
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)

@@ -1,4 +1,4 @@
-/* Vectors of 8 lanes. */
+/* Vectors of 16 lanes with AVX-512, of 8 elsewhere, and what is between them and memory: elements, float or bfloat16. */
 
 #if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__))
 #error "this processor has no AVX2 and FMA"
@@ -12,28 +12,29 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define LANES 16
+#else
 #define LANES 8
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float vec __attribute__((vector_size(32)));
-typedef int32_t ivec __attribute__((vector_size(32)));
-typedef float vec_unaligned __attribute__((vector_size(32), aligned(4)));
-
-INLINE vec load(const float *p) { return *(const vec_unaligned *)p; }
-INLINE void store(float *p, vec x) { *(vec_unaligned *)p = x; }
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+typedef float quad __attribute__((vector_size(16)));
+typedef int32_t integer_quad __attribute__((vector_size(16)));
+typedef float vec_unaligned __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t hvec_unaligned __attribute__((vector_size(2 * LANES), aligned(2)));
 
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
-/* The first n < 8 elements, zeros behind them. */
-INLINE vec load_part(const float *p, int64_t n) {
-    vec x = {0};
-    memcpy(&x, p, n * sizeof(float));
-    return x;
-}
-
 /* a b + c. Always by this name: the compiler is told not to fuse by itself, since it would here and not there. */
 INLINE vec fma_lanes(vec a, vec b, vec c) {
-#if defined(__FMA__)
+#if LANES == 16
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
     return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
     for (int i = 0; i < LANES; i++) c[i] = fmaf(a[i], b[i], c[i]);
@@ -41,39 +42,60 @@ INLINE vec fma_lanes(vec a, vec b, vec c) {
 #endif
 }
 
-INLINE vec splat(float x) { return (vec){x, x, x, x, x, x, x, x}; }
+#if LANES == 16
+#define ALL_LANES(x) {x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}
+#else
+#define ALL_LANES(x) {x, x, x, x, x, x, x, x}
+#endif
+INLINE vec splat(float x) { return (vec)ALL_LANES(x); }
 
-/* One tree: halves, quarters, two. Lanes by constant index, or an array of vectors lives in memory. */
-#define SUM_LANES(NAME, TYPE, VECTOR)                                             \
-    INLINE TYPE NAME(VECTOR x) {                                                  \
-        typedef TYPE half __attribute__((vector_size(16)));                       \
-        half low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]};     \
-        half pairs = low + high;                                                  \
-        half swapped = {pairs[2], pairs[3], pairs[0], pairs[1]};                  \
-        pairs += swapped;                                                         \
-        return pairs[0] + pairs[1];                                               \
+/* One tree: halves, quarters and so on down to one. Lanes by constant index, or an array of vectors lives in memory. */
+typedef float octet __attribute__((vector_size(32)));
+typedef int32_t integer_octet __attribute__((vector_size(32)));
+#define SUM_OCTET(NAME, TYPE, VECTOR)                                                            \
+    INLINE TYPE NAME(VECTOR x) {                                                                 \
+        typedef TYPE four __attribute__((vector_size(16)));                                      \
+        four low = {x[0], x[1], x[2], x[3]}, high = {x[4], x[5], x[6], x[7]}, pairs = low + high; \
+        four swapped = {pairs[2], pairs[3], pairs[0], pairs[1]};                                 \
+        pairs += swapped;                                                                        \
+        return pairs[0] + pairs[1];                                                              \
     }
-SUM_LANES(sum_lanes, float, vec)
-SUM_LANES(sum_integers, int32_t, ivec)
+SUM_OCTET(sum_octet, float, octet)
+SUM_OCTET(sum_integer_octet, int32_t, integer_octet)
 
-/* The same tree for eight vectors at once: the sum of x[i] in lane i, for a third of the instructions. */
-INLINE vec sum_eight(const vec *x) {
-    vec halves[4], quarters[2];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-        halves[i] = __builtin_shuffle(x[i], x[i + 4], (ivec){0, 1, 2, 3, 8, 9, 10, 11}) +
-                    __builtin_shuffle(x[i], x[i + 4], (ivec){4, 5, 6, 7, 12, 13, 14, 15});
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++)
-        quarters[i] = __builtin_shuffle(halves[2 * i], halves[2 * i + 1], (ivec){0, 1, 8, 9, 4, 5, 12, 13}) +
-                      __builtin_shuffle(halves[2 * i], halves[2 * i + 1], (ivec){2, 3, 10, 11, 6, 7, 14, 15});
-    return __builtin_shuffle(quarters[0], quarters[1], (ivec){0, 2, 8, 10, 4, 6, 12, 14}) +
-           __builtin_shuffle(quarters[0], quarters[1], (ivec){1, 3, 9, 11, 5, 7, 13, 15});
+#if LANES == 16
+INLINE octet fold(vec x) {
+    return (octet)_mm512_castps512_ps256((__m512)x) + (octet)_mm512_extractf32x8_ps((__m512)x, 1);
 }
+INLINE integer_octet fold_integers(ivec x) {
+    return (integer_octet)_mm512_castsi512_si256((__m512i)x) +
+           (integer_octet)_mm512_extracti32x8_epi32((__m512i)x, 1);
+}
+#else
+INLINE octet fold(vec x) { return x; }
+INLINE integer_octet fold_integers(ivec x) { return x; }
+#endif
+INLINE float sum_lanes(vec x) { return sum_octet(fold(x)); }
+INLINE int32_t sum_integers(ivec x) { return sum_integer_octet(fold_integers(x)); }
+
+/* The same tree for four vectors at once, for a third of the instructions. */
+#define SUM_FOUR(NAME, TYPE, VECTOR, FOLD)                                                                     \
+    INLINE TYPE NAME(VECTOR a, VECTOR b, VECTOR c, VECTOR d) {                                                 \
+        const integer_octet low = {0, 1, 2, 3, 8, 9, 10, 11}, high = {4, 5, 6, 7, 12, 13, 14, 15};             \
+        const integer_octet first = {0, 1, 8, 9, 4, 5, 12, 13}, second = {2, 3, 10, 11, 6, 7, 14, 15};         \
+        __typeof__(FOLD(a)) e = FOLD(a), f = FOLD(b), g = FOLD(c), h = FOLD(d);                                \
+        __typeof__(e) eg = __builtin_shuffle(e, g, low) + __builtin_shuffle(e, g, high);                       \
+        __typeof__(e) fh = __builtin_shuffle(f, h, low) + __builtin_shuffle(f, h, high);                       \
+        __typeof__(e) x = __builtin_shuffle(eg, fh, first) + __builtin_shuffle(eg, fh, second);                \
+        TYPE even = {x[0], x[2], x[4], x[6]}, odd = {x[1], x[3], x[5], x[7]};                                  \
+        return even + odd;                                                                                     \
+    }
+SUM_FOUR(sum_four, quad, vec, fold)
+SUM_FOUR(sum_four_integers, integer_quad, ivec, fold_integers)
 
 /* Hold x in a register: GCC would rather load it again as the operand of every use, and loads are what is scarce. */
 #if defined(__x86_64__)
-#define IN_REGISTER(x) __asm__("" : "+x"(x))
+#define IN_REGISTER(x) __asm__("" : "+v"(x))
 #else
 #define IN_REGISTER(x) (void)(x)
 #endif

@@ -6,15 +6,16 @@
  * per layer. */
 
 typedef struct {
-    const void *weight; /* [N, K] float, or int8 with a scale for each N */
-    const float *scale, *bias;
+    const void *weight; /* [N, K] elements, or int8 with a scale for each N */
+    const float *scale;
+    const element *bias;
     float levels; /* of the inputs, for int8 */
     int64_t in_features, out_features;
 } Linear;
 
 typedef struct {
     Linear qkv, o, gate_up, down;
-    const float *input_norm, *post_attention_norm, *q_norm, *k_norm; /* the last two or neither */
+    const element *input_norm, *post_attention_norm, *q_norm, *k_norm; /* the last two or neither */
     void *keys, *values;
     float *key_scales, *value_scales;
 } Layer;
@@ -34,7 +35,8 @@ typedef struct {
 
 /* Rooms for one layer, used again by the next. */
 typedef struct {
-    float *normed, *qkv, *q, *attended, *logsumexp, *delta, *gate_up, *gated;
+    element *normed, *qkv, *q, *attended, *delta, *gate_up, *gated;
+    float *logsumexp;
     int16_t *integers;
 } Rooms;
 
@@ -44,7 +46,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void apply(const Linear *linear, const float *x, float *y, int16_t *integers, const Sizes *s, double *seconds) {
+static void apply(const Linear *linear, const element *x, element *y, int16_t *integers, const Sizes *s, double *seconds) {
     double start = now();
     int64_t K = linear->in_features, N = linear->out_features;
     if (linear->scale)
@@ -55,14 +57,19 @@ static void apply(const Linear *linear, const float *x, float *y, int16_t *integ
     *seconds += now() - start;
 }
 
+INLINE void add_row(element *x, const element *delta, int64_t H) {
+    int64_t h = 0;
+    for (; h + LANES <= H; h += LANES) store(x + h, load(delta + h) + load(x + h));
+    if (h < H) store_part(x + h, load_part(delta + h, H - h) + load_part(x + h, H - h), H - h);
+}
+
 /* x += delta, if there is one; y = norm(x), if there is a weight. */
-static void add_and_norm(float *x, const float *delta, const float *weight, float *y, const Sizes *s) {
+static void add_and_norm(element *x, const element *delta, const element *weight, element *y, const Sizes *s) {
     int64_t H = s->H;
 #pragma omp parallel for num_threads(s->threads) if (s->T * H > 32768)
     for (int64_t t = 0; t < s->T; t++) {
-        float *row = x + t * H;
-        if (delta)
-            for (int64_t h = 0; h < H; h++) row[h] = delta[t * H + h] + row[h];
+        element *row = x + t * H;
+        if (delta) add_row(row, delta + t * H, H);
         if (weight) norm_row(row, weight, y + t * H, H, s->eps);
     }
 }
@@ -72,7 +79,7 @@ static void rope_and_write(const Layer *layer, const Step *step, const Rooms *ro
     int64_t N = s->N, M = s->M, D = s->D;
 #pragma omp parallel for num_threads(s->threads) if (s->T * N * D > 32768)
     for (int64_t t = 0; t < s->T; t++) {
-        float *q = rooms->qkv + t * (N + 2 * M) * D, *k = q + N * D, *v = k + M * D, rotated[MAX_HEAD_DIM];
+        element *q = rooms->qkv + t * (N + 2 * M) * D, *k = q + N * D, *v = k + M * D, rotated[MAX_HEAD_DIM];
         const float *cos_sin = step->cos_sin + t * D;
         if (layer->q_norm) {
             for (int64_t n = 0; n < N; n++) norm_row(q + n * D, layer->q_norm, q + n * D, D, s->eps);
@@ -86,8 +93,8 @@ static void rope_and_write(const Layer *layer, const Step *step, const Rooms *ro
                 layer->key_scales[at] = quantize_row_int8_t(rotated, (int8_t *)layer->keys + at * D, D, 127);
                 layer->value_scales[at] = quantize_row_int8_t(v + m * D, (int8_t *)layer->values + at * D, D, 127);
             } else {
-                memcpy((float *)layer->keys + at * D, rotated, D * sizeof(float));
-                memcpy((float *)layer->values + at * D, v + m * D, D * sizeof(float));
+                memcpy((element *)layer->keys + at * D, rotated, D * sizeof(element));
+                memcpy((element *)layer->values + at * D, v + m * D, D * sizeof(element));
             }
         }
     }
@@ -95,9 +102,9 @@ static void rope_and_write(const Layer *layer, const Step *step, const Rooms *ro
 
 /* Shapes: x [T, H], in place: the residual stream before the first layer and after the last; seconds [2]: what linears
  * and attention took is added. */
-void paceline_layers(const Layer *layers, int64_t num_layers, float *x, const Step *step, const Rooms *rooms,
+void paceline_layers(const Layer *layers, int64_t num_layers, element *x, const Step *step, const Rooms *rooms,
                      const Sizes *s, double *seconds) {
-    const float *delta = 0;
+    const element *delta = 0;
     for (int64_t i = 0; i < num_layers; i++) {
         const Layer *layer = layers + i;
         int64_t head_stride = s->block_size * s->D;

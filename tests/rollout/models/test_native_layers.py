@@ -21,18 +21,22 @@ STEPS = [[(20, 0), (1, 0), (16, 0)], [(50, 20), (1, 1)], [(1, 70), (3, 2)]]
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def decoder(request, tmp_path_factory):
-    return load_decoder(
-        save_tiny(tmp_path_factory.mktemp(request.param), request.param), dtype=torch.float32
-    )
+def family(request, tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp(request.param), request.param)
 
 
-def caches_of(spec, *, is_int8):
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def decoder(request, family):
+    return load_decoder(family, dtype=request.param)
+
+
+def caches_of(model, *, is_int8):
+    spec, dtype = model.spec, model.embed_tokens.dtype
     shape = (NUM_BLOCKS, spec.num_kv_heads, BLOCK_SIZE, spec.head_dim)
 
     def cache():
         return PagedKV.zeros(
-            shape, dtype=torch.float32, is_int8=is_int8, make=lambda s, d: torch.zeros(s, dtype=d)
+            shape, dtype=dtype, is_int8=is_int8, make=lambda s, d: torch.zeros(s, dtype=d)
         )
 
     return [cache() for _ in range(spec.num_layers)]
@@ -67,7 +71,7 @@ def op_by_op(decoder, caches, token_ids, positions, blocks, offsets, layout):
 @pytest.mark.parametrize("is_int8", [False, True])
 def test_one_call_gives_the_bits_of_the_forward(decoder, is_int8, has_int8_kv):
     model = int8_decoder(decoder) if is_int8 else decoder
-    expected_caches, caches = (caches_of(model.spec, is_int8=has_int8_kv) for _ in range(2))
+    expected_caches, caches = (caches_of(model, is_int8=has_int8_kv) for _ in range(2))
     native = native_layers(model, caches)
     assert native is not None
     for step in STEPS:
@@ -88,12 +92,12 @@ def test_one_call_gives_the_bits_of_the_forward(decoder, is_int8, has_int8_kv):
 def test_a_broken_token_reaches_no_other_sequence(decoder):
     outputs = []
     for broken in (False, True):
-        native = native_layers(decoder, caches_of(decoder.spec, is_int8=True))
+        native = native_layers(decoder, caches_of(decoder, is_int8=True))
         assert native is not None
         _, positions, *rest = inputs_of(STEPS[0])
         x = torch.randn(
             len(positions), decoder.spec.hidden_size, generator=torch.Generator().manual_seed(0)
-        )
+        ).to(decoder.embed_tokens.dtype)
         x[20] = float("nan") if broken else x[20]  # the second sequence's only token
         outputs.append(native(x, decoder.cos_sin[positions], *rest))
     good, bad = outputs
@@ -103,8 +107,8 @@ def test_a_broken_token_reaches_no_other_sequence(decoder):
 
 
 def test_other_types_run_op_by_op(decoder):
-    model = copy.deepcopy(decoder).to(torch.bfloat16)
-    assert native_layers(model, caches_of(model.spec, is_int8=True)) is None
+    model = copy.deepcopy(decoder).to(torch.float16)
+    assert native_layers(model, caches_of(model, is_int8=True)) is None
 
 
 def test_weights_that_c_cannot_read_are_refused(decoder):
@@ -116,7 +120,7 @@ def test_weights_that_c_cannot_read_are_refused(decoder):
         weights.qkv.weight.to(torch.int8),
     ):
         broken = replace(weights, qkv=LinearWeights(weight=weight))
-        with pytest.raises(ValueError, match=r"contiguous torch\.float32 tensors"):
+        with pytest.raises(ValueError, match=r"contiguous torch\.(float32|bfloat16) tensors"):
             DecoderLayers(
-                [broken], caches_of(spec, is_int8=False)[:1], num_heads=spec.num_heads, eps=1e-5
+                [broken], caches_of(decoder, is_int8=False)[:1], num_heads=spec.num_heads, eps=1e-5
             )

@@ -1,0 +1,123 @@
+/* What lies in memory, chosen when this is compiled: float, or bfloat16 with -DPACELINE_BFLOAT16. Arithmetic is in float. */
+
+/* The first n elements of a vector, zeros behind them. */
+INLINE vec load_floats_part(const float *p, int64_t n) {
+#if LANES == 16
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+    vec x = {0};
+    memcpy(&x, p, n * sizeof(float));
+    return x;
+#endif
+}
+INLINE vec load_floats(const float *p) { return *(const vec_unaligned *)p; }
+INLINE void store_floats(float *p, vec x) { *(vec_unaligned *)p = x; }
+
+#if defined(PACELINE_BFLOAT16)
+
+typedef uint16_t element;
+typedef uint16_t evec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t evec_unaligned __attribute__((vector_size(4 * LANES), aligned(2)));
+#define STEP (2 * LANES) /* elements of an evec */
+
+INLINE vec widen(hvec x) {
+#if LANES == 16
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#elif defined(__AVX2__)
+    return (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16);
+#else
+    return (vec)(__builtin_convertvector(x, uvec) << 16);
+#endif
+}
+
+/* To the nearest, ties to even; a NaN stays one. */
+INLINE hvec narrow(vec x) {
+#if LANES == 16 && defined(__AVX512BF16__)
+    return (hvec)_mm512_cvtneps_pbh((__m512)x);
+#else
+    uvec bits = (uvec)x;
+    bits += 0x7fff + (bits >> 16 & 1);
+    bits = (uvec)choose(x != x, (vec)(uvec)ALL_LANES(0x7fc00000), (vec)bits);
+    return __builtin_convertvector(bits >> 16, hvec);
+#endif
+}
+
+INLINE vec rounded(vec x) { return widen(narrow(x)); }
+INLINE vec load(const element *p) { return widen(*(const hvec_unaligned *)p); }
+INLINE void store(element *p, vec x) { *(hvec_unaligned *)p = narrow(x); }
+INLINE vec load_part(const element *p, int64_t n) {
+    hvec x = {0};
+    memcpy(&x, p, n * sizeof(element));
+    return widen(x);
+}
+INLINE void store_part(element *p, vec x, int64_t n) {
+    hvec narrowed = narrow(x);
+    memcpy(p, &narrowed, n * sizeof(element));
+}
+
+/* A vector of elements as they are, and products of two such, summed in float. */
+INLINE evec load_raw(const element *p) { return *(const evec_unaligned *)p; }
+INLINE evec load_raw_part(const element *p, int64_t n) {
+#if LANES == 16
+    return (evec)_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
+#else
+    evec x = {0};
+    memcpy(&x, p, n * sizeof(element));
+    return x;
+#endif
+}
+INLINE vec add_products(evec x, evec w, vec sum) {
+#if LANES == 16 && defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
+#else
+    const uvec upper = (uvec)ALL_LANES(0xffff0000);
+    sum = fma_lanes((vec)((uvec)x << 16), (vec)((uvec)w << 16), sum);
+    return fma_lanes((vec)((uvec)x & upper), (vec)((uvec)w & upper), sum);
+#endif
+}
+
+#else
+
+typedef float element;
+typedef vec evec;
+#define STEP LANES
+
+INLINE vec rounded(vec x) { return x; }
+INLINE vec load(const element *p) { return load_floats(p); }
+INLINE void store(element *p, vec x) { store_floats(p, x); }
+INLINE vec load_part(const element *p, int64_t n) { return load_floats_part(p, n); }
+INLINE void store_part(element *p, vec x, int64_t n) { memcpy(p, &x, n * sizeof(element)); }
+INLINE evec load_raw(const element *p) { return load_floats(p); }
+INLINE evec load_raw_part(const element *p, int64_t n) { return load_floats_part(p, n); }
+INLINE vec add_products(evec x, evec w, vec sum) { return fma_lanes(x, w, sum); }
+
+#endif
+
+INLINE vec load_up_to(const element *p, int64_t left) { return left < LANES ? load_part(p, left) : load(p); }
+INLINE evec load_raw_up_to(const element *p, int64_t left) {
+    return left < STEP ? load_raw_part(p, left) : load_raw(p);
+}
+
+/* The first n of four outputs. */
+INLINE void store_few(element *p, quad x, int n) {
+#if defined(PACELINE_BFLOAT16) && LANES == 16 && defined(__AVX512BF16__)
+    __m128bh narrowed = _mm_cvtneps_pbh((__m128)x);
+#elif defined(PACELINE_BFLOAT16)
+    vec all = splat(0);
+    memcpy(&all, &x, sizeof(x));
+    hvec narrowed = narrow(all);
+#else
+    quad narrowed = x;
+#endif
+    memcpy(p, &narrowed, n * sizeof(element));
+}
+INLINE float as_float(const element *p) {
+#if defined(PACELINE_BFLOAT16)
+    uint32_t bits = (uint32_t)*p << 16;
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+#else
+    return *p;
+#endif
+}
