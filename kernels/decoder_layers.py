@@ -15,6 +15,7 @@ import torch
 
 from kernels.attention_layout import AttentionLayout
 from kernels.cpu.library import native_library
+from kernels.cpu.ops import pack_native
 from kernels.int8_linear import activation_levels
 from kernels.paged_kv import PagedKV
 
@@ -47,7 +48,7 @@ class LayerWeights:
 
 class _Linear(ctypes.Structure):
     _fields_ = [
-        *((name, _POINTER) for name in ("weight", "scale", "bias")),
+        *((name, _POINTER) for name in ("weight", "panels", "scale", "bias")),
         ("levels", ctypes.c_float),
         ("in_features", _SIZE),
         ("out_features", _SIZE),
@@ -81,7 +82,7 @@ class _Rooms(ctypes.Structure):
 
 
 class DecoderLayers:
-    """Holds the tensors of all layers and their addresses: replace a tensor, and this must be made anew.
+    """Holds the tensors of all layers, their matrices laid out anew: for new values or tensors this must be made again.
 
     Args:
         layers: weights; contiguous.
@@ -117,14 +118,15 @@ class DecoderLayers:
         }
         # of the inputs of linears in 8 bits, with two more for the step
         self._integer_width = max(self._hidden_size, heads, self._intermediate_size) + 2
-        self._kept = (layers, caches)  # alive as long as their addresses
         self._dtype = first.input_norm.dtype
+        panels: list[torch.Tensor] = []
         self._layers = (_Layer * len(layers))(
             *(
-                _layer(weights, cache, self._dtype)
+                _layer(weights, cache, self._dtype, panels)
                 for weights, cache in zip(layers, caches, strict=True)
             )
         )
+        self._kept = (layers, caches, panels)  # alive as long as their addresses
         self._run = native_library(self._dtype).paceline_layers  # pyrefly: ignore
         self.seconds = {"linears": 0.0, "attention": 0.0}
         """Spent in parts of the layers, in all calls."""
@@ -183,11 +185,16 @@ class DecoderLayers:
         return x_TH
 
 
-def _layer(weights: LayerWeights, cache: PagedKV, dtype: torch.dtype) -> _Layer:
+def _layer(
+    weights: LayerWeights, cache: PagedKV, dtype: torch.dtype, panels: list[torch.Tensor]
+) -> _Layer:
     key_scales, value_scales = cache.scales or (None, None)
     stored = dtype if cache.scales is None else torch.int8
     return _Layer(
-        *(_linear(x, dtype) for x in (weights.qkv, weights.o, weights.gate_up, weights.down)),
+        *(
+            _linear(x, dtype, panels)
+            for x in (weights.qkv, weights.o, weights.gate_up, weights.down)
+        ),
         *(
             _address(x, dtype)
             for x in (
@@ -204,10 +211,15 @@ def _layer(weights: LayerWeights, cache: PagedKV, dtype: torch.dtype) -> _Layer:
     )
 
 
-def _linear(linear: LinearWeights, dtype: torch.dtype) -> _Linear:
+def _linear(linear: LinearWeights, dtype: torch.dtype, panels: list[torch.Tensor]) -> _Linear:
+    """Its panels are appended to `panels`."""
     out_features, in_features = linear.weight.shape
+    weight = _address(linear.weight, dtype if linear.scale is None else torch.int8)
+    if linear.scale is None:
+        panels.append(pack_native(linear.weight))
     return _Linear(
-        _address(linear.weight, dtype if linear.scale is None else torch.int8),
+        weight,
+        None if linear.scale is not None else panels[-1].data_ptr(),
         _address(linear.scale, torch.float32),
         _address(linear.bias, dtype),
         activation_levels(in_features),

@@ -6,10 +6,10 @@ Shape legend: T = rows, K = in features, N = out features. Traffic: reads T*K + 
 import torch
 from torch.nn import functional
 
-from kernels.cpu.ops import linear_native, runs_natively
+from kernels.cpu.ops import linear_native, pack_native, runs_natively
 from kernels.numerics import gemm_row_tile, pad_rows
 
-__all__ = ["linear", "linear_reference"]
+__all__ = ["linear", "linear_reference", "pack"]
 
 _EXACT_TILE = 64
 
@@ -21,18 +21,35 @@ def linear_reference(
     return functional.linear(x_TK, weight_NK, bias_N)
 
 
+def pack(weight_NK: torch.Tensor) -> torch.Tensor | None:
+    """The weight as it is now, laid out as `linear` reads it; None where it is read as it stands.
+
+    With few rows in a call, laying it out takes longer than multiplying by it.
+    """
+    return pack_native(weight_NK) if runs_natively(weight_NK) else None
+
+
 def linear(
-    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None = None,
+    panels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[T, K] -> [T, N]. A row gives the same bits alone, in any batch and at any place in it. Differentiable.
 
-    float32 on a CPU runs in C, where this holds by construction. Elsewhere the property of the GEMM library is probed
-    once per (K, N, dtype, device), see `kernels.numerics`; where few rows break it, rows are padded with zeros.
+    float32 and bfloat16 on a CPU run in C, where this holds by construction. Elsewhere the property of the GEMM library
+    is probed once per (K, N, dtype, device), see `kernels.numerics`; where few rows break it, rows are padded with zeros.
+
+    Args:
+        x_TK: rows.
+        weight_NK: of the same type.
+        bias_N: of the same type.
+        panels: what `pack` made of the weight, if it is used more than once.
     """
     if runs_natively(weight_NK):
         if torch.is_grad_enabled():
             return _Linear.apply(x_TK, weight_NK, bias_N)  # pyrefly: ignore
-        return linear_native(x_TK, weight_NK, bias_N)
+        return linear_native(x_TK, weight_NK, bias_N, panels)
     out_features, in_features = weight_NK.shape
     tile = gemm_row_tile(in_features, out_features, weight_NK.dtype, weight_NK.device)
     num_rows = x_TK.shape[0]

@@ -19,6 +19,7 @@ __all__ = [
     "attention_native",
     "int8_linear_native",
     "linear_native",
+    "pack_native",
     "rms_norm_native",
     "rope_native",
     "runs_natively",
@@ -46,7 +47,9 @@ def runs_natively(x: torch.Tensor) -> bool:
 
 
 _ARGUMENTS = {
-    "linear": [*[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
+    "linear": [*[_POINTER] * 5, *[_SIZE] * 3, _THREADS],
+    "pack": [*[_POINTER] * 2, *[_SIZE] * 2, _THREADS],
+    "panel_places": [*[_SIZE] * 2],
     "vocab_sums": [*[_POINTER] * 5, *[_SIZE] * 2, _THREADS],
     "sample": [*[_POINTER] * 6, *[_SIZE] * 2],
     "int8_linear": [*[_POINTER] * 2, ctypes.c_float, *[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
@@ -72,15 +75,31 @@ def _functions(dtype: torch.dtype) -> SimpleNamespace:
     for name, types in _ARGUMENTS.items():
         function = getattr(library, f"paceline_{name}")
         function.argtypes = types
-        function.restype = None
+        function.restype = _SIZE if name == "panel_places" else None
         setattr(functions, name, function)
     return functions
 
 
+def pack_native(weight_NK: torch.Tensor) -> torch.Tensor:
+    """The weight's values as they are now, laid out for `linear_native`: int32, as large as the weight or a little larger."""
+    weight_NK = weight_NK.detach().contiguous()
+    out_features, in_features = weight_NK.shape
+    functions = _functions(weight_NK.dtype)
+    num_places = functions.panel_places(in_features, out_features)
+    panels = torch.empty(num_places, dtype=torch.int32, device="cpu")
+    functions.pack(
+        weight_NK.data_ptr(), panels.data_ptr(), in_features, out_features, torch.get_num_threads()
+    )
+    return panels
+
+
 def linear_native(
-    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    panels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[T, K], [N, K], [N] -> [T, N]."""
+    """[T, K], [N, K], [N] -> [T, N]; the same bits with panels, from `pack_native` of the weight, as without."""
     _check_linear("linear", x_TK, weight_NK, bias_N)
     _require(x_TK.dtype, weight_NK)
     x_TK, weight_NK = x_TK.contiguous(), weight_NK.contiguous()
@@ -90,6 +109,7 @@ def linear_native(
     _functions(x_TK.dtype).linear(
         x_TK.data_ptr(),
         weight_NK.data_ptr(),
+        None if panels is None else panels.data_ptr(),
         None if bias_N is None else bias_N.data_ptr(),
         out_TN.data_ptr(),
         num_rows,

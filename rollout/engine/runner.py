@@ -65,7 +65,8 @@ class Runner:
             for _ in range(spec.num_layers)
         ]
         self._native_decoder: Decoder | None = None
-        self._native_layers: DecoderLayers | None = None  # of that decoder
+        self._native_layers: DecoderLayers | None = None  # of that decoder, as is
+        self._head_panels: torch.Tensor | None = None
 
     @property
     def layer_seconds(self) -> Mapping[str, float]:
@@ -78,12 +79,18 @@ class Runner:
         self._copy_blocks(batch)
         inputs = self._inputs(batch)
         hidden_TH = self._forward(decoder, inputs)
-        return decoder.logits(hidden_TH[inputs.last_rows_R])
+        return decoder.logits(hidden_TH[inputs.last_rows_R], self._head_panels)
+
+    def _lay_out(self, decoder: Decoder) -> None:
+        """Lay out the weights for the kernels: an engine has another decoder after every commit."""
+        self._native_layers = self._head_panels = None  # their memory is used again
+        self._native_layers = native_layers(decoder, self._caches)
+        self._head_panels = decoder.pack_head()
+        self._native_decoder = decoder
 
     def _forward(self, decoder: Decoder, inputs: _Inputs) -> torch.Tensor:
         if decoder is not self._native_decoder:
-            self._native_decoder = decoder
-            self._native_layers = native_layers(decoder, self._caches)
+            self._lay_out(decoder)
         native = self._native_layers
         if native is not None:
             return decoder.around(

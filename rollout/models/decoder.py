@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kernels.int8_linear import int8_linear
-from kernels.linear import linear
+from kernels.linear import linear, pack
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope, rope_table
 from kernels.swiglu import swiglu
@@ -39,8 +39,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: torch.Tensor, panels: torch.Tensor | None = None) -> torch.Tensor:
+        return linear(x, self.weight, self.bias, panels)
 
     def named_rows(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(suffix of its name, tensor with one row or element per output)."""
@@ -202,11 +202,19 @@ class Decoder(nn.Module):
         x_TH = layers(x_TH, self.cos_sin[positions_T])
         return rms_norm(x_TH, self.norm, eps=self.spec.rms_norm_eps)
 
-    def logits(self, hidden_TH: torch.Tensor) -> torch.Tensor:
-        """[T, H] -> [T, vocab]."""
+    def logits(
+        self, hidden_TH: torch.Tensor, head_panels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[T, H] -> [T, vocab]; `head_panels` is what `pack_head` gave for the present weights, or None."""
         if self._lm_head is None:
-            return linear(hidden_TH, self.embed_tokens)
-        return self._lm_head(hidden_TH)
+            return linear(hidden_TH, self.embed_tokens, panels=head_panels)
+        if isinstance(self._lm_head, Int8Linear):
+            return self._lm_head(hidden_TH)
+        return self._lm_head(hidden_TH, head_panels)
+
+    def pack_head(self) -> torch.Tensor | None:
+        """The LM head as `kernels.linear` reads it; None where that is how it stands."""
+        return None if self.is_int8 else pack(self.lm_head)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""

@@ -14,7 +14,7 @@ def native_layers(decoder: Decoder, caches: Sequence[PagedKV]) -> DecoderLayers 
     """All layers in one call, over these caches; None where they run op by op.
 
     Args:
-        decoder: its tensors may get new values later, but not new places.
+        decoder: its matrices are read now; caches and norms at every call.
         caches: one per layer.
     """
     spec = decoder.spec

@@ -58,27 +58,27 @@ INLINE void score_tile(int ROWS, const element *const *q, const element *const *
 }
 
 /* ROWS x VECS vectors of the weighted sum of values, joined to what was there; `width` elements of them exist. */
-INLINE void value_tile(int ROWS, int VECS, int64_t width, float (*weights)[KEY_BLOCK], const element *const *values,
+INLINE void value_tile(int ROWS, int VECS, int64_t width, element (*weights)[KEY_BLOCK], const element *const *values,
                        int64_t count, int64_t d, State *states) {
     vec sums[3][4];
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECS; v++) sums[r][v] = splat(0);
-    for (int64_t c = 0; c < count; c++) {
-        vec weight[3];
+    for (int64_t c = 0; c < count; c += PLACE) {
+        evec weight[3];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            weight[r] = splat(weights[r][c]);
+            weight[r] = splat_place(place_of(weights[r] + c));
             IN_REGISTER(weight[r]);
         }
 #pragma GCC unroll 4
         for (int v = 0; v < VECS; v++) {
-            const element *at = values[c] + d + v * LANES;
-            vec value = width < VECS * LANES ? load_part(at, width) : load(at);
+            int64_t at = d + v * LANES, left = width < VECS * LANES ? width : LANES;
+            evec value = load_places(values[c] + at, values[c + PLACE - 1] + at, left);
             IN_REGISTER(value);
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) sums[r][v] = fma_lanes(weight[r], value, sums[r][v]);
+            for (int r = 0; r < ROWS; r++) sums[r][v] = add_products(weight[r], value, sums[r][v]);
         }
     }
 #pragma GCC unroll 4
@@ -91,24 +91,26 @@ INLINE void value_tile(int ROWS, int VECS, int64_t width, float (*weights)[KEY_B
 }
 
 /* Scores of the first `count` keys become weights, zeros behind them; maximum and total go into the state. */
-INLINE void weigh(float *scores, int64_t count, float scale, State *state) {
-    vec maximum = splat(-INFINITY), total = splat(0);
+INLINE void weigh(float *scores, element *weights, int64_t count, float scale, State *state) {
+    vec maximum = splat(-INFINITY), total = splat(0), changes = splat(0);
     for (int64_t c = count; c < KEY_BLOCK; c++) scores[c] = -INFINITY;
     for (int64_t c = 0; c < KEY_BLOCK; c += LANES) {
         vec scaled = load_floats(scores + c) * splat(scale);
         store_floats(scores + c, scaled);
         maximum = choose(scaled > maximum, scaled, maximum); /* a NaN is not greater, and stays among the scores */
     }
-    float most = maximum[0];
-    for (int i = 1; i < LANES; i++) most = maximum[i] > most ? maximum[i] : most;
+    float most = greatest_lane(maximum);
     for (int64_t c = 0; c < KEY_BLOCK; c += LANES) {
-        vec x = load_floats(scores + c), weights = choose(x == splat(-INFINITY), splat(0), exp_lanes(x - splat(most)));
-        store_floats(scores + c, weights);
-        total += weights;
+        vec x = load_floats(scores + c), weight = choose(x == splat(-INFINITY), splat(0), exp_lanes(x - splat(most)));
+        store(weights + c, weight);
+        total += weight;
     }
     float joint = most <= state->maximum ? state->maximum : most;
-    state->keep = expf(state->maximum - joint);
-    state->add = expf(most - joint);
+    changes[0] = state->maximum - joint; /* -inf at first, when e^-87 for 0 is as good: what is kept is 0 */
+    changes[1] = most - joint;
+    changes = exp_lanes(changes);
+    state->keep = changes[0];
+    state->add = changes[1];
     state->total = state->total * state->keep + sum_lanes(total) * state->add;
     state->maximum = joint;
 }
@@ -127,6 +129,7 @@ static void attend_block(const element *q, const element *const *keys, const ele
                          const Query *queries, int64_t num_queries, State *states, int64_t head, int64_t N, int64_t G,
                          int64_t D) {
     float scores[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(64)));
+    element weights[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(64)));
     const element *query[ROWS_PER_TASK];
     int64_t rows = num_queries * G, visible = queries[num_queries - 1].position + 1 - start;
     float scale = 1.0f / sqrtf((float)D);
@@ -139,13 +142,13 @@ static void attend_block(const element *q, const element *const *keys, const ele
     }
     for (int64_t r = 0; r < rows; r++) {
         int64_t count = queries[r / G].position + 1 - start;
-        weigh(scores[r], count < KEY_BLOCK ? count : KEY_BLOCK, scale, states + r);
+        weigh(scores[r], weights[r], count < KEY_BLOCK ? count : KEY_BLOCK, scale, states + r);
     }
     int64_t d = 0;
     for (; d + 4 * LANES <= D; d += 4 * LANES)
-        BY_THREE(rows, value_tile, 4, 4 * LANES, scores + r, values, visible, d, states + r);
+        BY_THREE(rows, value_tile, 4, 4 * LANES, weights + r, values, visible, d, states + r);
     for (; d < D; d += LANES)
-        BY_THREE(rows, value_tile, 1, D - d < LANES ? D - d : LANES, scores + r, values, visible, d, states + r);
+        BY_THREE(rows, value_tile, 1, D - d < LANES ? D - d : LANES, weights + r, values, visible, d, states + r);
 }
 
 INLINE void dequantize(const int8_t *q, float scale, element *x, int64_t D) {
@@ -186,7 +189,10 @@ INLINE void locate_block(const Cache *cache, int64_t first_entry, int64_t start,
             values[p - start] = (const element *)cache->values + at;
         }
     }
-    for (int64_t c = end - start; c % 4; c++) keys[c] = keys[end - start - 1];
+    for (int64_t c = end - start; c % 4; c++) {
+        keys[c] = keys[end - start - 1];
+        values[c] = values[end - start - 1];
+    }
 }
 
 /* Queries against one KV head. The first `shared` positions of all are in the same place. */

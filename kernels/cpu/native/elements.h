@@ -93,9 +93,30 @@ INLINE vec add_products(evec x, evec w, vec sum) { return fma_lanes(x, w, sum); 
 
 #endif
 
+INLINE void store_up_to(element *p, vec x, int64_t left) { left < LANES ? store_part(p, x, left) : store(p, x); }
 INLINE vec load_up_to(const element *p, int64_t left) { return left < LANES ? load_part(p, left) : load(p); }
 INLINE evec load_raw_up_to(const element *p, int64_t left) {
     return left < STEP ? load_raw_part(p, left) : load_raw(p);
+}
+
+#define PLACE (4 / (int64_t)sizeof(element)) /* a place is 32 bits: a float, or two bfloat16 that are multiplied at once */
+
+INLINE int32_t place_of(const element *p) {
+    int32_t place;
+    memcpy(&place, p, sizeof(place));
+    return place;
+}
+/* It in every lane. */
+INLINE evec splat_place(int32_t place) { return (evec)(ivec)ALL_LANES(place); }
+
+/* Places from the same column of two rows, or, of floats, a column of the first. */
+INLINE evec load_places(const element *first, const element *second, int64_t left) {
+#if defined(PACELINE_BFLOAT16)
+    return (evec)((uvec)load_up_to(first, left) >> 16 | (uvec)load_up_to(second, left));
+#else
+    (void)second;
+    return load_up_to(first, left);
+#endif
 }
 
 /* The first n of four outputs. */

@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__FMA__)
@@ -77,6 +78,16 @@ INLINE integer_octet fold_integers(ivec x) { return x; }
 #endif
 INLINE float sum_lanes(vec x) { return sum_octet(fold(x)); }
 INLINE int32_t sum_integers(ivec x) { return sum_integer_octet(fold_integers(x)); }
+
+INLINE float greatest_lane(vec x) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
+    return most;
+#endif
+}
 
 /* The same tree for four vectors at once, for a third of the instructions. */
 #define SUM_FOUR(NAME, TYPE, VECTOR, FOLD)                                                                     \

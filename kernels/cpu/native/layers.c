@@ -7,6 +7,7 @@
 
 typedef struct {
     const void *weight; /* [N, K] elements, or int8 with a scale for each N */
+    const int32_t *panels; /* of the weight, or null */
     const float *scale;
     const element *bias;
     float levels; /* of the inputs, for int8 */
@@ -53,7 +54,7 @@ static void apply(const Linear *linear, const element *x, element *y, int16_t *i
         paceline_int8_linear(x, integers, linear->levels, linear->weight, linear->scale, linear->bias, y, s->T, K, N,
                              s->threads);
     else
-        paceline_linear(x, linear->weight, linear->bias, y, s->T, K, N, s->threads);
+        paceline_linear(x, linear->weight, linear->panels, linear->bias, y, s->T, K, N, s->threads);
     *seconds += now() - start;
 }
 

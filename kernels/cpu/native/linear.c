@@ -1,125 +1,108 @@
-/* y = x W^T + b */
+/* y = x W^T + b, on panels of W. */
 
-/* The next `left` elements along K for ROWS x COLUMNS sums: STEP of them, but at the end. The fewer of the two are held. */
-INLINE void linear_step(int ROWS, int COLUMNS, const element *x, const element *w, int64_t K, int64_t left,
-                        vec (*sums)[8]) {
-    evec held[8];
-    if (ROWS < COLUMNS) {
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            held[r] = load_raw_up_to(x + r * K, left);
-            IN_REGISTER(held[r]);
-        }
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; c++) {
-            evec wk = load_raw_up_to(w + c * K, left);
-            if (ROWS > 1) IN_REGISTER(wk); /* one row uses each once */
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) sums[r][c] = add_products(held[r], wk, sums[r][c]);
-        }
-    } else {
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; c++) {
-            held[c] = load_raw_up_to(w + c * K, left);
-            IN_REGISTER(held[c]);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) {
-            evec xk = load_raw_up_to(x + r * K, left);
-            IN_REGISTER(xk);
-#pragma GCC unroll 8
-            for (int c = 0; c < COLUMNS; c++) sums[r][c] = add_products(xk, held[c], sums[r][c]);
-        }
-    }
-}
-
-/* ROWS x COLUMNS outputs. Both operands run along K, so weights need no packing. */
-INLINE void linear_tile(int ROWS, int COLUMNS, const element *x, const element *w, const element *bias, element *y,
-                        int64_t K, int64_t N) {
+/* ROWS x (COLUMNS panels) outputs; columns from `limit` on do not exist. */
+INLINE void linear_tile(int ROWS, int COLUMNS, const element *x, const int32_t *panels, const element *bias, element *y,
+                        int64_t K, int64_t N, int64_t limit) {
+    const element *rows[6];
     vec sums[6][8];
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++)
+    for (int r = 0; r < ROWS; r++) rows[r] = x + r * K;
+    multiply(ROWS, COLUMNS, rows, panels, K, sums);
 #pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; c++) sums[r][c] = splat(0);
-    int64_t k = 0;
-    for (; k + STEP <= K; k += STEP) linear_step(ROWS, COLUMNS, x + k, w + k, K, STEP, sums);
-    if (k < K) linear_step(ROWS, COLUMNS, x + k, w + k, K, K - k, sums);
+    for (int c = 0; c < COLUMNS; c++) {
+        int64_t n = c * LANES, left = limit - n;
+        vec b = !bias ? splat(0) : load_up_to(bias + n, left);
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-        for (int c = 0; c < COLUMNS; c += 4) {
-            int few = COLUMNS - c < 4 ? COLUMNS - c : 4;
-            quad sum = {0};
-            if (few == 4)
-                sum = sum_four(sums[r][c], sums[r][c + 1], sums[r][c + 2], sums[r][c + 3]);
-            else
-#pragma GCC unroll 8
-                for (int i = 0; i < few; i++) sum[i] = sum_lanes(sums[r][c + i]);
-            if (bias)
-#pragma GCC unroll 8
-                for (int i = 0; i < few; i++) sum[i] += as_float(bias + c + i);
-            store_few(y + r * N + c, sum, few);
-        }
+        for (int r = 0; r < ROWS; r++) store_up_to(y + r * N + n, bias ? sums[r][c] + b : sums[r][c], left);
+    }
 }
 
-/* ROWS rows against all columns of a block, COLUMNS at a time: as many as the registers hold. */
-#define LINEAR_ROWS(ROWS, COLUMNS)                                                                                 \
-    static void linear_rows_##ROWS(const element *x, const element *w, const element *bias, element *y, int64_t K, \
-                                   int64_t N, int64_t columns, Ahead *ahead) {                                     \
-        int64_t c = 0;                                                                                             \
-        for (; c + COLUMNS <= columns; c += COLUMNS) {                                                             \
-            fetch(ahead);                                                                                          \
-            linear_tile(ROWS, COLUMNS, x, w + c * K, bias ? bias + c : 0, y + c, K, N);                            \
-        }                                                                                                          \
-        for (; c < columns; c++) linear_tile(ROWS, 1, x, w + c * K, bias ? bias + c : 0, y + c, K, N);             \
+/* ROWS rows against all panels of a block, COLUMNS at a time: as many as the registers hold. */
+#define LINEAR_ROWS(ROWS, COLUMNS)                                                                                  \
+    static void linear_rows_##ROWS(const element *x, const int32_t *panels, const element *bias, element *y,        \
+                                   int64_t K, int64_t N, int64_t columns, Ahead *ahead) {                           \
+        int64_t n = 0, size = places_of(K);                                                                         \
+        for (; n + COLUMNS * LANES <= columns; n += COLUMNS * LANES) {                                              \
+            fetch(ahead);                                                                                           \
+            linear_tile(ROWS, COLUMNS, x, panels + n * size, bias ? bias + n : 0, y + n, K, N, COLUMNS * LANES);    \
+        }                                                                                                           \
+        for (; n < columns; n += LANES)                                                                             \
+            linear_tile(ROWS, 1, x, panels + n * size, bias ? bias + n : 0, y + n, K, N, columns - n);              \
     }
 #if LANES == 16 /* and 32 registers */
-#define MOST_ROWS 6
-#define FEWEST_COLUMNS 4
-LINEAR_ROWS(1, 8)
-LINEAR_ROWS(2, 8)
-LINEAR_ROWS(3, 8)
+#define MOST_PANELS 4
+LINEAR_ROWS(1, 4)
+LINEAR_ROWS(2, 4)
+LINEAR_ROWS(3, 4)
 LINEAR_ROWS(4, 4)
 LINEAR_ROWS(5, 4)
 LINEAR_ROWS(6, 4)
 #else /* 16 */
-#define MOST_ROWS 4
-#define FEWEST_COLUMNS 3
+#define MOST_PANELS 8
 LINEAR_ROWS(1, 8)
 LINEAR_ROWS(2, 4)
-LINEAR_ROWS(3, 3)
-LINEAR_ROWS(4, 3)
+LINEAR_ROWS(3, 4)
+LINEAR_ROWS(4, 2)
+LINEAR_ROWS(5, 2)
+LINEAR_ROWS(6, 2)
 #endif
 
-INLINE void linear_rows(int64_t rows, const element *x, const element *w, const element *bias, element *y, int64_t K,
-                        int64_t N, int64_t columns, Ahead *ahead) {
+INLINE void linear_rows(int64_t rows, const element *x, const int32_t *panels, const element *bias, element *y,
+                        int64_t K, int64_t N, int64_t columns, Ahead *ahead) {
     switch (rows) {
-        case 1: linear_rows_1(x, w, bias, y, K, N, columns, ahead); break;
-        case 2: linear_rows_2(x, w, bias, y, K, N, columns, ahead); break;
-        case 3: linear_rows_3(x, w, bias, y, K, N, columns, ahead); break;
-        case 4: linear_rows_4(x, w, bias, y, K, N, columns, ahead); break;
-#if LANES == 16
-        case 5: linear_rows_5(x, w, bias, y, K, N, columns, ahead); break;
-        case 6: linear_rows_6(x, w, bias, y, K, N, columns, ahead); break;
-#endif
+        case 1: linear_rows_1(x, panels, bias, y, K, N, columns, ahead); break;
+        case 2: linear_rows_2(x, panels, bias, y, K, N, columns, ahead); break;
+        case 3: linear_rows_3(x, panels, bias, y, K, N, columns, ahead); break;
+        case 4: linear_rows_4(x, panels, bias, y, K, N, columns, ahead); break;
+        case 5: linear_rows_5(x, panels, bias, y, K, N, columns, ahead); break;
+        default: linear_rows_6(x, panels, bias, y, K, N, columns, ahead);
     }
 }
 
-/* Shapes: x [M, K], w [N, K], bias [N] or null, y [M, N]. */
-void paceline_linear(const element *x, const element *w, const element *bias, element *y, int64_t M, int64_t K,
-                     int64_t N, int threads) {
-    /* the weights of a block stay in the second-level cache while all rows pass by */
-    int64_t block = 131072 / (K * (int64_t)sizeof(element)) / 24 * 24;
-    if (block < 24) block = 24;
-    int64_t blocks = (N + block - 1) / block, taken = 0;
+/* Columns of W taken at once: a block of panels stays in the second-level cache while all rows pass by. */
+INLINE int64_t block_columns(int64_t K) {
+    int64_t step = MOST_PANELS * LANES, columns = 131072 / (places_of(K) * 4) / step * step;
+    return columns < step ? step : columns;
+}
+
+INLINE void pack_columns(const element *w, int64_t K, int64_t columns, int32_t *panels) {
+    for (int64_t n = 0; n < columns; n += LANES) {
+        const element *rows[LANES];
+        for (int64_t i = 0; i < LANES; i++) rows[i] = w + (n + i < columns ? n + i : columns - 1) * K;
+        pack_panel(rows, K, panels + n * places_of(K));
+    }
+}
+
+/* How many 32-bit places the panels of [N, K] are. */
+int64_t paceline_panel_places(int64_t K, int64_t N) { return (N + LANES - 1) / LANES * LANES * places_of(K); }
+
+/* Shapes: w [N, K], panels [N rounded up to LANES, places of K] of 32 bits. */
+void paceline_pack(const element *w, int32_t *panels, int64_t K, int64_t N, int threads) {
+    int64_t block = block_columns(K);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t n = 0; n < N; n += block)
+        pack_columns(w + n * K, K, n + block < N ? block : N - n, panels + n * places_of(K));
+}
+
+/* Shapes: x [M, K], bias [N] or null, y [M, N]; panels as above or, where they are null, w [N, K], of which each thread then
+ * packs a block before it uses it: the same bits, and for many rows the same time. */
+void paceline_linear(const element *x, const element *w, const int32_t *panels, const element *bias, element *y,
+                     int64_t M, int64_t K, int64_t N, int threads) {
+    int64_t block = block_columns(K), size = places_of(K), blocks = (N + block - 1) / block, taken = 0;
 #pragma omp parallel num_threads(threads)
-    for (int64_t b = take_block(&taken), next; b < blocks; b = next) {
-        next = take_block(&taken);
-        int64_t n = b * block, columns = n + block < N ? block : N - n;
-        int64_t tiles = (columns + FEWEST_COLUMNS - 1) / FEWEST_COLUMNS;
-        Ahead ahead = ahead_of(w, K * sizeof(*w), next, block, N, M / MOST_ROWS * tiles);
-        for (int64_t m = 0; m < M; m += MOST_ROWS)
-            linear_rows(M - m < MOST_ROWS ? M - m : MOST_ROWS, x + m * K, w + n * K, bias ? bias + n : 0, y + m * N + n,
-                        K, N, columns, &ahead);
+    {
+        int32_t *room = panels ? 0 : aligned_alloc(64, block * size * sizeof(int32_t));
+        for (int64_t b = take_block(&taken), next; b < blocks; b = next) {
+            next = take_block(&taken);
+            int64_t n = b * block, columns = n + block < N ? block : N - n;
+            if (!panels) pack_columns(w + n * K, K, columns, room);
+            const int32_t *packed = panels ? panels + n * size : room;
+            Ahead ahead = ahead_of(panels, size * 4, panels ? next : blocks, block, N,
+                                   M / 6 * ((columns + MOST_PANELS * LANES - 1) / (MOST_PANELS * LANES)));
+            for (int64_t m = 0; m < M; m += 6)
+                linear_rows(M - m < 6 ? M - m : 6, x + m * K, packed, bias ? bias + n : 0, y + m * N + n, K, N, columns,
+                            &ahead);
+        }
+        free(room);
     }
 }

@@ -10,6 +10,7 @@
 #include "lanes.h"
 #include "elements.h"
 #include "ahead.h"
+#include "panels.h"
 
 #include "linear.c"
 #include "rows.c"
