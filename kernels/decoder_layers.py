@@ -116,8 +116,8 @@ class DecoderLayers:
             "gate_up": 2 * self._intermediate_size,
             "gated": self._intermediate_size,
         }
-        # of the inputs of linears in 8 bits, with two more for the step
-        self._integer_width = max(self._hidden_size, heads, self._intermediate_size) + 2
+        # of the inputs of linears in 8 bits, with eight more for the step and what fills a vector
+        self._integer_width = max(self._hidden_size, heads, self._intermediate_size) + 8
         self._dtype = first.input_norm.dtype
         panels: list[torch.Tensor] = []
         self._layers = (_Layer * len(layers))(
@@ -215,11 +215,12 @@ def _linear(linear: LinearWeights, dtype: torch.dtype, panels: list[torch.Tensor
     """Its panels are appended to `panels`."""
     out_features, in_features = linear.weight.shape
     weight = _address(linear.weight, dtype if linear.scale is None else torch.int8)
-    if linear.scale is None:
-        panels.append(pack_native(linear.weight))
+    packed = pack_native(linear.weight, dtype)
+    if packed is not None:
+        panels.append(packed)
     return _Linear(
         weight,
-        None if linear.scale is not None else panels[-1].data_ptr(),
+        None if packed is None else packed.data_ptr(),
         _address(linear.scale, torch.float32),
         _address(linear.bias, dtype),
         activation_levels(in_features),

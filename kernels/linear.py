@@ -26,7 +26,7 @@ def pack(weight_NK: torch.Tensor) -> torch.Tensor | None:
 
     With few rows in a call, laying it out takes longer than multiplying by it.
     """
-    return pack_native(weight_NK) if runs_natively(weight_NK) else None
+    return pack_native(weight_NK, weight_NK.dtype) if runs_natively(weight_NK) else None
 
 
 def linear(

@@ -52,7 +52,9 @@ _ARGUMENTS = {
     "panel_places": [*[_SIZE] * 2],
     "vocab_sums": [*[_POINTER] * 5, *[_SIZE] * 2, _THREADS],
     "sample": [*[_POINTER] * 6, *[_SIZE] * 2],
-    "int8_linear": [*[_POINTER] * 2, ctypes.c_float, *[_POINTER] * 4, *[_SIZE] * 3, _THREADS],
+    "int8_linear": [*[_POINTER] * 2, ctypes.c_float, *[_POINTER] * 5, *[_SIZE] * 3, _THREADS],
+    "int8_pack": [*[_POINTER] * 2, *[_SIZE] * 2, _THREADS],
+    "int8_panel_places": [*[_SIZE] * 2],
     "rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, ctypes.c_float, _THREADS],
     "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
     "rope": [_POINTER, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, _THREADS],
@@ -75,19 +77,32 @@ def _functions(dtype: torch.dtype) -> SimpleNamespace:
     for name, types in _ARGUMENTS.items():
         function = getattr(library, f"paceline_{name}")
         function.argtypes = types
-        function.restype = _SIZE if name == "panel_places" else None
+        function.restype = _SIZE if name.endswith("panel_places") else None
         setattr(functions, name, function)
     return functions
 
 
-def pack_native(weight_NK: torch.Tensor) -> torch.Tensor:
-    """The weight's values as they are now, laid out for `linear_native`: int32, as large as the weight or a little larger."""
+def pack_native(weight_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """The weight's values as they are now, laid out as C reads them: int32, as large as the weight or a little larger.
+
+    Args:
+        weight_NK: of type `dtype`, or int8.
+        dtype: of the rows that will be multiplied by it.
+
+    Returns:
+        None where C reads the weight as it stands.
+    """
     weight_NK = weight_NK.detach().contiguous()
     out_features, in_features = weight_NK.shape
-    functions = _functions(weight_NK.dtype)
-    num_places = functions.panel_places(in_features, out_features)
+    prefix = "int8_" if weight_NK.dtype is torch.int8 else ""
+    if not prefix:
+        _require(dtype, weight_NK)
+    functions = vars(_functions(dtype))
+    num_places = functions[f"{prefix}panel_places"](in_features, out_features)
+    if num_places == 0:
+        return None
     panels = torch.empty(num_places, dtype=torch.int32, device="cpu")
-    functions.pack(
+    functions[f"{prefix}pack"](
         weight_NK.data_ptr(), panels.data_ptr(), in_features, out_features, torch.get_num_threads()
     )
     return panels
@@ -125,6 +140,7 @@ def int8_linear_native(
     weight_NK: torch.Tensor,
     scale_N: torch.Tensor,
     bias_N: torch.Tensor | None,
+    panels: torch.Tensor | None = None,
     *,
     levels: int,
 ) -> torch.Tensor:
@@ -135,13 +151,14 @@ def int8_linear_native(
     x_TK, weight_NK, scale_N = x_TK.contiguous(), weight_NK.contiguous(), scale_N.contiguous()
     bias_N = None if bias_N is None else bias_N.contiguous()
     (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
-    room = torch.empty(num_rows, in_features + 2, dtype=torch.int16, device="cpu")
+    room = torch.empty(num_rows, in_features + 8, dtype=torch.int16, device="cpu")
     out_TN = torch.empty(num_rows, out_features, dtype=x_TK.dtype, device="cpu")
     _functions(x_TK.dtype).int8_linear(
         x_TK.data_ptr(),
         room.data_ptr(),
         levels,
         weight_NK.data_ptr(),
+        None if panels is None else panels.data_ptr(),
         scale_N.data_ptr(),
         None if bias_N is None else bias_N.data_ptr(),
         out_TN.data_ptr(),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from kernels.int8_linear import int8_linear
+from kernels.int8_linear import int8_linear, pack_int8
 from kernels.linear import linear, pack
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope, rope_table
@@ -59,8 +59,8 @@ class Int8Linear(nn.Module):
         self.scale = torch.empty(out_features, dtype=torch.float32, device="cpu")
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return int8_linear(x, self.weight, self.scale, self.bias)
+    def forward(self, x: torch.Tensor, panels: torch.Tensor | None = None) -> torch.Tensor:
+        return int8_linear(x, self.weight, self.scale, self.bias, panels)
 
     def named_rows(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "weight", self.weight
@@ -208,13 +208,13 @@ class Decoder(nn.Module):
         """[T, H] -> [T, vocab]; `head_panels` is what `pack_head` gave for the present weights, or None."""
         if self._lm_head is None:
             return linear(hidden_TH, self.embed_tokens, panels=head_panels)
-        if isinstance(self._lm_head, Int8Linear):
-            return self._lm_head(hidden_TH)
         return self._lm_head(hidden_TH, head_panels)
 
     def pack_head(self) -> torch.Tensor | None:
         """The LM head as `kernels.linear` reads it; None where that is how it stands."""
-        return None if self.is_int8 else pack(self.lm_head)
+        if self.is_int8:
+            return pack_int8(self.lm_head, self.embed_tokens.dtype)
+        return pack(self.lm_head)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""

@@ -51,7 +51,7 @@ static void apply(const Linear *linear, const element *x, element *y, int16_t *i
     double start = now();
     int64_t K = linear->in_features, N = linear->out_features;
     if (linear->scale)
-        paceline_int8_linear(x, integers, linear->levels, linear->weight, linear->scale, linear->bias, y, s->T, K, N,
+        paceline_int8_linear(x, integers, linear->levels, linear->weight, linear->panels, linear->scale, linear->bias, y, s->T, K, N,
                              s->threads);
     else
         paceline_linear(x, linear->weight, linear->panels, linear->bias, y, s->T, K, N, s->threads);
