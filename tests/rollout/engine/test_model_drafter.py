@@ -228,3 +228,14 @@ def test_a_copy_shares_the_weights_and_starts_empty(llama):
     other = copy.deepcopy(drafter)
     assert other._decoder is drafter._decoder
     assert_idle(other)
+
+
+def test_what_was_computed_behind_a_wrong_token_is_computed_anew(llama):
+    """Another drafter's tokens may have been accepted, so more than the last one can differ."""
+    drafter = drafter_of(llama)
+    state = running("a", 20)
+    (wrong,) = drafter.propose([state], max_tokens=6)
+    state.token_ids += [(token_id + 1) % 250 for token_id in wrong.token_ids[:4]]
+    assert drafter.propose([state], max_tokens=6) == drafter_of(llama).propose(
+        [state], max_tokens=6
+    )
