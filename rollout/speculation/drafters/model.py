@@ -62,7 +62,6 @@ class _Follower:
         while same < min(len(log), len(own.token_ids)) and log[same] == own.token_ids[same]:
             same += 1
         own.token_ids[same:] = log[same:]
-        own.token_ids[len(log) :] = []
         own.num_computed = min(own.num_computed, same, len(log) - 1)  # the last one yields a row
         self.num_known = len(log)
 
