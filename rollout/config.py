@@ -64,6 +64,7 @@ class DrafterKind(Enum):
     OFF = "off"
     NGRAM = "ngram"
     SUFFIX = "suffix"
+    MODEL = "model"
     AUTO = "auto"
 
 
@@ -71,7 +72,12 @@ class DrafterKind(Enum):
 class SpeculationConfig:
     drafter: DrafterKind = DrafterKind.OFF
     """Who drafts. NGRAM: what followed the last tokens earlier in the request; SUFFIX: in the request, its siblings
-    and past rollouts of the prompt; AUTO: whichever is worth most, of all there are. Outputs are the same with any."""
+    and past rollouts of the prompt; MODEL: a smaller model; AUTO: SUFFIX, and MODEL if `model_path` is given, whichever
+    is worth more. Outputs are the same with any."""
+    model_path: str = ""
+    """The draft model of MODEL and AUTO: a Hugging Face directory or hub id, with the same tokenizer as `model`."""
+    kv_cache_gb: float = 0.25
+    """Memory of the draft model's KV cache, in GB (10^9 bytes); requests without room in it get no drafts of it."""
     max_draft_tokens: int = 16
     """Of a request in a step. The length, 0 included, is chosen by measured cost and acceptance."""
     history_tokens: int = 2_000_000
@@ -90,6 +96,12 @@ class SpeculationConfig:
             ">= 0",
             self.history_tokens,
         )
+        require(self.kv_cache_gb > 0, "engine.speculation.kv_cache_gb", "> 0", self.kv_cache_gb)
+        if self.drafter is DrafterKind.MODEL and not self.model_path:
+            raise ValueError(
+                "engine.speculation.model_path must be a Hugging Face directory or hub id when "
+                "engine.speculation.drafter is MODEL, got ''; set it, or choose SUFFIX, which needs no model"
+            )
 
 
 @dataclass(kw_only=True)

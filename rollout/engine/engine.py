@@ -14,7 +14,6 @@ from rollout.config import (
     Dtype,
     EngineConfig,
     ModelConfig,
-    SpeculationConfig,
     StorageDtype,
 )
 from rollout.engine.block_manager import BlockManager
@@ -116,7 +115,7 @@ class Engine:
         )
         is_free = config.yield_threads and runs_natively(weight)  # of threads, to the last bit
         self._threads = ThreadPolicy() if is_free else contextlib.nullcontext()
-        self.speculator = self._build_speculator(config.speculation)
+        self.speculator = self._build_speculator()
         self._states: dict[str, RequestState] = {}
         self._answered: dict[str, Completion] = {}  # rejected or aborted, until the next step
         self._stats = EngineStats()
@@ -259,6 +258,7 @@ class Engine:
             if self.speculator is not None:
                 drafts = self.speculator.plan(batch, self._draft_limits(batch))
                 batch = self._scheduler.with_drafts(batch, drafts)
+                self.speculator.begin(batch)
             logits_RV = self._runner.run(self._decoder, batch)
             finished += self._postprocess(batch, logits_RV)
             self._stats.num_steps += 1
@@ -316,6 +316,8 @@ class Engine:
             RuntimeError: the books do not agree.
         """
         self._scheduler.check_integrity()
+        if self.speculator is not None:
+            self.speculator.check_integrity()
         if not self._states and self._blocks.num_available != self._blocks.num_blocks:
             raise RuntimeError(
                 f"idle, but only {self._blocks.num_available} of {self._blocks.num_blocks} blocks are free"
@@ -344,8 +346,8 @@ class Engine:
             )
         return ""
 
-    def _build_speculator(self, config: SpeculationConfig) -> Speculator | None:
-        drafters = make_drafters(config)
+    def _build_speculator(self) -> Speculator | None:
+        drafters = make_drafters(self.config, self._decoder)
         if not drafters:
             return None
         costs = measure_costs(
@@ -355,7 +357,9 @@ class Engine:
             max_rows=self.config.max_tokens_per_step,
             max_context=self.max_context_tokens,
         )
-        return Speculator(drafters, costs, max_draft_tokens=config.max_draft_tokens)
+        return Speculator(
+            drafters, costs, max_draft_tokens=self.config.speculation.max_draft_tokens
+        )
 
     def _draft_limits(self, batch: Batch) -> dict[RequestState, int]:
         """How many tokens of a draft could be kept, of each request that draws alone; one more is drawn in any case."""

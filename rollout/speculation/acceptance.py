@@ -51,6 +51,11 @@ class Acceptance:
         """The highest rate of any bucket; what the best draft might be worth."""
         return min(max(map(self._rate, self._tried), default=_PRIOR_RATE), _GREATEST)
 
+    def mean(self) -> float:
+        """The rate of all buckets together; what a draft may be worth before it is made."""
+        kept = sum(self._kept.values()) + _PRIOR_RATE * _PRIOR_TRIALS
+        return min(kept / (sum(self._tried.values()) + _PRIOR_TRIALS), _GREATEST)
+
     def _rate(self, bucket: tuple[int, int]) -> float:
         tried = self._tried.get(bucket, 0.0)
         return (self._kept.get(bucket, 0.0) + _PRIOR_RATE * _PRIOR_TRIALS) / (tried + _PRIOR_TRIALS)

@@ -1,9 +1,12 @@
 """What a step costs: seconds by rows and by keys read, measured at the start and refreshed while running. No torch."""
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["CostTable", "StepSize"]
+from rollout.engine.core import Chunk
+
+__all__ = ["CostTable", "StepSize", "step_size"]
 
 _REFRESH = 0.1
 
@@ -21,6 +24,13 @@ class StepSize:
     def with_row(self, num_keys: int) -> "StepSize":
         """One more row of a request that has so many keys."""
         return StepSize(self.rows + 1, self.keys, self.row_keys + num_keys)
+
+
+def step_size(chunks: Sequence[Chunk]) -> StepSize:
+    """Of a step that has not run yet: later the requests have other lengths."""
+    contexts = [chunk.state.num_computed + chunk.num_tokens for chunk in chunks]
+    row_keys = sum((c.num_rows - 1) * keys for c, keys in zip(chunks, contexts, strict=True))
+    return StepSize(sum(chunk.num_rows for chunk in chunks), sum(contexts), row_keys)
 
 
 class CostTable:

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rollout.engine.core import Batch, Chunk, RequestState
+from rollout.engine.core import Batch, RequestState
 from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import allocate, survival
-from rollout.speculation.cost_table import CostTable, StepSize
-from rollout.speculation.drafters.drafter import Draft, Drafter
+from rollout.speculation.cost_table import CostTable, StepSize, step_size
+from rollout.speculation.drafters.drafter import NO_ROOM, Draft, Drafter
 from rollout.speculation.stats import SpeculationStats
 
 __all__ = ["Speculator"]
@@ -23,6 +23,7 @@ _LEAST_GAIN = (
     1.08  # expected speed, for what the estimates do not see and the noise in those they do
 )
 _LEARN_EVERY = 8  # steps that would not draft: compare drafts with what is sampled all the same
+_LEARN_REQUESTS = 4  # that a costly drafter is compared on
 _CONTROL_EVERY = 64  # steps that would draft: run one without, to know what drafts gain
 
 
@@ -66,8 +67,11 @@ class Speculator:
         self._num_idle = 0  # steps since drafts were last asked for
         self._pause = 1  # steps before they are asked for again: longer, while none of them pays
         self._num_drafting = 0
+        self._num_unasked = [0] * len(self.drafters)  # steps since each was asked
         self._plan = _NO_PLAN
         self._start = 0.0
+        self._begin = 0.0
+        self._size: StepSize | None = None  # of the step that runs, if it only decodes
 
     def plan(
         self, batch: Batch, max_lengths: Mapping[RequestState, int]
@@ -90,6 +94,12 @@ class Speculator:
             if length
         }
 
+    def begin(self, batch: Batch) -> None:
+        """The batch, with what it took of the drafts, is about to run."""
+        only_decodes = all(chunk.samples and chunk.num_tokens == 1 for chunk in batch.chunks)
+        self._size = step_size(batch.chunks) if only_decodes else None
+        self._begin = time.perf_counter()
+
     def observe(self, batch: Batch, sampled: Mapping[RequestState, Sequence[int]]) -> None:
         """What a step gave: of each request of the plan, the tokens that were kept, at least one.
 
@@ -97,7 +107,8 @@ class Speculator:
             batch: as it ran.
             sampled: by request.
         """
-        seconds = time.perf_counter() - self._start
+        now = time.perf_counter()
+        seconds = now - self._start
         for state, proposal in self._plan.proposals.items():
             self._acceptance[proposal.source].observe(
                 state.request.request_id, *_tested(proposal.draft, sampled[state])
@@ -115,14 +126,23 @@ class Speculator:
         elif plan.is_control:
             self.stats.control_tokens += num_tokens
             self.stats.control_seconds += seconds
-        if all(chunk.samples and chunk.num_tokens == 1 for chunk in batch.chunks):
-            self._costs.refresh(_size(batch.chunks), seconds)
+        if self._size is not None:
+            self._costs.refresh(self._size, now - self._begin)  # drafting has costs of its own
 
     def finish(self, state: RequestState, *, policy_version: int) -> None:
         """A request ended; its tokens become history."""
         for drafter, acceptance in zip(self.drafters, self._acceptance, strict=True):
             drafter.finish(state, policy_version=policy_version)
             acceptance.forget(state.request.request_id)
+
+    def check_integrity(self) -> None:
+        """Recount what drafters hold.
+
+        Raises:
+            RuntimeError: the books do not agree.
+        """
+        for drafter in self.drafters:
+            drafter.check_integrity()
 
     def take_stats(self) -> SpeculationStats:
         """Counts since the last call."""
@@ -142,14 +162,15 @@ class Speculator:
     def _make_plan(self, batch: Batch, max_lengths: Mapping[RequestState, int]) -> _Plan:
         if not max_lengths:
             return _NO_PLAN
-        size = _size(batch.chunks)
+        size = step_size(batch.chunks)
         num_certain = sum(chunk.samples for chunk in batch.chunks)
         may_pay = self._may_pay(size, num_certain, max_lengths)
         self._num_idle += 1
+        self._num_unasked = [count + 1 for count in self._num_unasked]
         if self._num_idle < (self._pause if may_pay else _LEARN_EVERY):
             return _NO_PLAN
         self._num_idle = 0
-        proposals = self._propose(max_lengths)
+        proposals = self._propose(max_lengths, size, num_certain)
         lengths = [0] * len(proposals)
         if may_pay:
             lengths = allocate(
@@ -192,19 +213,61 @@ class Speculator:
             num_requests //= 2
         return False
 
-    def _propose(self, max_lengths: Mapping[RequestState, int]) -> dict[RequestState, _Proposal]:
+    def _propose(
+        self, max_lengths: Mapping[RequestState, int], size: StepSize, num_certain: int
+    ) -> dict[RequestState, _Proposal]:
         """Of each request the draft that is expected to be kept the longest."""
-        states = list(max_lengths)
         best: dict[RequestState, _Proposal] = {}
         for source, drafter in enumerate(self.drafters):
-            drafts = drafter.propose(states, max_tokens=self._max_draft_tokens)
+            states, max_tokens = self._reach(source, max_lengths, size, num_certain)
+            if not states:
+                continue
+            drafts = drafter.propose(states, max_tokens=max_tokens)
             for state, draft in zip(states, drafts, strict=True):
+                self.stats.num_without_room += draft is NO_ROOM
                 request_id = state.request.request_id
                 probabilities = self._acceptance[source].probabilities(request_id, draft)
                 proposal = _Proposal(draft, source, probabilities[: max_lengths[state]])
                 if state not in best or _worth(proposal) > _worth(best[state]):
                     best[state] = proposal
         return best
+
+    def _reach(
+        self,
+        source: int,
+        max_lengths: Mapping[RequestState, int],
+        size: StepSize,
+        num_certain: int,
+    ) -> tuple[list[RequestState], int]:
+        """Whom to ask a drafter for, and how many tokens of each.
+
+        One that costs nothing is asked for everything. Of another, drafting must pay for itself as well: the requests
+        and the length are those with the most expected tokens per second, all things counted, at the rate at which its
+        tokens were right so far. If there are none, a few requests are asked for every so often, to learn.
+        """
+        states, drafter = list(max_lengths), self.drafters[source]
+        if drafter.seconds(states, max_tokens=1) == 0:
+            return states, self._max_draft_tokens
+        longest = min(self._max_draft_tokens, max(max_lengths.values()))
+        rate = self._acceptance[source].mean()
+        best, best_speed = (0, 0), _LEAST_GAIN * num_certain / self._costs.seconds(size)
+        count = len(states)
+        while count:
+            asked, longer, expected = states[:count], size, float(num_certain)
+            for length in range(1, longest + 1):
+                expected += count * rate**length
+                for state in asked:
+                    longer = longer.with_row(len(state.token_ids))
+                seconds = self._costs.seconds(longer) + drafter.seconds(asked, max_tokens=length)
+                if expected / seconds > best_speed:
+                    best, best_speed = (count, length), expected / seconds
+            count //= 2
+        if not best[0]:
+            if self._num_unasked[source] < _LEARN_EVERY:
+                return [], 0
+            best = (_LEARN_REQUESTS, 1)
+        self._num_unasked[source] = 0
+        return states[: best[0]], best[1]
 
 
 def _worth(proposal: _Proposal) -> float:
@@ -226,9 +289,3 @@ def _tested(draft: Draft, sampled: Sequence[int]) -> tuple[Draft, int]:
             break
         num_right += 1
     return tested, num_right
-
-
-def _size(chunks: Sequence[Chunk]) -> StepSize:
-    contexts = [chunk.state.num_computed + chunk.num_tokens for chunk in chunks]
-    row_keys = sum((c.num_rows - 1) * keys for c, keys in zip(chunks, contexts, strict=True))
-    return StepSize(sum(chunk.num_rows for chunk in chunks), sum(contexts), row_keys)

@@ -14,6 +14,8 @@ class SpeculationStats:
     """Of those, kept; the token that a verified position yields besides is in neither."""
     proposed_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
+    num_without_room: int = 0
+    """Times that a request was not drafted for, since the draft model's cache was full."""
     draft_seconds: float = 0.0
     """Spent on drafts and on choosing their lengths."""
     drafted_tokens: int = 0
@@ -40,6 +42,7 @@ class SpeculationStats:
         metrics = {
             "speculation/proposed_tokens": float(self.num_proposed),
             "speculation/accepted_tokens": float(self.num_accepted),
+            "speculation/without_room": float(self.num_without_room),
             "speculation/draft_seconds": self.draft_seconds,
         }
         positions = zip_longest(self.accepted_by_position, self.proposed_by_position, fillvalue=0)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rollout.engine.core import RequestState
 
-__all__ = ["NO_DRAFT", "Draft", "Drafter"]
+__all__ = ["NO_DRAFT", "NO_ROOM", "Draft", "Drafter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +21,31 @@ class Draft:
 
 
 NO_DRAFT = Draft((), (), 0)
+NO_ROOM = Draft((), (), 0)
+"""No draft either, since the drafter had no memory for the request; told apart by identity, to be counted."""
 
 
 class Drafter(Protocol):
     """A source of drafts. Any tokens are safe: what is wrong costs time, never changes an output.
 
-    A trained head (EAGLE, MTP) fits here once the runner hands out the last hidden state of each request: it needs
-    that state, the request's newest token, the LM head, and a training pass of its own.
+    A trained head (EAGLE, MTP) is one more drafter, and needs what none of these do:
+
+    - the target's hidden states at the last accepted position of each request (EAGLE-3: of several layers; and of every
+      accepted position, where the head has a KV cache). `Runner.run` would return them beside the logits, and the engine
+      hand them over once it knows which tokens were kept;
+    - the newest token, and the target's embedding and LM head, which are another object after every commit;
+    - its own weights in the same `WeightUpdate` as the policy's, under a prefix of their own, so that one manifest and
+      one policy version covers both and a rollback takes both back; what it has cached of a request is of that version;
+    - a training pass: its loss against the policy's detached distribution.
     """
 
     def propose(self, states: Sequence[RequestState], *, max_tokens: int) -> list[Draft]:
         """One draft per request, of up to `max_tokens` tokens; `NO_DRAFT` for none."""
         ...
+
+    def seconds(self, states: Sequence[RequestState], *, max_tokens: int) -> float:
+        """Expected, of `propose` with the same arguments; 0 where it is not worth counting."""
+        return 0.0
 
     def finish(self, state: RequestState, *, policy_version: int) -> None:
         """A request ended, by whatever cause; `state.token_ids` is all there will be of it."""
@@ -43,3 +56,11 @@ class Drafter(Protocol):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
+
+    def check_integrity(self) -> None:
+        """Recount what it holds.
+
+        Raises:
+            RuntimeError: the books do not agree.
+        """
+        return

@@ -1,19 +1,53 @@
 """The drafters that a config asks for."""
 
-from rollout.config import DrafterKind, SpeculationConfig
+from rollout.config import DrafterKind, EngineConfig, ModelConfig
+from rollout.models.checkpoint import load_decoder
+from rollout.models.decoder import Decoder
+from rollout.models.sources import resolve_model
+from rollout.models.spec import read_spec
 from rollout.speculation.drafters.drafter import Drafter
+from rollout.speculation.drafters.model import ModelDrafter
 from rollout.speculation.drafters.ngram import NgramDrafter
 from rollout.speculation.drafters.suffix import SuffixDrafter
 
 __all__ = ["make_drafters"]
 
 
-def make_drafters(config: SpeculationConfig) -> list[Drafter]:
-    """None for OFF. AUTO has the suffix drafter, which finds whatever the n-gram one finds."""
-    match config.drafter:
+def make_drafters(config: EngineConfig, target: Decoder) -> list[Drafter]:
+    """None for OFF. AUTO has the suffix drafter, which finds whatever the n-gram one finds, and a model if one is named.
+
+    Raises:
+        ValueError: the draft model cannot be had, or has another vocabulary.
+    """
+    speculation = config.speculation
+    match speculation.drafter:
         case DrafterKind.OFF:
             return []
         case DrafterKind.NGRAM:
             return [NgramDrafter()]
-        case DrafterKind.SUFFIX | DrafterKind.AUTO:
-            return [SuffixDrafter(history_tokens=config.history_tokens)]
+        case DrafterKind.SUFFIX:
+            return [SuffixDrafter(history_tokens=speculation.history_tokens)]
+        case DrafterKind.MODEL:
+            return [_model_drafter(config, target)]
+        case DrafterKind.AUTO:
+            suffix = SuffixDrafter(history_tokens=speculation.history_tokens)
+            return [suffix, _model_drafter(config, target)] if speculation.model_path else [suffix]
+
+
+def _model_drafter(config: EngineConfig, target: Decoder) -> ModelDrafter:
+    """In the target's dtype, on its device. That both have one tokenizer is checked by the size of the vocabulary alone."""
+    path = config.speculation.model_path
+    directory = resolve_model(ModelConfig(path=path))
+    size, target_size = read_spec(directory).vocab_size, target.spec.vocab_size
+    if size != target_size:
+        raise ValueError(
+            f"engine.speculation.model_path must be a model of the same vocabulary: {path} has {size} tokens, "
+            f"the model it drafts for has {target_size}"
+        )
+    weight = target.embed_tokens
+    return ModelDrafter(
+        load_decoder(directory, dtype=weight.dtype, device=weight.device),
+        kv_cache_gb=config.speculation.kv_cache_gb,
+        block_size=config.block_size,
+        max_context=config.max_context_tokens,
+    )

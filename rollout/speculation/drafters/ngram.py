@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rollout.engine.core import RequestState
-from rollout.speculation.drafters.drafter import NO_DRAFT, Draft
+from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 
 __all__ = ["NgramDrafter"]
 
 
-class NgramDrafter:
+class NgramDrafter(Drafter):
     """Looks for the last 4 to 1 tokens, longest first, latest occurrence first.
 
     Prompt lookup decoding (Saxena, 2023). The baseline: it knows neither siblings nor the past.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollout.engine.core import RequestState
-from rollout.speculation.drafters.drafter import NO_DRAFT, Draft
+from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.drafters.history import History
 from rollout.speculation.drafters.suffix_automaton import ROOT, SuffixAutomaton
 
@@ -20,7 +20,7 @@ __all__ = ["SuffixDrafter"]
 _MIN_CONFIDENCE = 0.1  # a chain ends before a token less frequent than this
 
 
-class SuffixDrafter:
+class SuffixDrafter(Drafter):
     """Automata live while requests of their prompt do, and are made anew from the history.
 
     Tokens are added when a draft is asked for, so that an engine that never speculates pays nothing.

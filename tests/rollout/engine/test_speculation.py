@@ -8,7 +8,7 @@ import torch
 from rollout.config import DrafterKind, SpeculationConfig, StorageDtype
 from rollout.engine.core import FinishReason
 from rollout.speculation.cost_table import CostTable, StepSize
-from rollout.speculation.drafters.drafter import NO_DRAFT, Draft
+from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.speculator import Speculator
 from rollout.weights.update import make_update
 from tests.rollout.engine.engines import (
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB_SIZE = 250  # of the tiny models; draws are below
 
 
-class Scripted:
+class Scripted(Drafter):
     """Drafts a request's own future, with each token wrong at some rate; and any number of tokens too many."""
 
     def __init__(self, futures, *, error_rate, seed=0, extra=0):
@@ -66,6 +66,7 @@ def make_eager(speculator):
     for acceptance in speculator._acceptance:
         acceptance._rate = lambda _: 0.99
         acceptance.greatest = lambda: 0.99
+        acceptance.mean = lambda: 0.99
     return speculator
 
 

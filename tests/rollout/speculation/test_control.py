@@ -9,7 +9,7 @@ from rollout.engine.core import Batch, Chunk
 from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import allocate, survival
 from rollout.speculation.cost_table import CostTable, StepSize
-from rollout.speculation.drafters.drafter import NO_DRAFT, Draft
+from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.drafters.suffix import SuffixDrafter
 from rollout.speculation.speculator import Speculator
 from tests.rollout.speculation.requests import make_state
@@ -150,7 +150,7 @@ def test_a_gain_below_the_least_is_left_alone():
 # ---- the speculator
 
 
-class Oracle:
+class Oracle(Drafter):
     """Drafts what it is told, and counts how often it is asked."""
 
     def __init__(self, *token_ids):
@@ -183,6 +183,7 @@ def step(speculator, states, sampled):
     drafts = speculator.plan(batch, dict.fromkeys(states, 10))
     chunks = tuple(Chunk(state, 1, draft=tuple(drafts.get(state, ()))) for state in states)
     speculator._costs.refresh = lambda *_: None  # the clock of a test says nothing
+    speculator.begin(Batch(chunks, ()))
     speculator.observe(Batch(chunks, ()), dict.fromkeys(states, sampled))
     return drafts
 
