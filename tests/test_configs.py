@@ -13,6 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from rl import algorithm_config
 from rl import config as rl_config
 from rl.composition import ROOTS, known_keys, register_schemas, to_config
 from rl.config import (
@@ -159,7 +160,7 @@ def test_a_misspelt_key_in_yaml_is_named_with_a_suggestion():
 
 
 def schemas() -> list[type]:
-    modules = (rl_config, rollout_config)
+    modules = (rl_config, algorithm_config, rollout_config)
     found = {
         v for m in modules for v in vars(m).values() if isinstance(v, type) and is_dataclass(v)
     }
@@ -172,7 +173,7 @@ def test_every_key_has_a_reader():
     for path in sources:
         for node in ast.walk(ast.parse(path.read_text())):
             # `self.x` in a schema's own checks is not a reader
-            is_check = path.name == "config.py"
+            is_check = path.name.endswith("config.py")
             if isinstance(node, ast.Attribute) and not is_check:
                 read.add(node.attr)
     unread = [f"{s.__name__}.{f.name}" for s in schemas() for f in fields(s) if f.name not in read]
