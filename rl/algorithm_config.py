@@ -195,6 +195,11 @@ class DistillationConfig(AlgorithmConfig):
 
 
 @dataclass(kw_only=True)
+class SFTConfig(AlgorithmConfig):
+    """One answer per prompt, whatever `group_size` is."""
+
+
+@dataclass(kw_only=True)
 class CorrectionConfig:
     """For engines that sample from a slightly other policy; in exact mode it changes nothing."""
 

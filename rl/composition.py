@@ -22,6 +22,7 @@ from rl.algorithm_config import (
     PPOConfig,
     ReinforcePPConfig,
     RLOOConfig,
+    SFTConfig,
 )
 from rl.config import (
     ArithmeticConfig,
@@ -57,6 +58,7 @@ ALGORITHMS: Mapping[str, type[AlgorithmConfig]] = {
     "maxrl": MaxRLConfig,
     "ppo": PPOConfig,
     "distillation": DistillationConfig,
+    "sft": SFTConfig,
 }
 _VARIANTS: Mapping[type, tuple[type, ...]] = {
     AlgorithmConfig: tuple(ALGORITHMS.values()),

@@ -80,6 +80,16 @@ def test_every_option_of_every_group_composes(overrides):
     assert isinstance(load(*overrides), TrainConfig)
 
 
+@pytest.mark.parametrize("name", options("algorithm"))
+def test_every_algorithm_composes_and_its_yaml_repeats_no_default(name):
+    teacher = ("algorithm.teacher_path=x",) if name == "distillation" else ()
+    algorithm = load(f"algorithm={name}", *teacher).algorithm
+    defaults = type(algorithm)(**({"teacher_path": "x"} if teacher else {}))
+    content = yaml.safe_load((CONF / "algorithm" / f"{name}.yaml").read_text())
+    for key in set(content) - {"defaults"}:
+        assert getattr(algorithm, key) != getattr(defaults, key), key
+
+
 def test_the_other_scripts_compose():
     assert isinstance(load(name="evaluate"), EvaluateConfig)
     assert isinstance(load(name="generate"), GenerateConfig)

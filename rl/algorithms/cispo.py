@@ -31,7 +31,8 @@ def cispo_loss(tokens: Tokens, *, max_ratio: float) -> LossOutput:
     log_ratio_N = token_log_ratio(tokens).detach()
     # clamped as a logarithm: exp would overflow first
     ratio_N = log_ratio_N.clamp(max=math.log(max_ratio)).exp()
-    weighted_N = ratio_N * tokens.advantages_N * tokens.logprobs_N * tokens.loss_weights_N
+    logprobs_N = torch.where(is_trained_N, tokens.logprobs_N, 0.0)
+    weighted_N = ratio_N * tokens.advantages_N * logprobs_N * tokens.loss_weights_N
     loss = -torch.where(is_trained_N, weighted_N, 0.0).sum()
     is_clipped_N = (log_ratio_N > math.log(max_ratio)) & is_trained_N
     return LossOutput(loss=loss, metrics={"ratio/clip_fraction": is_clipped_N.sum()})

@@ -42,17 +42,16 @@ def token_log_ratio(tokens: Tokens) -> torch.Tensor:
 
 
 def sample_means(x_N: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-    """[N]: at each token the mean of `x_N` over the trained tokens of its sample; 0 where there are none.
+    """[N]: at each token the mean over the trained tokens of its sample of `x_N`, which is 0 at all others.
 
     A sample is never split over micro-batches, so the mean is that of all its tokens.
     """
     if not len(x_N):
         return x_N
-    is_trained_N = tokens.loss_weights_N != 0
     _, ids_N = tokens.sample_ids_N.unique_consecutive(return_inverse=True)
     zeros_S = x_N.new_zeros(int(ids_N[-1]) + 1)
-    sums_S = zeros_S.index_add(0, ids_N, torch.where(is_trained_N, x_N, 0.0))
-    counts_S = zeros_S.index_add(0, ids_N, is_trained_N.to(x_N.dtype))
+    sums_S = zeros_S.index_add(0, ids_N, x_N)
+    counts_S = zeros_S.index_add(0, ids_N, (tokens.loss_weights_N != 0).to(x_N.dtype))
     return (sums_S / counts_S.clamp(min=1))[ids_N]
 
 

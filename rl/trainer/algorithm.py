@@ -18,6 +18,7 @@ from rl.algorithm_config import (
     PPOConfig,
     ReinforcePPConfig,
     RLOOConfig,
+    SFTConfig,
 )
 from rl.algorithms.cispo import cispo_advantages, cispo_loss
 from rl.algorithms.dapo import dapo_advantages, dapo_loss
@@ -29,6 +30,7 @@ from rl.algorithms.maxrl import maxrl_advantages, maxrl_loss
 from rl.algorithms.ppo import ppo_advantages, ppo_loss
 from rl.algorithms.reinforce_pp import reinforce_pp_advantages, reinforce_pp_loss
 from rl.algorithms.rloo import rloo_advantages, rloo_loss
+from rl.algorithms.sft import sft_advantages, sft_loss
 from rl.algorithms.signals import Estimates, Signals
 from rl.trainer.backend import LossFunction
 
@@ -46,6 +48,8 @@ class Algorithm:
     critic: PPOConfig | None = None
     """How the critic learns, where there is one."""
     has_teacher: bool = False
+    learns_answers: bool = False
+    """Completions are the tasks' own answers; the policy samples none."""
 
 
 def make_algorithm(config: AlgorithmConfig, *, max_tokens: int) -> Algorithm:
@@ -105,6 +109,8 @@ def make_algorithm(config: AlgorithmConfig, *, max_tokens: int) -> Algorithm:
             return Algorithm(
                 advantages=distillation_advantages, loss=distillation_loss, has_teacher=True
             )
+        case SFTConfig():
+            return Algorithm(advantages=sft_advantages, loss=sft_loss, learns_answers=True)
         case _:
             raise TypeError(f"no algorithm for a {type(config).__name__}")
 

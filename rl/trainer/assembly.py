@@ -15,6 +15,7 @@ from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
 from rl.tracking.tracker import Tracker
 from rl.trainer.algorithm import make_algorithm
+from rl.trainer.answers import Answers
 from rl.trainer.collector import Collector
 from rl.trainer.learner_assembly import make_learner, num_frozen_decoders
 from rl.trainer.loop import Parts, TrainLoop
@@ -80,6 +81,11 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     pool = stack.enter_context(_pool(config, task))
     fleet = _fleet(config, decoder, tokenizer, start.state)
     fleet.load_state_dict(start.fleet_state)
+    answers = None
+    if algorithm.learns_answers:
+        answers = Answers(tokenizer, max_tokens=config.sampling.max_tokens)
+        for index in range(min(len(train_prompts), _NUM_CHECKED)):
+            answers(train_prompts[index][0])
     parts = Parts(
         train_prompts=train_prompts,
         held_out_prompts=held_out_prompts,
@@ -88,6 +94,7 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         learner=learner,
         checkpointer=Checkpointer(run_dir, source=source, keep=config.checkpoint.keep),
         tracker=tracker,
+        answers=answers,
     )
     plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
     loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)

@@ -19,7 +19,7 @@ import torch
 
 from rl.algorithms.signals import Signals
 from rl.config import RunMode, TrainConfig
-from rl.rollouts import Rollout, RolloutGroup
+from rl.rollouts import RolloutGroup
 from rl.trainer.algorithm import Algorithm, needs_old_logprobs
 from rl.trainer.backend import Backend, BatchStats
 from rl.trainer.critic import Critic
@@ -117,6 +117,8 @@ class Learner:
             grad_norm=sum(norms) / len(norms),
             learning_rate=learning_rate(self._config.trainer, version),
         )
+        if self._algorithm.learns_answers:  # nobody sampled them: there is nothing to compare with
+            metrics = {k: v for k, v in metrics.items() if not k.startswith("mismatch/")}
         return metrics | self._penalty_metrics(metrics)
 
     def published(self, version: int) -> None:
@@ -193,7 +195,8 @@ class Learner:
             old_N = _joined(samples, "old_logprobs")
             token_rewards_N += _joined(samples, "teacher_logprobs") - old_N
         return Signals(
-            rewards_S=torch.tensor([_reward(r) for r in rollouts], dtype=torch.float64),
+            # finite: ScoreOutcome refuses others
+            rewards_S=torch.tensor([r.reward for r in rollouts], dtype=torch.float64),
             group_ids_S=torch.tensor([r.group_id for r in rollouts], dtype=torch.int64),
             lengths_S=lengths_S,
             token_rewards_N=token_rewards_N,
@@ -248,8 +251,8 @@ class Learner:
     def _forward_backward(self, mini_batch: _MiniBatch, version: int) -> BatchStats:
         micro_batches, denominator = mini_batch.micro_batches, mini_batch.denominator
         stats = self.backend.forward_backward(micro_batches, self._loss, denominator=denominator)
-        is_generated = self._config.mode is RunMode.FULL
-        if stats.bad_sample is None and is_generated:
+        is_sampled = self._config.mode is RunMode.FULL and not self._algorithm.learns_answers
+        if stats.bad_sample is None and is_sampled:
             check_mismatch(stats, self._config.correction, step=version + 1)
         if self._critic is not None:
             critic = self._critic.forward_backward(micro_batches, denominator=denominator)
@@ -290,15 +293,6 @@ class Learner:
 
 def _lengths(samples: Sequence[TrainingSample]) -> list[int]:
     return [len(sample.advantages) for sample in samples]
-
-
-def _reward(rollout: Rollout) -> float:
-    if rollout.reward is None or not math.isfinite(rollout.reward):
-        raise RuntimeError(
-            f"the reward of group {rollout.group_id}, sample {rollout.sample_index} must be a finite number, got "
-            f"{rollout.reward}: scorers' outcomes are checked where they come in"
-        )
-    return rollout.reward
 
 
 def _joined(samples: Sequence[TrainingSample], name: str) -> torch.Tensor:

@@ -35,9 +35,8 @@ def make_learner(
     Raises:
         ValueError: the teacher cannot be loaded, or has another vocabulary.
     """
-    is_generated = (
-        config.mode is not RunMode.TRAIN_ONLY
-    )  # random completions come with no probabilities
+    # random completions, and answers, come with no probabilities
+    is_sampled = config.mode is not RunMode.TRAIN_ONLY and not algorithm.learns_answers
     temperature = config.sampling.temperature
     policy = load_decoder(weights, dtype=dtype)
     critic = None
@@ -56,8 +55,8 @@ def make_learner(
         policy,
         config.trainer,
         temperature=temperature,
-        corrector=_corrector(config.correction) if is_generated else None,
-        ratio_base=config.algorithm.ratio_base if is_generated else RatioBase.OLD,
+        corrector=_corrector(config.correction) if is_sampled else None,
+        ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.OLD,
     )
     return Learner(config, algorithm, backend, reference=reference, teacher=teacher, critic=critic)
 

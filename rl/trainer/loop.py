@@ -15,10 +15,11 @@ from typing import Any
 
 from rl.checkpoint.checkpoint import Checkpointer, RunState
 from rl.config import RunMode, TrainConfig
-from rl.data.prompts import PromptOrder
+from rl.data.prompts import Prompt, PromptOrder
 from rl.rollouts import NO_VERSION, Purpose, RolloutGroup
 from rl.tracking.tracker import Tracker
 from rl.trainer.admission import Admission
+from rl.trainer.answers import Answers
 from rl.trainer.collector import Collector, count_unscored
 from rl.trainer.evaluation import Evaluation, evaluate
 from rl.trainer.learner import Learner
@@ -50,6 +51,8 @@ class Parts:
     learner: Learner
     checkpointer: Checkpointer
     tracker: Tracker
+    answers: Answers | None = None
+    """What is learned instead of what is sampled."""
 
 
 class ScoringError(RuntimeError):
@@ -182,16 +185,26 @@ class TrainLoop:
         for _ in range(capacity):
             prompt_id = self._order.prompt_id(self._next_group)
             prompt, token_ids = self._parts.train_prompts[prompt_id]
-            self._parts.collector.begin(
-                prompt,
-                token_ids,
-                group_id=self._next_group,
-                group_size=self._config.group_size,
-                params=self._params(self._config.sampling.temperature),
-                purpose=Purpose.TRAINING,
-            )
+            self._begin(prompt, token_ids)
             self._next_group += 1
         self._admission.begin(capacity)
+
+    def _begin(self, prompt: Prompt, token_ids: Sequence[int]) -> None:
+        collector, answers = self._parts.collector, self._parts.answers
+        if answers is not None:
+            text, answer_ids = answers(prompt)
+            collector.demonstrate(
+                prompt, token_ids, text=text, answer_ids=answer_ids, group_id=self._next_group
+            )
+            return
+        collector.begin(
+            prompt,
+            token_ids,
+            group_id=self._next_group,
+            group_size=self._config.group_size,
+            params=self._params(self._config.sampling.temperature),
+            purpose=Purpose.TRAINING,
+        )
 
     def _params(self, temperature: float) -> SamplingParams:
         params = SamplingParams.of(self._config.sampling, seed=self._config.seed)
@@ -224,7 +237,7 @@ class TrainLoop:
     def _check_versions(self, groups: Sequence[RolloutGroup]) -> None:
         """Refuse tokens of a policy that this step does not train."""
         versions = {v for g in groups for r in g.rollouts for v in r.policy_versions} - {NO_VERSION}
-        if self._config.mode is RunMode.FULL and versions != {self._version}:
+        if self._config.mode is RunMode.FULL and not versions <= {self._version}:
             raise RuntimeError(
                 f"step {self._version + 1} trains version {self._version}, "
                 f"but its rollouts come from versions {sorted(versions)}"

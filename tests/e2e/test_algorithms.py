@@ -135,6 +135,16 @@ def test_a_batch_without_any_signal_is_survived_counted_and_said(tmp_path, caplo
     assert "2 of 2 groups scored the same throughout and train nothing" in caplog.text
 
 
+def test_sft_learns_the_answers_as_a_warm_start_and_resumes_bit_for_bit(tmp_path):
+    sft = ("algorithm=sft", *FEW, "trainer.learning_rate=1e-2")
+    whole, resumed = whole_and_resumed(tmp_path, *sft)
+    rows = steps_of(whole)
+    assert rows[-1]["loss/policy"] < rows[0]["loss/policy"]
+    assert all(row["reward/mean"] == 1.0 for row in rows), "what it learns is scored: it is right"
+    assert not any(name.startswith("mismatch/") for row in rows for name in row)
+    assert same(whole, resumed, 4)
+
+
 def test_distillation_learns_from_a_teacher_and_refuses_another_vocabulary(scorer, tmp_path):
     make_tiny(tmp_path / "teacher", seed=1)
     teacher = ("algorithm=distillation", f"algorithm.teacher_path={tmp_path / 'teacher'}")
@@ -160,6 +170,7 @@ def test_distillation_learns_from_a_teacher_and_refuses_another_vocabulary(score
         (("correction.min_importance_weight=0.5",), "0 where correction.mode is TRUNCATE"),
         (("trainer.steps_per_batch=3",), "trainer.steps_per_batch must be <= num_prompts_per_step (2)"),
         (("algorithm=distillation",), "algorithm.teacher_path"),
+        (("algorithm=sft", "sampling.max_tokens=2"), "sampling.max_tokens must hold every answer"),
     ],
 )  # fmt: skip
 def test_what_cannot_train_is_refused_with_the_reason(overrides, message, tmp_path):

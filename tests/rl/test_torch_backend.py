@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.algorithm_config import KLEstimator
+from rl.algorithm_config import KLEstimator, RatioBase
 from rl.algorithms.cispo import cispo_loss
 from rl.algorithms.correction import Corrector
 from rl.algorithms.dapo import dapo_loss
@@ -260,3 +260,21 @@ def test_each_token_weighs_as_its_importance_says(tiny):
     (-(terms * logprobs).sum() / 12.0).backward()
     for a, b in zip(got, plain.state_dict()["masters"], strict=True):
         torch.testing.assert_close(a, b.grad, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("base", RatioBase)
+def test_ratios_are_to_the_old_policy_or_to_the_engines_as_the_config_says(tiny, base):
+    decoder = load_decoder(tiny, dtype=torch.float64)
+    backend = TorchBackend(decoder, TrainerConfig(), temperature=0.7, ratio_base=base)
+    seen = []
+
+    def loss(tokens: Tokens):
+        seen.append(tokens.base_logprobs_N)
+        return rloo_loss(tokens)
+
+    (batch,) = pack(off_policy_samples(), max_tokens=1000, share_prompts=True)
+    backend.forward_backward([batch], loss, denominator=1.0)
+    expected = batch.extras["old_logprobs"]
+    if base is RatioBase.ROLLOUT:
+        expected = batch.rollout_logprobs_N.double()
+    assert torch.equal(seen[0], expected)

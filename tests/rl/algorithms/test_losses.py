@@ -13,6 +13,7 @@ from rl.algorithms.maxrl import maxrl_loss
 from rl.algorithms.ppo import ppo_loss
 from rl.algorithms.reinforce_pp import reinforce_pp_loss
 from rl.algorithms.rloo import rloo_loss
+from rl.algorithms.sft import sft_loss
 from tests.rl.algorithms.batches import gradient, tokens
 
 LN2 = math.log(2)
@@ -67,3 +68,18 @@ def test_cispo_clips_the_weight_and_keeps_the_gradient():
 def test_cispo_survives_a_ratio_that_would_overflow_and_an_untrained_nan():
     made = tokens([900.0, math.nan], [0.0, 0.0], [1.0, 1.0], [1.0, 0.0])
     assert gradient(cispo_loss, made, max_ratio=4.0) == pytest.approx([-4.0, 0.0])
+
+
+def test_sft_is_cross_entropy_whatever_the_base_policy():
+    made = tokens([-1.0, -2.0, math.nan], [-9.0, 0.0, 0.0], [1.0] * 3, [1.0, 0.5, 0.0])
+    assert sft_loss(made).loss.item() == 2.0
+    assert gradient(sft_loss, made) == pytest.approx([-1.0, -0.5, 0.0])
+
+
+@pytest.mark.parametrize("loss", [*CLIPPED, *UNCLIPPED, gspo_loss, cispo_loss, sft_loss])
+def test_a_micro_batch_whose_tokens_are_all_masked_has_no_gradient(loss):
+    arguments = {"clip_low": 0.2, "clip_high": 0.2} if loss in (*CLIPPED, gspo_loss) else {}
+    if loss is cispo_loss:
+        arguments = {"max_ratio": 2.0}
+    made = tokens([5.0, math.nan], [0.0, 0.0], [1.0, math.inf], [0.0, 0.0])
+    assert gradient(loss, made, **arguments) == [0.0, 0.0]
