@@ -10,15 +10,27 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from rl.config import (
+from rl.algorithm_config import (
     AlgorithmConfig,
+    CISPOConfig,
+    DAPOConfig,
+    DistillationConfig,
+    DrGRPOConfig,
+    GRPOConfig,
+    GSPOConfig,
+    MaxRLConfig,
+    PPOConfig,
+    ReinforcePPConfig,
+    RLOOConfig,
+    SFTConfig,
+)
+from rl.config import (
     ArithmeticConfig,
     BenchRolloutConfig,
     BenchSpeculationConfig,
     DatasetConfig,
     EvaluateConfig,
     GenerateConfig,
-    GRPOConfig,
     ReasoningGymConfig,
     TaskConfig,
     TrainConfig,
@@ -35,8 +47,21 @@ ROOTS: Mapping[str, type] = {
     "bench_rollout": BenchRolloutConfig,
     "bench_speculation": BenchSpeculationConfig,
 }
+ALGORITHMS: Mapping[str, type[AlgorithmConfig]] = {
+    "grpo": GRPOConfig,
+    "dr_grpo": DrGRPOConfig,
+    "dapo": DAPOConfig,
+    "rloo": RLOOConfig,
+    "reinforce_pp": ReinforcePPConfig,
+    "gspo": GSPOConfig,
+    "cispo": CISPOConfig,
+    "maxrl": MaxRLConfig,
+    "ppo": PPOConfig,
+    "distillation": DistillationConfig,
+    "sft": SFTConfig,
+}
 _VARIANTS: Mapping[type, tuple[type, ...]] = {
-    AlgorithmConfig: (GRPOConfig,),
+    AlgorithmConfig: tuple(ALGORITHMS.values()),
     TaskConfig: (ArithmeticConfig, ReasoningGymConfig, DatasetConfig),
 }
 
@@ -46,7 +71,8 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for name, root in ROOTS.items():
         store.store(name=f"{name}_schema", node=root)
-    store.store(group="algorithm", name="grpo_schema", node=GRPOConfig)
+    for name, schema in ALGORITHMS.items():
+        store.store(group="algorithm", name=f"{name}_schema", node=schema)
     store.store(group="task", name="arithmetic_schema", node=ArithmeticConfig)
     store.store(group="task", name="reasoning_gym_schema", node=ReasoningGymConfig)
     store.store(group="task", name="dataset_schema", node=DatasetConfig)

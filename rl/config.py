@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from rl.algorithm_config import AlgorithmConfig, CorrectionConfig
 from rollout.config import (
     DrafterKind,
     EngineConfig,
@@ -18,12 +19,6 @@ from rollout.config import (
     SpeculationConfig,
     require,
 )
-
-
-class LossReduction(Enum):
-    TOKEN_MEAN = "token_mean"
-    SEQUENCE_MEAN = "sequence_mean"
-    FIXED_LENGTH = "fixed_length"
 
 
 class LRSchedule(Enum):
@@ -143,28 +138,6 @@ class RewardConfig:
 
 
 @dataclass(kw_only=True)
-class AlgorithmConfig:
-    """Base of the `algorithm` group."""
-
-
-@dataclass(kw_only=True)
-class GRPOConfig(AlgorithmConfig):
-    clip_low: float = 0.2
-    """The ratio is kept at or above 1 - clip_low."""
-    clip_high: float = 0.2
-    """The ratio is kept at or below 1 + clip_high."""
-    normalize_std: bool = True
-    """Divide a group's centred rewards by their standard deviation."""
-    loss_reduction: LossReduction = LossReduction.TOKEN_MEAN
-    """TOKEN_MEAN: every trained token weighs the same; SEQUENCE_MEAN: every rollout does; FIXED_LENGTH: tokens
-    weigh 1 / (rollouts * sampling.max_tokens)."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.clip_low < 1, "algorithm.clip_low", "in (0, 1)", self.clip_low)
-        require(self.clip_high > 0, "algorithm.clip_high", "> 0", self.clip_high)
-
-
-@dataclass(kw_only=True)
 class TrainerConfig:
     num_steps: int = 100
     """Optimiser steps, one per batch."""
@@ -179,6 +152,9 @@ class TrainerConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
+    steps_per_batch: int = 1
+    """Optimiser steps on each batch, every one on as many of its groups. Above 1, ratios are to the policy before the
+    first of them, which takes a forward more; with 1 they are exactly 1, and no clip is ever felt."""
     max_tokens_per_micro_batch: int = 4096
     """Packed tokens of one forward and backward; the longest sample must fit."""
     share_prompts: bool = True
@@ -195,32 +171,13 @@ class TrainerConfig:
         require(0 <= self.adam_beta2 < 1, "trainer.adam_beta2", "in [0, 1)", self.adam_beta2)
         require(self.adam_epsilon > 0, "trainer.adam_epsilon", "> 0", self.adam_epsilon)
         require(self.max_grad_norm > 0, "trainer.max_grad_norm", "> 0", self.max_grad_norm)
+        require(self.steps_per_batch > 0, "trainer.steps_per_batch", "> 0", self.steps_per_batch)
         require(
             self.max_tokens_per_micro_batch > 0,
             "trainer.max_tokens_per_micro_batch",
             "> 0",
             self.max_tokens_per_micro_batch,
         )
-
-
-@dataclass(kw_only=True)
-class CorrectionConfig:
-    """For engines that sample from a slightly other policy; in exact mode it changes nothing."""
-
-    max_importance_weight: float = 2.0
-    """Tokens are weighted by trainer's over engine's probability, at most by this; 0: all alike."""
-    max_k3: float = 0.2
-    """Past this divergence of the two in one step, in nats per token, engines in 8 bits go on in plain weights. Its tail
-    is heavy: one of 1,000 tokens that is e^3 times as probable to the trainer gives 0.016, one e^5 times 0.14."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.max_importance_weight == 0 or self.max_importance_weight >= 1,
-            "correction.max_importance_weight",
-            "0 or >= 1",
-            self.max_importance_weight,
-        )
-        require(self.max_k3 > 0, "correction.max_k3", "> 0", self.max_k3)
 
 
 @dataclass(kw_only=True)
@@ -311,6 +268,12 @@ class TrainConfig:
         )
         require(
             self.group_size > 1, "group_size", "> 1 (advantages compare siblings)", self.group_size
+        )
+        require(
+            self.trainer.steps_per_batch <= self.num_prompts_per_step,
+            "trainer.steps_per_batch",
+            f"<= num_prompts_per_step ({self.num_prompts_per_step}), so that every step has a group",
+            self.trainer.steps_per_batch,
         )
 
 

@@ -13,6 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from rl import algorithm_config
 from rl import config as rl_config
 from rl.composition import ROOTS, known_keys, register_schemas, to_config
 from rl.config import (
@@ -77,6 +78,16 @@ def test_every_debug_option_composes_with_every_experiment(debug):
 )
 def test_every_option_of_every_group_composes(overrides):
     assert isinstance(load(*overrides), TrainConfig)
+
+
+@pytest.mark.parametrize("name", options("algorithm"))
+def test_every_algorithm_composes_and_its_yaml_repeats_no_default(name):
+    teacher = ("algorithm.teacher_path=x",) if name == "distillation" else ()
+    algorithm = load(f"algorithm={name}", *teacher).algorithm
+    defaults = type(algorithm)(**({"teacher_path": "x"} if teacher else {}))
+    content = yaml.safe_load((CONF / "algorithm" / f"{name}.yaml").read_text())
+    for key in set(content) - {"defaults"}:
+        assert getattr(algorithm, key) != getattr(defaults, key), key
 
 
 def test_the_other_scripts_compose():
@@ -159,7 +170,7 @@ def test_a_misspelt_key_in_yaml_is_named_with_a_suggestion():
 
 
 def schemas() -> list[type]:
-    modules = (rl_config, rollout_config)
+    modules = (rl_config, algorithm_config, rollout_config)
     found = {
         v for m in modules for v in vars(m).values() if isinstance(v, type) and is_dataclass(v)
     }
@@ -172,7 +183,7 @@ def test_every_key_has_a_reader():
     for path in sources:
         for node in ast.walk(ast.parse(path.read_text())):
             # `self.x` in a schema's own checks is not a reader
-            is_check = path.name == "config.py"
+            is_check = path.name.endswith("config.py")
             if isinstance(node, ast.Attribute) and not is_check:
                 read.add(node.attr)
     unread = [f"{s.__name__}.{f.name}" for s in schemas() for f in fields(s) if f.name not in read]

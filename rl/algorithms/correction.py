@@ -1,28 +1,90 @@
-"""Importance weights for tokens that were sampled by a slightly other policy than the one that is trained.
+"""Tokens that were sampled by a slightly other policy than the one that is trained: stale, in 8 bits, another engine's.
 
-    w = min(exp(old_logprobs - rollout_logprobs), max_weight)        detached, one per token
+    d = old_logprobs - rollout_logprobs            per token, detached; 0.0 in exact mode, and then every weight is 1
+    TOKEN:    w = exp(d)                           SEQUENCE: w = exp(sum of d over the sample)
+    TRUNCATE: min(w, max_weight)                   MASK: w where min_weight <= w <= max_weight, else 0
+    veto of a whole sample: |mean d| > max_mean_log_ratio (geometric mean), or mean (e^d - 1 - d) > max_sample_k3
 
-Truncated importance sampling of the engine's mismatch (https://fengyao.notion.site/off-policy-rl): the expectation is
-taken under the engine's distribution, the gradient wanted under the trainer's. Truncation bounds the variance and
-biases what it cuts. Where trainer and engine agree bit for bit every weight is exactly 1.
+The expectation is taken under the engine's distribution, the gradient wanted under the trainer's: truncated importance
+sampling (https://fengyao.notion.site/off-policy-rl), masks and geometric vetoes as in verl's rollout correction. TOKEN is biased by
+what earlier tokens did, SEQUENCE unbiased until it truncates, with a variance that grows with length. Vetoed and masked tokens
+weigh 0 and still count in the denominator: a batch with many of them makes a smaller step.
+Everything is done on logarithms and clamped before exp. N = trained tokens of whole samples.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
-__all__ = ["importance_weights"]
+from rl.algorithm_config import CorrectionLevel, CorrectionMode
+
+__all__ = ["Corrector", "effective_fraction"]
+
+_MAX_LOG = 20.0  # e^20: far beyond any limit, and finite
 
 
-def importance_weights(
-    old_logprobs_N: torch.Tensor, rollout_logprobs_N: torch.Tensor, *, max_weight: float
-) -> torch.Tensor:
-    """[N] weights in (0, max_weight].
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrector:
+    """Weights of tokens; 0 switches a limit off."""
 
-    Args:
-        old_logprobs_N: [N], the trainer's policy at the start of the step, detached.
-        rollout_logprobs_N: [N], of the distribution that was sampled from.
-        max_weight: >= 1.
-    """
-    # truncated as a logarithm: exp would overflow first
-    return (old_logprobs_N - rollout_logprobs_N).clamp(max=math.log(max_weight)).exp()
+    max_weight: float  # >= 1; 0: no weights, all tokens alike
+    min_weight: float = 0.0  # of MASK
+    level: CorrectionLevel = CorrectionLevel.TOKEN
+    mode: CorrectionMode = CorrectionMode.TRUNCATE
+    max_mean_log_ratio: float = 0.0
+    max_sample_k3: float = 0.0
+
+    def __call__(
+        self,
+        old_logprobs_N: torch.Tensor,
+        rollout_logprobs_N: torch.Tensor,
+        sample_ids_N: torch.Tensor,
+    ) -> torch.Tensor:
+        """[N] weights in [0, max_weight].
+
+        Args:
+            old_logprobs_N: [N], the trainer's policy at the start of the step, detached.
+            rollout_logprobs_N: [N], of the distribution that was sampled from.
+            sample_ids_N: [N] int64, in ascending order.
+        """
+        log_ratio_N = old_logprobs_N - rollout_logprobs_N
+        if not len(log_ratio_N):
+            return log_ratio_N
+        _, ids_N = sample_ids_N.unique_consecutive(return_inverse=True)
+        weights_N = self._weights(log_ratio_N, ids_N)
+        return torch.where(self._is_vetoed(log_ratio_N, ids_N), 0.0, weights_N)
+
+    def _weights(self, log_ratio_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+        if self.max_weight == 0:
+            return torch.ones_like(log_ratio_N)
+        if self.level is CorrectionLevel.SEQUENCE:
+            log_ratio_N = _sums(log_ratio_N, ids_N)
+        limit = math.log(self.max_weight)
+        # clamped as a logarithm: exp would overflow first
+        weights_N = log_ratio_N.clamp(max=limit).exp()
+        if self.mode is CorrectionMode.TRUNCATE:
+            return weights_N
+        is_outside_N = (log_ratio_N > limit) | (weights_N < self.min_weight)
+        return torch.where(is_outside_N, 0.0, weights_N)
+
+    def _is_vetoed(self, log_ratio_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+        is_vetoed_N = torch.zeros_like(log_ratio_N, dtype=torch.bool)
+        lengths_N = _sums(torch.ones_like(log_ratio_N), ids_N)
+        if self.max_mean_log_ratio:
+            means_N = _sums(log_ratio_N, ids_N) / lengths_N
+            is_vetoed_N |= means_N.abs() > self.max_mean_log_ratio
+        if self.max_sample_k3:
+            k3_N = log_ratio_N.clamp(max=_MAX_LOG).expm1() - log_ratio_N
+            is_vetoed_N |= _sums(k3_N, ids_N) / lengths_N > self.max_sample_k3
+        return is_vetoed_N
+
+
+def _sums(x_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+    """[N]: at each token the sum over its sample."""
+    return x_N.new_zeros(int(ids_N[-1]) + 1).index_add(0, ids_N, x_N)[ids_N]
+
+
+def effective_fraction(weight_mean: float, squared_mean: float) -> float:
+    """Effective sample size over the number of tokens, (sum w)^2 / (N sum w^2): 1 where all weigh the same."""
+    return weight_mean**2 / squared_mean if squared_mean else 0.0

@@ -1,7 +1,7 @@
 """Checkpoints of a run: weights in the store that others follow, trainer state beside it.
 
     <run_dir>/weights/v<version>/     a Hugging Face directory with a manifest; weights/LATEST names the newest
-    <run_dir>/trainer/v<version>.pt   optimiser and master weights, where the run stands, and the fleet's history
+    <run_dir>/trainer/v<version>.pt   optimiser and master weights (the critic's too), where the run stands, and the fleet's history
 
 The trainer state is written first, so that every version that LATEST has ever named can be resumed.
 """
@@ -25,6 +25,8 @@ class RunState:
 
     policy_version: int
     accepted_groups: int
+    dropped_groups: int = 0
+    """Begun and replaced by dynamic sampling, so that the next group is number accepted + dropped."""
     gave_up_int8: bool = False
     """The engine was to have weights in 8 bits, and went on in plain ones: see `correction.max_k3`."""
 

@@ -6,7 +6,7 @@ __all__ = ["Admission"]
 class Admission:
     """running + accepted <= (policy_version + max_staleness + 1) * num_prompts_per_step.
 
-    `accepted` is cumulative: groups that were trained on or wait to be. With `max_staleness` 0 this is one
+    `accepted` is cumulative: groups that were trained on or wait to be, without those that dynamic sampling dropped. With `max_staleness` 0 this is one
     batch per version, the synchronous loop.
     """
 
@@ -23,6 +23,10 @@ class Admission:
 
     def begin(self, num_groups: int = 1) -> None:
         self.running += num_groups
+
+    def drop(self, num_groups: int = 1) -> None:
+        """Complete groups that will not be trained on: others may be begun in their place."""
+        self.running -= num_groups
 
     def accept(self, num_groups: int = 1) -> None:
         """Move complete groups from running to accepted."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rl.algorithm_config import PPOConfig
 from rl.checkpoint.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
 from rl.config import RunMode, TrainConfig
 from rl.data.task import Task, load_task
@@ -13,10 +14,12 @@ from rl.environments import SingleTurn
 from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
 from rl.tracking.tracker import Tracker
+from rl.trainer.algorithm import make_algorithm
+from rl.trainer.answers import Answers
 from rl.trainer.collector import Collector
+from rl.trainer.learner_assembly import make_learner, num_frozen_decoders
 from rl.trainer.loop import Parts, TrainLoop
 from rl.trainer.prompts import EncodedPrompts
-from rl.trainer.torch_backend import TorchBackend
 from rl.trainer.validation import check_config, check_prompts
 from rollout.config import StorageDtype
 from rollout.engine.engine import Engine
@@ -62,16 +65,10 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         count = len(prompts) if isinstance(prompts.prompts, list) else _NUM_CHECKED
         lengths = prompts.lengths(count)
         check_prompts(config, lengths, max_context_tokens=limit, what=what)
-    correction = config.correction.max_importance_weight
-    backend = TorchBackend(
-        load_decoder(start.weights, dtype=dtype),
-        config.trainer,
-        temperature=config.sampling.temperature,
-        # random completions come with no probabilities
-        max_importance_weight=0.0 if config.mode is RunMode.TRAIN_ONLY else correction,
-    )
+    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
+    learner = make_learner(config, algorithm, source=source, weights=start.weights, dtype=dtype)
     if start.trainer_state is not None:
-        backend.load_state_dict(start.trainer_state)
+        learner.load_state_dict(start.trainer_state)
     run_dir = Path(config.run_dir)
     tracker = stack.enter_context(
         Tracker(
@@ -84,17 +81,24 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     pool = stack.enter_context(_pool(config, task))
     fleet = _fleet(config, decoder, tokenizer, start.state)
     fleet.load_state_dict(start.fleet_state)
+    answers = None
+    if algorithm.learns_answers:
+        answers = Answers(tokenizer, max_tokens=config.sampling.max_tokens)
+        for index in range(min(len(train_prompts), _NUM_CHECKED)):
+            answers(train_prompts[index][0])
     parts = Parts(
         train_prompts=train_prompts,
         held_out_prompts=held_out_prompts,
         fleet=fleet,
         collector=Collector(fleet, pool, SingleTurn()),
-        backend=backend,
+        learner=learner,
         checkpointer=Checkpointer(run_dir, source=source, keep=config.checkpoint.keep),
         tracker=tracker,
+        answers=answers,
     )
     plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
-    return Run(loop=TrainLoop(config, parts, start.state), tracker=tracker, plan=plan)
+    loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)
+    return Run(loop=loop, tracker=tracker, plan=plan)
 
 
 def _start(config: TrainConfig, source: Path) -> Checkpoint:
@@ -129,12 +133,13 @@ def _plan(
     """What the run will use; memory in GB (10^9 bytes)."""
     weight = decoder.embed_tokens
     num_parameters = sum(p.numel() for p in decoder.parameters())
-    copies = (
-        2 if config.mode is RunMode.TRAIN_ONLY else 3
-    )  # trainer's, engine's, the engine's shadow
+    # trainer's, engine's, the engine's shadow; a critic's; a reference's, taking a teacher to be as large
+    copies = 2 if config.mode is RunMode.TRAIN_ONLY else 3
+    num_trained = 2 if isinstance(config.algorithm, PPOConfig) else 1
+    copies += num_trained - 1 + num_frozen_decoders(config)
     weights_gb = copies * num_parameters * weight.itemsize / 1e9
     # fp32 gradient and two AdamW moments, and masters where the compute type is narrower
-    optimizer_gb = num_parameters * 4 * (3 if weight.itemsize >= 4 else 4) / 1e9
+    optimizer_gb = num_trained * num_parameters * 4 * (3 if weight.itemsize >= 4 else 4) / 1e9
     return {
         "model": f"{num_parameters / 1e6:.1f} M parameters, {str(weight.dtype).removeprefix('torch.')}",
         "task": f"{task.name}: {len(task.train):,} prompts to train on (mean {sum(lengths) / len(lengths):.0f} "

@@ -7,12 +7,13 @@ from typing import Any, Protocol
 import torch
 
 from rl.algorithms.output import LossOutput
+from rl.algorithms.signals import Tokens
 from rl.trainer.packing import MicroBatch
 
 __all__ = ["Backend", "BatchStats", "LossFunction"]
 
-LossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], LossOutput]
-"""(logprobs, old_logprobs, advantages, loss_weights), each [N] -> sums."""
+LossFunction = Callable[[Tokens], LossOutput]
+"""A sum over the tokens of a micro-batch, and sums to report."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +37,10 @@ class Backend(Protocol):
         denominator: float,
     ) -> BatchStats:
         """Accumulate the gradient of sum / denominator."""
+        ...
+
+    def old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """[N] log-probabilities of all micro-batches, one after the other, without a gradient."""
         ...
 
     def step(self, learning_rate: float) -> float:

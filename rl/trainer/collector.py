@@ -10,7 +10,7 @@ from rl.data.prompts import Prompt
 from rl.environments import Environment
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rewards.pool import ScoreJob, ScorerPool, ScoreTicket
-from rl.rollouts import Purpose, Rollout, RolloutGroup
+from rl.rollouts import NO_VERSION, Purpose, Rollout, RolloutGroup
 from rollout.engine.core import Completion, FinishReason, Request, SampleKey, SamplingParams
 from rollout.fleet.fleet import Fleet
 
@@ -72,6 +72,38 @@ class Collector:
         )
         attempts = [_Attempt(group, rollout, params) for rollout in group.rollouts]
         self._fleet.submit([self._request(attempt) for attempt in attempts])
+
+    def demonstrate(
+        self,
+        prompt: Prompt,
+        prompt_ids: Sequence[int],
+        *,
+        text: str,
+        answer_ids: Sequence[int],
+        group_id: int,
+    ) -> None:
+        """A group of one rollout that is given instead of sampled; it is scored like any other."""
+        rollout = Rollout(
+            group_id=group_id,
+            sample_index=0,
+            num_prompt_tokens=len(prompt_ids),
+            token_ids=list(prompt_ids),
+        )
+        rollout.append_completion(
+            Completion(
+                request_id=f"answer/{group_id}",
+                token_ids=list(answer_ids),
+                logprobs=[0.0] * len(answer_ids),
+                policy_versions=[NO_VERSION] * len(answer_ids),
+                finish_reason=FinishReason.STOP,
+                text=text,
+            )
+        )
+        group = RolloutGroup(
+            group_id=group_id, prompt=prompt, purpose=Purpose.TRAINING, rollouts=[rollout]
+        )
+        ticket = self._pool.submit([ScoreJob(completion=text, row=prompt.row)])
+        self._tickets.append((ticket, [_Attempt(group, rollout, SamplingParams())]))
 
     def poll(self, timeout_seconds: float) -> list[RolloutGroup]:
         """Groups that became complete: every sibling is scored, or has the reason why it is not."""

@@ -7,29 +7,23 @@ One batch is `num_prompts_per_step` groups, taken in `group_id` order. `policy_v
 consumed, also those whose step was skipped because a loss was not finite.
 """
 
-import functools
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rl.algorithms.grpo import grpo_advantages, grpo_loss
 from rl.checkpoint.checkpoint import Checkpointer, RunState
-from rl.config import AlgorithmConfig, GRPOConfig, RunMode, TrainConfig
-from rl.data.prompts import PromptOrder
+from rl.config import RunMode, TrainConfig
+from rl.data.prompts import Prompt, PromptOrder
 from rl.rollouts import NO_VERSION, Purpose, RolloutGroup
 from rl.tracking.tracker import Tracker
 from rl.trainer.admission import Admission
-from rl.trainer.backend import Backend, BatchStats, LossFunction
+from rl.trainer.answers import Answers
 from rl.trainer.collector import Collector, count_unscored
 from rl.trainer.evaluation import Evaluation, evaluate
-from rl.trainer.lr_schedule import learning_rate
-from rl.trainer.metrics import memory_metrics, rollout_metrics, sample_rows, training_metrics
-from rl.trainer.packing import TrainingSample, loss_weights, pack
+from rl.trainer.learner import Learner
+from rl.trainer.metrics import is_uniform, memory_metrics, rollout_metrics, sample_rows
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.stop_signal import StopSignal
 from rl.trainer.stopwatch import Stopwatch
@@ -54,9 +48,11 @@ class Parts:
     held_out_prompts: EncodedPrompts
     fleet: Fleet
     collector: Collector
-    backend: Backend
+    learner: Learner
     checkpointer: Checkpointer
     tracker: Tracker
+    answers: Answers | None = None
+    """What is learned instead of what is sampled."""
 
 
 class ScoringError(RuntimeError):
@@ -66,19 +62,21 @@ class ScoringError(RuntimeError):
 class TrainLoop:
     """Runs from `state` to `trainer.num_steps`, or to Ctrl-C."""
 
-    def __init__(self, config: TrainConfig, parts: Parts, state: RunState) -> None:
+    def __init__(
+        self, config: TrainConfig, parts: Parts, state: RunState, *, max_refills: int = 0
+    ) -> None:
         self._config = config
         self._parts = parts
         self._version = state.policy_version
         self._order = PromptOrder(len(parts.train_prompts), seed=config.seed)
-        self._next_group = state.accepted_groups
+        self._dropped = state.dropped_groups
+        self._next_group = state.accepted_groups + state.dropped_groups
         self._admission = Admission(num_prompts_per_step=config.num_prompts_per_step)
         self._admission.accepted = state.accepted_groups
         self._complete: dict[int, RolloutGroup] = {}
-        self._loss_function = _loss_function(config.algorithm)
+        self._max_dropped = max_refills * config.num_prompts_per_step
         self._stop = StopSignal()
         self._gave_up_int8 = state.gave_up_int8
-        self._is_updating = False  # weights are between two versions
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
 
@@ -100,7 +98,7 @@ class TrainLoop:
                 self._run()
             finally:
                 # whatever ended the run, its last whole version is kept
-                if not self._is_updating:
+                if not self._parts.learner.is_updating:
                     self._save_checkpoint()
         return not self._stop.requested
 
@@ -122,9 +120,11 @@ class TrainLoop:
         self._check_scores(groups)
         seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
         metrics = rollout_metrics(groups, seconds=seconds)
+        batch = self._without_dropped(groups)
+        metrics["rollout/num_dropped_groups"] = len(groups) - len(batch)
         if self._config.mode is not RunMode.ROLLOUT_ONLY:
             progress.begin_phase("training")
-            metrics |= self._train(groups, stopwatch)
+            metrics |= self._train(batch, stopwatch)
         else:
             self._version += 1
         metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
@@ -134,38 +134,77 @@ class TrainLoop:
         return True
 
     def _collect(self, stopwatch: Stopwatch) -> list[RolloutGroup] | None:
-        """The next batch's groups in `group_id` order; None when told to stop before they were complete."""
+        """The groups of the next batch, and those that it replaced, in `group_id` order; None when told to stop before
+        they were complete.
+
+        A group that is dropped makes room for one more when it arrives. How many are begun depends on their rewards
+        alone, and which of them are dropped is decided in `group_id` order: a batch never depends on who was fast.
+        """
         size = self._config.num_prompts_per_step
-        first = self._admission.accepted
-        wanted = range(first, first + size)
+        first = self._admission.accepted + self._dropped
+        num_dropped = 0
         collector, progress = self._parts.collector, self._parts.tracker.progress
-        while not all(group_id in self._complete for group_id in wanted):
+        while not all(first + i in self._complete for i in range(size + num_dropped)):
             if self._stop.requested:
                 return None
             self._admit()
             with stopwatch("score_wait" if collector.is_generated else "rollout"):
                 for group in collector.poll(_POLL_SECONDS):
                     self._complete[group.group_id] = group
+                    if is_uniform(group) and num_dropped < self._max_dropped:
+                        num_dropped += 1
+                        self._admission.drop()
             self._parts.fleet.status().check()
-            progress.advance(len(self._complete), size)
+            progress.advance(len(self._complete) - num_dropped, size)
         self._admission.accept(size)
-        return [self._complete.pop(group_id) for group_id in wanted]
+        self._dropped += num_dropped
+        return [self._complete.pop(first + i) for i in range(size + num_dropped)]
+
+    def _without_dropped(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        """A batch of `num_prompts_per_step` groups: the first ones without signal are left out."""
+        batch, num_dropped = [], len(groups) - self._config.num_prompts_per_step
+        for group in groups:
+            if is_uniform(group) and num_dropped:
+                num_dropped -= 1
+            else:
+                batch.append(group)
+        num_left = sum(map(is_uniform, batch))
+        if self._max_dropped and num_left:
+            logger.warning(
+                "step %d: %d of %d groups scored the same throughout and train nothing; algorithm.max_refills=%d "
+                "was not enough to replace them",
+                self._version + 1,
+                num_left,
+                len(batch),
+                self._max_dropped // self._config.num_prompts_per_step,
+            )
+        return batch
 
     def _admit(self) -> None:
         capacity = self._admission.capacity(self._version)
         for _ in range(capacity):
             prompt_id = self._order.prompt_id(self._next_group)
             prompt, token_ids = self._parts.train_prompts[prompt_id]
-            self._parts.collector.begin(
-                prompt,
-                token_ids,
-                group_id=self._next_group,
-                group_size=self._config.group_size,
-                params=self._params(self._config.sampling.temperature),
-                purpose=Purpose.TRAINING,
-            )
+            self._begin(prompt, token_ids)
             self._next_group += 1
         self._admission.begin(capacity)
+
+    def _begin(self, prompt: Prompt, token_ids: Sequence[int]) -> None:
+        collector, answers = self._parts.collector, self._parts.answers
+        if answers is not None:
+            text, answer_ids = answers(prompt)
+            collector.demonstrate(
+                prompt, token_ids, text=text, answer_ids=answer_ids, group_id=self._next_group
+            )
+            return
+        collector.begin(
+            prompt,
+            token_ids,
+            group_id=self._next_group,
+            group_size=self._config.group_size,
+            params=self._params(self._config.sampling.temperature),
+            purpose=Purpose.TRAINING,
+        )
 
     def _params(self, temperature: float) -> SamplingParams:
         params = SamplingParams.of(self._config.sampling, seed=self._config.seed)
@@ -185,81 +224,24 @@ class TrainLoop:
         logger.warning("%s; they are left out of this step", summary)
 
     def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> dict[str, float]:
-        """Advantages, packing, forward and backward, and the optimiser's step."""
-        backend, trainer = self._parts.backend, self._config.trainer
-        with stopwatch("pack"):
-            self._check_versions(groups)
-            samples, denominator = self._samples(groups)
-            micro_batches = pack(
-                samples,
-                max_tokens=trainer.max_tokens_per_micro_batch,
-                share_prompts=trainer.share_prompts,
-            )
-        with stopwatch("forward_backward"):
-            stats = backend.forward_backward(
-                micro_batches, self._loss_function, denominator=denominator
-            )
-        rate = learning_rate(trainer, self._version)
-        self._is_updating = True
-        with stopwatch("optimizer"):
-            grad_norm = self._update(stats, samples, rate)
-        metrics = training_metrics(stats, grad_norm=grad_norm, learning_rate=rate)
+        """Learn from a batch and publish what came of it."""
+        learner = self._parts.learner
+        self._check_versions(groups)
+        metrics = learner.learn(groups, self._version, stopwatch)
         self._check_mismatch(metrics)
         with stopwatch("publish"):
             self._publish()
-        self._is_updating = False
+        learner.published(self._version)
         return metrics
-
-    def _samples(self, groups: Sequence[RolloutGroup]) -> tuple[list[TrainingSample], float]:
-        """Scored rollouts with signal, and the denominator, in which those without it count too."""
-        algorithm = self._config.algorithm
-        assert isinstance(algorithm, GRPOConfig), "the only algorithm of this version"
-        scored = [(g, r) for g in groups for r in g.rollouts if r.reward is not None]
-        weights, denominator = loss_weights(
-            [rollout for _, rollout in scored],
-            algorithm.loss_reduction,
-            fixed_length=self._config.sampling.max_tokens,
-        )
-        advantages: list[float] = []
-        for group in groups:
-            rewards = [r.reward for r in group.rollouts if r.reward is not None]
-            if rewards:
-                rewards_G = torch.tensor(rewards, dtype=torch.float64)
-                advantages += grpo_advantages(
-                    rewards_G, normalize_std=algorithm.normalize_std
-                ).tolist()
-        samples = [
-            TrainingSample(rollout=rollout, advantage=advantage, loss_weight=weight)
-            for (_, rollout), advantage, weight in zip(scored, advantages, weights, strict=True)
-            if advantage != 0
-        ]
-        return samples, max(denominator, 1.0)
 
     def _check_versions(self, groups: Sequence[RolloutGroup]) -> None:
         """Refuse tokens of a policy that this step does not train."""
         versions = {v for g in groups for r in g.rollouts for v in r.policy_versions} - {NO_VERSION}
-        if self._config.mode is RunMode.FULL and versions != {self._version}:
+        if self._config.mode is RunMode.FULL and not versions <= {self._version}:
             raise RuntimeError(
                 f"step {self._version + 1} trains version {self._version}, "
                 f"but its rollouts come from versions {sorted(versions)}"
             )
-
-    def _update(self, stats: BatchStats, samples: Sequence[TrainingSample], rate: float) -> float:
-        """Step, or skip it when a loss or the gradient is not finite; returns the gradient's norm."""
-        if stats.bad_sample is not None:
-            rollout = samples[stats.bad_sample].rollout
-            logger.warning(
-                "step %d skipped: the loss of group %d, sample %d is not finite",
-                self._version + 1,
-                rollout.group_id,
-                rollout.sample_index,
-            )
-            self._parts.backend.clear_gradients()
-            return float("nan")
-        norm = self._parts.backend.step(rate)
-        if not math.isfinite(norm):
-            logger.warning("step %d skipped: the gradient is not finite", self._version + 1)
-        return norm
 
     def _check_mismatch(self, metrics: Mapping[str, float]) -> None:
         """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
@@ -284,7 +266,7 @@ class TrainLoop:
         self._gave_up_int8 |= self._is_int8
 
     def _publish(self) -> None:
-        named_weights = self._parts.backend.named_weights()
+        named_weights = self._parts.learner.backend.named_weights()
         if self._is_int8:
             named_weights = int8_weights(named_weights)
         update = make_update(self._version + 1, named_weights)
@@ -334,17 +316,18 @@ class TrainLoop:
             return
         self._parts.tracker.progress.begin_phase("checkpoint")
         stopwatch = Stopwatch()
-        backend = self._parts.backend
+        learner = self._parts.learner
         state = RunState(
             policy_version=self._version,
             accepted_groups=self._admission.accepted,
+            dropped_groups=self._dropped,
             gave_up_int8=self._gave_up_int8,
         )
         with stopwatch("checkpoint"):
             path: Path = self._parts.checkpointer.save(
                 state,
-                named_weights=backend.named_weights(),
-                trainer_state=backend.state_dict(),
+                named_weights=learner.backend.named_weights(),
+                trainer_state=learner.state_dict(),
                 fleet_state=self._parts.fleet.state_dict(),
             )
         fields: Mapping[str, Any] = {
@@ -354,16 +337,6 @@ class TrainLoop:
             "seconds/checkpoint": stopwatch.seconds("checkpoint"),
         }
         self._parts.tracker.checkpoint(fields)
-
-
-def _loss_function(algorithm: AlgorithmConfig) -> LossFunction:
-    match algorithm:
-        case GRPOConfig():
-            return functools.partial(
-                grpo_loss, clip_low=algorithm.clip_low, clip_high=algorithm.clip_high
-            )
-        case _:
-            raise TypeError(f"no algorithm for a {type(algorithm).__name__}")
 
 
 def _is_due(version: int, every_steps: int) -> bool:

@@ -4,11 +4,12 @@ import resource
 from collections.abc import Sequence
 from typing import Any
 
+from rl.algorithms.correction import effective_fraction
 from rl.rollouts import Rollout, RolloutGroup
 from rl.trainer.backend import BatchStats
 from rollout.engine.core import FinishReason
 
-__all__ = ["memory_metrics", "rollout_metrics", "sample_rows", "training_metrics"]
+__all__ = ["is_uniform", "memory_metrics", "rollout_metrics", "sample_rows", "training_metrics"]
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[str, float]:
@@ -23,7 +24,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[s
         "reward/mean": mean,
         "reward/std": variance**0.5,
         "reward/error_rate": 1 - len(rewards) / len(rollouts),
-        "reward/zero_variance_groups": sum(_is_uniform(group) for group in groups) / len(groups),
+        "reward/zero_variance_groups": sum(is_uniform(group) for group in groups) / len(groups),
         "rollout/length_mean": sum(lengths) / len(lengths),
         "rollout/length_max": max(lengths),
         "rollout/truncated_fraction": sum(truncated) / len(truncated),
@@ -32,7 +33,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[s
     }
 
 
-def _is_uniform(group: RolloutGroup) -> bool:
+def is_uniform(group: RolloutGroup) -> bool:
+    """Whether all rollouts with a score have the same one, so that comparing them teaches nothing."""
     return len({r.reward for r in group.rollouts if r.reward is not None}) <= 1
 
 
@@ -45,6 +47,10 @@ def training_metrics(
     }
     if stats.num_tokens:
         means["mismatch/logprob_difference_max"] = stats.max_logprob_difference
+        means["mismatch/effective_sample_fraction"] = effective_fraction(
+            means["mismatch/importance_weight_mean"],
+            means.pop("mismatch/importance_weight_squared_mean"),
+        )
     return {**means, "optimizer/grad_norm": grad_norm, "optimizer/learning_rate": learning_rate}
 
 

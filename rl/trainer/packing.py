@@ -9,13 +9,13 @@ Shape legend: T = input rows, N = targets.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import takewhile
 
 import torch
 
 from kernels.attention import AttentionLayout, Segment, packed_layout
-from rl.config import LossReduction
+from rl.algorithm_config import LossReduction
 from rl.rollouts import Rollout
 
 __all__ = ["MicroBatch", "TrainingSample", "loss_weights", "pack"]
@@ -23,11 +23,15 @@ __all__ = ["MicroBatch", "TrainingSample", "loss_weights", "pack"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSample:
-    """One rollout with its advantage. `loss_weight` is that of each trained token; never 0."""
+    """One rollout with what the loss needs to know of it."""
 
     rollout: Rollout
-    advantage: float
+    advantages: Sequence[float]
+    """Of each trained token."""
     loss_weight: float
+    """Of every trained token; never 0."""
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """More of each trained token: `old_logprobs`, `ref_logprobs`, `values`, `returns`. All samples have the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ class MicroBatch:
     loss_weights_N: torch.Tensor  # fp32
     advantages_N: torch.Tensor  # fp32
     rollout_logprobs_N: torch.Tensor  # fp32, as the engine reported
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # [N], those of the samples
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
@@ -50,6 +55,7 @@ class MicroBatch:
         for name, value in moved.items():
             if isinstance(value, torch.Tensor):
                 moved[name] = value.to(device)
+        moved["extras"] = {name: value.to(device) for name, value in self.extras.items()}
         return MicroBatch(**moved)
 
 
@@ -123,6 +129,7 @@ class _Builder:
                 "logprobs",
             )
         }
+        self._extras: dict[str, list[torch.Tensor]] = {}
         self._prompt_ids: list[int] = []
         self._prompt_rows: Sequence[int] = ()
 
@@ -143,14 +150,16 @@ class _Builder:
         self._prompt_ids, self._prompt_rows = prompt_ids, [*shared_rows, *new_rows]
         own_rows = self._append(rollout.token_ids[num_prompt:-1], prefix=self._prompt_rows)
         rows = [*self._prompt_rows, *own_rows]
-        for position in range(num_prompt, len(rollout.token_ids)):
-            if rollout.loss_mask[position]:
-                self._targets["source_rows"].append(rows[position - 1])
-                self._targets["target_ids"].append(rollout.token_ids[position])
-                self._targets["sample_ids"].append(sample_id)
-                self._targets["loss_weights"].append(sample.loss_weight)
-                self._targets["advantages"].append(sample.advantage)
-                self._targets["logprobs"].append(rollout.rollout_logprobs[position])
+        trained = [p for p in range(num_prompt, len(rollout.token_ids)) if rollout.loss_mask[p]]
+        self._targets["source_rows"] += [rows[p - 1] for p in trained]
+        self._targets["target_ids"] += [rollout.token_ids[p] for p in trained]
+        self._targets["sample_ids"] += [sample_id] * len(trained)
+        self._targets["loss_weights"] += [sample.loss_weight] * len(trained)
+        self._targets["advantages"] += sample.advantages
+        self._targets["logprobs"] += [rollout.rollout_logprobs[p] for p in trained]
+        assert len(sample.advantages) == len(trained), "an advantage for every trained token"
+        for name, values in sample.extras.items():
+            self._extras.setdefault(name, []).append(values)
 
     def build(self) -> MicroBatch:
         t: Mapping[str, list[float]] = self._targets
@@ -164,6 +173,7 @@ class _Builder:
             loss_weights_N=torch.tensor(t["loss_weights"], dtype=torch.float32),
             advantages_N=torch.tensor(t["advantages"], dtype=torch.float32),
             rollout_logprobs_N=torch.tensor(t["logprobs"], dtype=torch.float32),
+            extras={name: torch.cat(values) for name, values in self._extras.items()},
         )
 
     def _num_shared(self, rollout: Rollout) -> int:

@@ -12,6 +12,7 @@ from rl.tracking.summary import print_summary
 from rl.trainer.assembly import Run, assemble
 from rl.trainer.loop import ScoringError
 from rl.trainer.metrics import sample_rows
+from rl.trainer.mismatch import MismatchError
 
 __all__ = ["INTERRUPTED", "train"]
 
@@ -32,7 +33,7 @@ def train(config: TrainConfig) -> int:
             raise UserError(str(error)) from error
         try:
             is_done = _run(run, config)
-        except ScoringError as error:
+        except (ScoringError, MismatchError) as error:
             raise UserError(f"{error}. The weights so far are kept in {config.run_dir}") from error
         return 0 if is_done else INTERRUPTED
 

@@ -1,36 +1,32 @@
-"""The trainer in one process: fp32 master weights, forward and backward in the compute type, AdamW."""
+"""The policy's trainer in one process: forward and backward in the compute type, fp32 master weights, AdamW."""
 
-import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from kernels.attention import packed_attention
-from kernels.linear_logprobs import linear_logprobs
-from kernels.numerics import accumulate_dtype
-from rl.algorithms.correction import importance_weights
+from rl.algorithm_config import RatioBase
+from rl.algorithms.correction import Corrector
+from rl.algorithms.signals import Tokens
 from rl.config import TrainerConfig
 from rl.trainer.backend import BatchStats, LossFunction
+from rl.trainer.master_weights import MasterWeights
 from rl.trainer.packing import MicroBatch
+from rl.trainer.policy_forward import policy_logprobs
 from rollout.models.decoder import Decoder
 
 __all__ = ["TorchBackend"]
 
 
 class TorchBackend:
-    """Trains a decoder in place.
-
-    Where the compute type is fp32 (or float64), the decoder's parameters are the master weights themselves;
-    in bf16 each has an fp32 master, gradients are added to it in fp32 after every micro-batch, and the decoder
-    gets the rounded master after every step.
+    """Trains a decoder in place (`MasterWeights`).
 
     Args:
         decoder: its weights and compute type.
         config: of the optimiser.
         temperature: of the rollouts, > 0.
-        max_importance_weight: of a token, where the engine's policy differs from the trainer's; 0 weighs all alike.
+        corrector: of tokens, where the engine's policy differs from the trainer's; None weighs all alike.
+        ratio_base: whose probability the loss divides by.
     """
 
     def __init__(
@@ -39,26 +35,14 @@ class TorchBackend:
         config: TrainerConfig,
         *,
         temperature: float,
-        max_importance_weight: float = 0.0,
+        corrector: Corrector | None = None,
+        ratio_base: RatioBase = RatioBase.OLD,
     ) -> None:
         self._decoder = decoder.requires_grad_(True)
-        self._max_importance_weight = max_importance_weight
         self._temperature = temperature
-        self._max_grad_norm = config.max_grad_norm
-        self._parameters = list(decoder.parameters())
-        self._masters = [_master_of(p) for p in self._parameters]
-        for parameter, master in zip(self._parameters, self._masters, strict=True):
-            if master is not parameter:
-                parameter.register_post_accumulate_grad_hook(_move_gradient_to(master))
-        self._optimizer = torch.optim.AdamW(
-            self._masters,
-            lr=0.0,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self.clear_gradients()
+        self._corrector = corrector
+        self._ratio_base = ratio_base
+        self._weights = MasterWeights(decoder.parameters(), config)
 
     def forward_backward(
         self,
@@ -69,21 +53,19 @@ class TorchBackend:
     ) -> BatchStats:
         """Accumulate the gradient of the loss sum over `denominator`.
 
-        With one optimiser step per batch `old_logprobs` are the detached training forward.
+        `old_logprobs` are those in the micro-batch's extras; without them, with one optimiser step per batch, the
+        detached training forward.
         """
         stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
         for micro_batch in micro_batches:
             logprobs_N, entropy_N = self.logprobs(micro_batch)
-            old_logprobs_N = logprobs_N.detach()
+            old_logprobs_N = micro_batch.extras.get("old_logprobs", logprobs_N.detach())
             importance_N = self._importance(old_logprobs_N, micro_batch)
             output = loss_function(
-                logprobs_N,
-                old_logprobs_N,
-                micro_batch.advantages_N.to(logprobs_N.dtype),
-                micro_batch.loss_weights_N.to(logprobs_N.dtype) * importance_N,
+                self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
             )
             if not bool(output.loss.isfinite()):
-                stats.bad_sample = _first_bad_sample(old_logprobs_N, micro_batch)
+                stats.bad_sample = _first_bad_sample(logprobs_N, micro_batch)
                 return stats
             (output.loss / denominator).backward()
             metrics = {
@@ -91,56 +73,53 @@ class TorchBackend:
                 "loss/policy": output.loss.detach(),
                 "policy/entropy": entropy_N.detach().sum(),
                 "mismatch/importance_weight_mean": importance_N.sum(),
+                "mismatch/importance_weight_squared_mean": importance_N.square().sum(),
+                "mismatch/left_out_fraction": (importance_N == 0).sum(),
             }
             _add_stats(stats, micro_batch, old_logprobs_N, metrics)
         return stats
 
     def logprobs(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """[N] log-probabilities of the targets, with grad, and [N] entropies, both in nats."""
-        batch = micro_batch.to(self._decoder.embed_tokens.device)
+        return policy_logprobs(self._decoder, micro_batch, temperature=self._temperature)
 
-        def attend(
-            _layer: int, q_TND: torch.Tensor, k_TMD: torch.Tensor, v_TMD: torch.Tensor
-        ) -> torch.Tensor:
-            return packed_attention(q_TND, k_TMD, v_TMD, batch.layout)
+    @torch.no_grad()
+    def old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """[N] of all micro-batches, one after the other, without a gradient."""
+        parts = [self.logprobs(batch)[0] for batch in micro_batches]
+        return torch.cat(parts) if parts else torch.zeros(0)
 
-        hidden_TH = self._decoder(batch.token_ids_T, batch.positions_T, attend)
-        return linear_logprobs(
-            hidden_TH[batch.source_rows_N],
-            self._decoder.lm_head,
-            batch.target_ids_N,
-            temperature=self._temperature,
+    def _tokens(
+        self,
+        logprobs_N: torch.Tensor,
+        old_logprobs_N: torch.Tensor,
+        importance_N: torch.Tensor,
+        micro_batch: MicroBatch,
+    ) -> Tokens:
+        base_logprobs_N = old_logprobs_N
+        if self._ratio_base is RatioBase.ROLLOUT:
+            base_logprobs_N = micro_batch.rollout_logprobs_N.to(logprobs_N)
+        return Tokens(
+            logprobs_N=logprobs_N,
+            base_logprobs_N=base_logprobs_N,
+            advantages_N=micro_batch.advantages_N.to(logprobs_N.dtype),
+            loss_weights_N=micro_batch.loss_weights_N.to(logprobs_N.dtype) * importance_N,
+            sample_ids_N=micro_batch.sample_ids_N,
+            ref_logprobs_N=micro_batch.extras.get("ref_logprobs"),
         )
 
     def _importance(self, old_logprobs_N: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
-        if self._max_importance_weight == 0:
+        if self._corrector is None:
             return torch.ones_like(old_logprobs_N)
         rollout_logprobs_N = micro_batch.rollout_logprobs_N.to(old_logprobs_N)
-        return importance_weights(
-            old_logprobs_N, rollout_logprobs_N, max_weight=self._max_importance_weight
-        )
+        return self._corrector(old_logprobs_N, rollout_logprobs_N, micro_batch.sample_ids_N)
 
-    @torch.no_grad()
     def step(self, learning_rate: float) -> float:
-        """AdamW on the master weights; returns the gradient's norm before clipping. NaN or inf: no update."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters, self._max_grad_norm))
-        if math.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._optimizer.step()
-            for parameter, master in zip(self._parameters, self._masters, strict=True):
-                if master is not parameter:
-                    parameter.copy_(master)
-        self.clear_gradients()
-        return norm
+        """AdamW; returns the gradient's norm before clipping. NaN or inf: no update."""
+        return self._weights.step(learning_rate)
 
     def clear_gradients(self) -> None:
-        """To zeros, not None: a batch without signal still moves by the optimiser's momentum."""
-        for master in self._masters:
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-            else:
-                master.grad.zero_()
+        self._weights.clear_gradients()
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Weights under Hugging Face's names, in the compute type, in a fixed order."""
@@ -148,34 +127,10 @@ class TorchBackend:
             yield name, tensor.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"masters": self._masters, "optimizer": self._optimizer.state_dict()}
+        return self._weights.state_dict()
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for parameter, master, saved in zip(
-            self._parameters, self._masters, state["masters"], strict=True
-        ):
-            master.copy_(saved)
-            parameter.copy_(saved)
-        # a copy: the optimiser would update the caller's tensors in place
-        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-
-
-def _master_of(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-    dtype = accumulate_dtype(parameter.dtype)
-    return (
-        parameter if dtype == parameter.dtype else torch.nn.Parameter(parameter.detach().to(dtype))
-    )
-
-
-def _move_gradient_to(master: torch.nn.Parameter):
-    def move(parameter: torch.Tensor) -> None:
-        assert master.grad is not None, "cleared to zeros, never to None"
-        assert parameter.grad is not None, "called after accumulation"
-        master.grad += parameter.grad
-        parameter.grad = None
-
-    return move
+        self._weights.load_state_dict(state)
 
 
 def _first_bad_sample(logprobs_N: torch.Tensor, micro_batch: MicroBatch) -> int:

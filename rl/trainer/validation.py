@@ -1,11 +1,15 @@
 """Checks that span several parts of a config, made before any work is lost."""
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 
+from rl.algorithm_config import DAPOConfig, KLEstimator, KLPlacement, RatioBase
 from rl.config import RunMode, TrainConfig, WandbMode
 
 __all__ = ["check_config", "check_prompts"]
+
+logger = logging.getLogger("paceline")
 
 
 def check_config(config: TrainConfig) -> None:
@@ -25,6 +29,7 @@ def check_config(config: TrainConfig) -> None:
             f"{sampling.top_k}, {sampling.top_p}, {sampling.min_p}: the log-probabilities would be of "
             "another distribution than the trainer's"
         )
+    _check_algorithm(config)
     mode = config.tracking.wandb.mode
     if mode is not WandbMode.DISABLED and importlib.util.find_spec("wandb") is None:
         raise ValueError(
@@ -33,6 +38,29 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.resume_from and config.mode is not RunMode.FULL:
         raise ValueError(f"resume_from needs mode=FULL, got {config.mode.name}")
+
+
+def _check_algorithm(config: TrainConfig) -> None:
+    algorithm, correction = config.algorithm, config.correction
+    if algorithm.ratio_base is RatioBase.ROLLOUT and correction.max_importance_weight:
+        raise ValueError(
+            "correction.max_importance_weight must be 0 when algorithm.ratio_base=ROLLOUT, got "
+            f"{correction.max_importance_weight:g}: a ratio to the engine's probabilities carries the mismatch "
+            "already, and weights would count it twice; vetoes (max_mean_log_ratio, max_sample_k3) stay possible"
+        )
+    is_in_loss = algorithm.kl_coef > 0 and algorithm.kl_placement is KLPlacement.LOSS
+    if is_in_loss and algorithm.kl_estimator is KLEstimator.K1:
+        logger.warning(
+            "algorithm.kl_estimator=K1 has a gradient of zero on average as a loss, and only adds noise; take "
+            "K2 or K3, or algorithm.kl_placement=REWARD"
+        )
+    if isinstance(algorithm, DAPOConfig):
+        limit = config.sampling.max_tokens
+        if algorithm.num_overlong_tokens > limit:
+            raise ValueError(
+                f"algorithm.num_overlong_tokens must be <= sampling.max_tokens ({limit}), got "
+                f"{algorithm.num_overlong_tokens}"
+            )
 
 
 def check_prompts(

@@ -1,56 +1,20 @@
 """Whole runs of the tiny model, as a user starts them."""
 
-import contextlib
-import io
 import json
-import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rl.checkpoint.checkpoint import load_checkpoint
 from rl.tracking.events import read_events
 from rollout import Engine, SamplingParams
-
-ROOT = Path(__file__).parents[2]
-SMALL = ("model=tiny", "debug=smoke", "reward.num_workers=1")
-
-
-def command(run_dir: Path, *overrides: str) -> list[str]:
-    return ["scripts/train.py", *SMALL, f"run_dir={run_dir}", *overrides]
-
-
-def train(run_dir: Path, *overrides: str, code: int = 0) -> str:
-    """Run scripts/train.py in this process, which has paid for the imports; returns what it printed."""
-    output = io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", command(run_dir, *overrides)),
-        mock.patch.dict(os.environ, {"COLUMNS": "120"}),
-        contextlib.chdir(ROOT),
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(output),
-        pytest.raises(SystemExit) as exit_info,
-    ):
-        runpy.run_path("scripts/train.py", run_name="__main__")
-    assert exit_info.value.code == code, output.getvalue()
-    return output.getvalue()
-
-
-def steps_of(run_dir: Path) -> list[dict]:
-    return [row for row in read_events(run_dir / "events.jsonl") if row["event"] == "step"]
-
-
-def weights_of(run_dir: Path, version: int) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "weights" / f"v{version}" / "model.safetensors")
+from tests.e2e.runs import ROOT, command, steps_of, train, weights_of
 
 
 @pytest.fixture(scope="module")

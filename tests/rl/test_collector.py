@@ -171,3 +171,16 @@ def test_evaluation_keeps_the_order_of_the_prompts_and_counts_errors_as_wrong():
 def test_an_unscored_group_is_counted_once_per_rollout():
     groups = [group(rollout([1], [2], reward=None), rollout([1], [3], reward=0.0))]
     assert count_unscored(groups)[0] == 1
+
+
+def test_an_answer_that_is_given_is_a_group_of_one_that_is_scored_and_not_sampled():
+    fleet = ScriptedFleet()
+    collector = Collector(fleet, ScriptedPool(), Done())
+    collector.demonstrate(PROMPT, [1, 2], text="2", answer_ids=[50, 9], group_id=4)
+    (made,) = drain(collector)
+    (only,) = made.rollouts
+    assert (made.group_id, only.reward, only.text) == (4, 2.0, "2")
+    assert only.token_ids == [1, 2, 50, 9]
+    assert only.loss_mask == [False, False, True, True]
+    assert set(only.policy_versions) == {NO_VERSION}
+    assert fleet.seen == []

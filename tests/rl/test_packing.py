@@ -1,12 +1,14 @@
 import pytest
 
-from rl.config import LossReduction
+from rl.algorithm_config import LossReduction
 from rl.trainer.packing import TrainingSample, loss_weights, pack
 from tests.rl.rollout_factory import rollout
 
 
 def sample(made, advantage=1.0, loss_weight=1.0):
-    return TrainingSample(rollout=made, advantage=advantage, loss_weight=loss_weight)
+    return TrainingSample(
+        rollout=made, advantages=[advantage] * made.num_sampled_tokens, loss_weight=loss_weight
+    )
 
 
 SIBLINGS = [

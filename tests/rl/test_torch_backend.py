@@ -1,12 +1,26 @@
 """I5: gradients do not depend on micro-batch size, packing, or sharing of prompts. In float64."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from rl.algorithm_config import KLEstimator, RatioBase
+from rl.algorithms.cispo import cispo_loss
+from rl.algorithms.correction import Corrector
+from rl.algorithms.dapo import dapo_loss
+from rl.algorithms.distillation import distillation_loss
+from rl.algorithms.dr_grpo import dr_grpo_loss
 from rl.algorithms.grpo import grpo_loss
+from rl.algorithms.gspo import gspo_loss
+from rl.algorithms.kl import kl_loss
+from rl.algorithms.maxrl import maxrl_loss
+from rl.algorithms.ppo import ppo_loss
+from rl.algorithms.reinforce_pp import reinforce_pp_loss
+from rl.algorithms.rloo import rloo_loss
+from rl.algorithms.signals import Tokens
 from rl.config import TrainerConfig
 from rl.trainer.packing import TrainingSample, pack
 from rl.trainer.torch_backend import TorchBackend
@@ -41,7 +55,7 @@ def samples(logprob: float = -1.0) -> list[TrainingSample]:
                 sample_index=i,
                 logprob=logprob,
             ),
-            advantage=[1.0, -0.5, 0.25][i],
+            advantages=[[1.0, -0.5, 0.25][i]] * (i + 1),
             loss_weight=1.0 / (i + 1),
         )
         for g, prompt in enumerate(PROMPTS)
@@ -53,6 +67,59 @@ def gradients(backend: TorchBackend, micro_batches) -> list[torch.Tensor]:
     backend.clear_gradients()
     backend.forward_backward(micro_batches, LOSS, denominator=12.0)
     return [m.grad.clone() for m in backend.state_dict()["masters"]]
+
+
+CLIP = {"clip_low": 0.2, "clip_high": 0.2}
+LOSSES = {
+    "grpo": LOSS,
+    "dr_grpo": functools.partial(dr_grpo_loss, **CLIP),
+    "dapo": functools.partial(dapo_loss, **CLIP),
+    "reinforce_pp": functools.partial(reinforce_pp_loss, **CLIP),
+    "ppo": functools.partial(ppo_loss, **CLIP),
+    "gspo": functools.partial(gspo_loss, **CLIP),
+    "cispo": functools.partial(cispo_loss, max_ratio=1.5),
+    "rloo": rloo_loss,
+    "maxrl": maxrl_loss,
+    "distillation": distillation_loss,
+    "kl": lambda tokens: kl_loss(tokens, coefficient=0.5, estimator=KLEstimator.K3),
+}
+
+
+def off_policy_samples() -> list[TrainingSample]:
+    """Ratios far from 1, some past every clip; weights and advantages differ between the tokens of a sample."""
+    made = []
+    for index, sample in enumerate(samples()):
+        count = sample.rollout.num_sampled_tokens
+        offsets = torch.arange(count, dtype=torch.float64) * 0.15 - 5.7 + 0.07 * (index % 5)
+        ref = torch.linspace(-6.0, -5.0, count, dtype=torch.float64)
+        extras = {"old_logprobs": offsets, "ref_logprobs": ref}
+        advantages = [a * (1 + n) for n, a in enumerate(sample.advantages)]
+        made.append(replace(sample, advantages=advantages, extras=extras))
+    return made
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_algorithms_gradient_depends_on_batching_or_sharing(tiny, name):
+    decoder = load_decoder(tiny, dtype=torch.float64)
+    # the rollouts' log-probabilities are -1 each: some samples are vetoed, some are not
+    corrector = Corrector(max_weight=0.0, max_sample_k3=3.6)
+    backend = TorchBackend(decoder, TrainerConfig(), temperature=0.7, corrector=corrector)
+
+    def grads(**packing) -> list[torch.Tensor]:
+        backend.clear_gradients()
+        batches = pack(off_policy_samples(), **packing)
+        stats = backend.forward_backward(batches, LOSSES[name], denominator=12.0)
+        assert 0 < stats.sums["mismatch/left_out_fraction"] < stats.num_tokens
+        return [m.grad.clone() for m in backend.state_dict()["masters"]]
+
+    truth = grads(max_tokens=1000, share_prompts=True)
+    assert sum(float(g.abs().sum()) for g in truth) > 0
+    for packing in (
+        {"max_tokens": 75, "share_prompts": True},
+        {"max_tokens": 150, "share_prompts": False},
+    ):
+        for a, b in zip(truth, grads(**packing), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +148,14 @@ def test_the_gradient_is_the_derivative_of_the_loss(tiny):
         for batch, old in zip(micro_batches, start, strict=True):
             logprobs, _ = backend.logprobs(batch)
             weights, advantages = batch.loss_weights_N.double(), batch.advantages_N.double()
-            total += float(LOSS(logprobs, old, advantages, weights).loss.detach())
+            tokens = Tokens(
+                logprobs_N=logprobs,
+                base_logprobs_N=old,
+                advantages_N=advantages,
+                loss_weights_N=weights,
+                sample_ids_N=batch.sample_ids_N,
+            )
+            total += float(LOSS(tokens).loss.detach())
         return total / 12.0
 
     grads = gradients(backend, micro_batches)
@@ -134,7 +208,7 @@ def test_the_norm_is_reported_before_clipping_and_the_gradient_is_cleared(tiny):
 def test_an_infinite_advantage_names_its_sample_and_a_nan_gradient_changes_nothing(tiny):
     backend = backend_of(tiny, torch.float32)
     bad = samples()
-    bad[4] = TrainingSample(rollout=bad[4].rollout, advantage=float("inf"), loss_weight=1.0)
+    bad[4] = replace(bad[4], advantages=[float("inf")] * 2)
     stats = backend.forward_backward(
         pack(bad, max_tokens=1000, share_prompts=True), LOSS, denominator=1.0
     )
@@ -171,7 +245,9 @@ def test_each_token_weighs_as_its_importance_says(tiny):
     # a policy at its own start: the gradient of exp(p - old) is that of p, so weights can be checked from outside
     batches = pack(samples(logprob=-6.0), max_tokens=1000, share_prompts=True)
     decoder = load_decoder(tiny, dtype=torch.float64)
-    corrected = TorchBackend(decoder, TrainerConfig(), temperature=0.7, max_importance_weight=1.5)
+    corrected = TorchBackend(
+        decoder, TrainerConfig(), temperature=0.7, corrector=Corrector(max_weight=1.5)
+    )
     got = gradients(corrected, batches)
     (batch,) = batches
     plain = backend_of(tiny, torch.float64)
@@ -184,3 +260,21 @@ def test_each_token_weighs_as_its_importance_says(tiny):
     (-(terms * logprobs).sum() / 12.0).backward()
     for a, b in zip(got, plain.state_dict()["masters"], strict=True):
         torch.testing.assert_close(a, b.grad, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("base", RatioBase)
+def test_ratios_are_to_the_old_policy_or_to_the_engines_as_the_config_says(tiny, base):
+    decoder = load_decoder(tiny, dtype=torch.float64)
+    backend = TorchBackend(decoder, TrainerConfig(), temperature=0.7, ratio_base=base)
+    seen = []
+
+    def loss(tokens: Tokens):
+        seen.append(tokens.base_logprobs_N)
+        return rloo_loss(tokens)
+
+    (batch,) = pack(off_policy_samples(), max_tokens=1000, share_prompts=True)
+    backend.forward_backward([batch], loss, denominator=1.0)
+    expected = batch.extras["old_logprobs"]
+    if base is RatioBase.ROLLOUT:
+        expected = batch.rollout_logprobs_N.double()
+    assert torch.equal(seen[0], expected)

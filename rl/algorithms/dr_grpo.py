@@ -1,0 +1,26 @@
+"""Dr. GRPO: GRPO without its two biases (https://arxiv.org/abs/2503.20783, section 3.2).
+
+    A_i = r_i - mean(r)                                not divided by the group's standard deviation,
+    L   = -1/G sum_i 1/C sum_t min(rho A, clip(rho) A) nor each sample by its own length, but by a constant C
+
+Dividing by the standard deviation favours prompts that are almost always, or almost never, solved; dividing by the length makes
+long wrong answers cheap. C is `sampling.max_tokens`, by `loss_reduction: FIXED_LENGTH`.
+We differ from the paper: its code scales by nothing and sums; we divide by C, which scales the gradient alone.
+"""
+
+from rl.algorithms.ops import centred, clipped_surrogate, token_log_ratio
+from rl.algorithms.output import LossOutput
+from rl.algorithms.signals import Estimates, Signals, Tokens
+
+__all__ = ["dr_grpo_advantages", "dr_grpo_loss"]
+
+
+def dr_grpo_advantages(signals: Signals) -> Estimates:
+    """Each group by itself."""
+    return Estimates(advantages_N=signals.per_token(signals.per_group(centred)))
+
+
+def dr_grpo_loss(tokens: Tokens, *, clip_low: float, clip_high: float) -> LossOutput:
+    """Clipped surrogate; `clip_low` and `clip_high` are offsets from 1."""
+    ratio_N = token_log_ratio(tokens).exp()
+    return clipped_surrogate(ratio_N, tokens, clip_low=clip_low, clip_high=clip_high)

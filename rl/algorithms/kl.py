@@ -1,0 +1,59 @@
+"""Divergence from a frozen reference policy: three estimators of KL(pi || ref) from samples of pi.
+
+    d  = logprobs - ref_logprobs
+    K1 = d                 unbiased, varies in sign
+    K2 = d^2 / 2           biased, low variance
+    K3 = exp(-d) - 1 + d   unbiased, never negative
+
+As estimates of the value they are interchangeable; as losses they are not (http://joschu.net/blog/kl-approx.html;
+https://arxiv.org/abs/2506.09477). What each gradient is, in expectation over tokens of pi itself:
+    K1: grad log pi: zero. Minimising it does nothing but add noise.
+    K2: d grad log pi: the gradient of KL(pi || ref), the reverse KL.
+    K3: (1 - ref / pi) grad log pi: that of KL(ref || pi), the forward KL, at first order the same.
+In the reward nothing is differentiated, and K1 gives KL(pi || ref) without a bias.
+Departure: exp(-d) is clamped at e^20, where a float32 gradient would end the run.
+"""
+
+import torch
+
+from rl.algorithm_config import KLEstimator
+from rl.algorithms.output import LossOutput
+from rl.algorithms.signals import Tokens
+
+__all__ = ["adapted_coefficient", "kl_divergence", "kl_loss"]
+
+_MAX_LOG = 20.0
+_MAX_ERROR, _GAIN = 0.2, 0.1
+
+
+def kl_divergence(
+    logprobs_N: torch.Tensor, ref_logprobs_N: torch.Tensor, estimator: KLEstimator
+) -> torch.Tensor:
+    """[N] estimates in nats, with the gradient of `logprobs_N`."""
+    difference_N = logprobs_N - ref_logprobs_N
+    match estimator:
+        case KLEstimator.K1:
+            return difference_N
+        case KLEstimator.K2:
+            return difference_N.square() / 2
+        case KLEstimator.K3:
+            return (-difference_N).clamp(max=_MAX_LOG).expm1() + difference_N
+
+
+def kl_loss(tokens: Tokens, *, coefficient: float, estimator: KLEstimator) -> LossOutput:
+    """coefficient * sum_n w_n K(n), to be added to a policy's loss."""
+    assert tokens.ref_logprobs_N is not None, "the learner computes them where the loss needs them"
+    # before the estimator: where it stands, a NaN of an untrained token still reaches the gradient
+    logprobs_N = torch.where(tokens.loss_weights_N != 0, tokens.logprobs_N, tokens.ref_logprobs_N)
+    kl_N = kl_divergence(logprobs_N, tokens.ref_logprobs_N, estimator)
+    loss = coefficient * (kl_N * tokens.loss_weights_N).sum()
+    return LossOutput(loss=loss, metrics={})
+
+
+def adapted_coefficient(coefficient: float, *, divergence: float, target: float) -> float:
+    """The coefficient after a step: up where the divergence is above `target`, down where it is below.
+
+    A proportional controller in log space (https://arxiv.org/abs/1909.08593, section 2.2): at most 2 % a step.
+    """
+    error = min(max(divergence / target - 1, -_MAX_ERROR), _MAX_ERROR)
+    return coefficient * (1 + _GAIN * error)

@@ -1,0 +1,76 @@
+"""Arithmetic that several algorithms share. N = trained tokens, sample after sample; G = siblings of one prompt."""
+
+import torch
+
+from rl.algorithms.output import LossOutput
+from rl.algorithms.signals import Tokens
+
+__all__ = [
+    "centred",
+    "clipped_surrogate",
+    "importance_weighted",
+    "is_uniform",
+    "sample_means",
+    "token_log_ratio",
+    "whitened",
+]
+
+
+def is_uniform(rewards_G: torch.Tensor) -> bool:
+    """Whether all scored the same, so that comparing them teaches nothing; true of one alone."""
+    return bool((rewards_G == rewards_G[0]).all())
+
+
+def centred(rewards_G: torch.Tensor) -> torch.Tensor:
+    """Rewards minus their mean; exactly zero where all are the same, whatever the mean is rounded to."""
+    return torch.zeros_like(rewards_G) if is_uniform(rewards_G) else rewards_G - rewards_G.mean()
+
+
+def whitened(x_N: torch.Tensor) -> torch.Tensor:
+    """Mean 0 and standard deviation 1 (divided by N); zeros where all are the same."""
+    if not len(x_N):
+        return x_N
+    centred_N = centred(x_N)
+    return centred_N / (centred_N.square().mean().sqrt() + 1e-6)
+
+
+def token_log_ratio(tokens: Tokens) -> torch.Tensor:
+    """[N] log of current over base probability; 0, and without a gradient, where nothing is trained."""
+    # where, not *: NaN * 0 is NaN
+    is_trained_N = tokens.loss_weights_N != 0
+    return torch.where(is_trained_N, tokens.logprobs_N - tokens.base_logprobs_N, 0.0)
+
+
+def sample_means(x_N: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """[N]: at each token the mean over the trained tokens of its sample of `x_N`, which is 0 at all others.
+
+    A sample is never split over micro-batches, so the mean is that of all its tokens.
+    """
+    if not len(x_N):
+        return x_N
+    _, ids_N = tokens.sample_ids_N.unique_consecutive(return_inverse=True)
+    zeros_S = x_N.new_zeros(int(ids_N[-1]) + 1)
+    sums_S = zeros_S.index_add(0, ids_N, x_N)
+    counts_S = zeros_S.index_add(0, ids_N, (tokens.loss_weights_N != 0).to(x_N.dtype))
+    return (sums_S / counts_S.clamp(min=1))[ids_N]
+
+
+def clipped_surrogate(
+    ratio_N: torch.Tensor, tokens: Tokens, *, clip_low: float, clip_high: float
+) -> LossOutput:
+    """-sum w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) (https://arxiv.org/abs/1707.06347, eq. 7)."""
+    is_trained_N, advantages_N = tokens.loss_weights_N != 0, tokens.advantages_N
+    clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
+    token_loss_N = -torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)
+    loss = torch.where(is_trained_N, token_loss_N * tokens.loss_weights_N, 0.0).sum()
+    with torch.no_grad():
+        is_clipped_N = (clipped_N * advantages_N < ratio_N * advantages_N) & is_trained_N
+    return LossOutput(loss=loss, metrics={"ratio/clip_fraction": is_clipped_N.sum()})
+
+
+def importance_weighted(tokens: Tokens) -> LossOutput:
+    """-sum w exp(logprobs - base_logprobs) A: at a ratio of 1 the gradient of REINFORCE, -sum w A grad log p."""
+    ratio_N = token_log_ratio(tokens).exp()
+    weighted_N = ratio_N * tokens.advantages_N * tokens.loss_weights_N
+    loss = -torch.where(tokens.loss_weights_N != 0, weighted_N, 0.0).sum()
+    return LossOutput(loss=loss, metrics={})

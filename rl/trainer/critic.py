@@ -1,0 +1,81 @@
+"""PPO's critic: a decoder of its own with one output, trained on the returns of the same micro-batches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from kernels.numerics import accumulate_dtype
+from rl.algorithms.ppo import value_loss
+from rl.config import TrainerConfig
+from rl.trainer.backend import BatchStats
+from rl.trainer.master_weights import MasterWeights
+from rl.trainer.packing import MicroBatch
+from rl.trainer.policy_forward import target_states
+from rollout.models.decoder import Decoder
+
+__all__ = ["Critic"]
+
+
+class Critic:
+    """Predicts what a rollout will still earn, from the row that predicts its next token.
+
+    The head begins at zero, so every value does, and is computed in the type that gradients are accumulated in.
+
+    Args:
+        decoder: its own, with the weights that it begins with.
+        config: of the optimiser.
+        value_clip: see `value_loss`.
+    """
+
+    def __init__(self, decoder: Decoder, config: TrainerConfig, *, value_clip: float) -> None:
+        self._decoder = decoder.requires_grad_(True)
+        weight = decoder.embed_tokens
+        dtype = accumulate_dtype(weight.dtype)
+        self._head = torch.nn.Parameter(
+            torch.zeros(weight.shape[1], dtype=dtype, device=weight.device)
+        )
+        self._weights = MasterWeights([*decoder.parameters(), self._head], config)
+        self._value_clip = value_clip
+
+    def values(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """[N], with grad."""
+        batch = micro_batch.to(self._head.device)
+        return target_states(self._decoder, batch).to(self._head.dtype) @ self._head
+
+    @torch.no_grad()
+    def old_values(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """[N] of all micro-batches, one after the other, without a gradient."""
+        parts = [self.values(batch) for batch in micro_batches]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def forward_backward(
+        self, micro_batches: Sequence[MicroBatch], *, denominator: float
+    ) -> BatchStats:
+        """Accumulate the gradient of the value loss; extras hold `values` (before the step) and `returns`."""
+        stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
+        for batch in micro_batches:
+            values_N = self.values(batch)
+            output = value_loss(
+                values_N,
+                batch.extras["values"].to(values_N),
+                batch.extras["returns"].to(values_N),
+                batch.loss_weights_N.to(values_N),
+                value_clip=self._value_clip,
+            )
+            (output.loss / denominator).backward()
+            sums = {"loss/value": output.loss.detach(), **output.metrics}
+            for name, value in sums.items():
+                stats.sums[name] = stats.sums.get(name, 0.0) + float(value)
+            stats.num_tokens += values_N.numel()
+        return stats
+
+    def step(self, learning_rate: float) -> float:
+        """AdamW; returns the gradient's norm before clipping. NaN or inf: no update."""
+        return self._weights.step(learning_rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._weights.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._weights.load_state_dict(state)

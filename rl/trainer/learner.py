@@ -1,0 +1,326 @@
+"""From scored groups to a better policy: one batch, blind to which algorithm it is.
+
+    rollouts -> ask reference, teacher, critic, old policy -> advantages -> pack
+             -> (forward/backward -> mismatch check -> step) * steps_per_batch
+
+Whoever is asked computes a tensor over the trained tokens of the whole batch, sample after sample; asking is packed like training.
+Rollouts whose advantages are all zero are not forwarded, unless something else trains on them (a critic, a KL loss);
+they count in the denominator all the same.
+"""
+
+import itertools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from rl.algorithms.signals import Signals
+from rl.config import RunMode, TrainConfig
+from rl.rollouts import RolloutGroup
+from rl.trainer.algorithm import Algorithm, needs_old_logprobs
+from rl.trainer.backend import Backend, BatchStats
+from rl.trainer.critic import Critic
+from rl.trainer.frozen_policy import FrozenPolicy
+from rl.trainer.kl_penalty import KLPenalty
+from rl.trainer.lr_schedule import learning_rate
+from rl.trainer.metrics import training_metrics
+from rl.trainer.mismatch import check_mismatch
+from rl.trainer.packing import MicroBatch, TrainingSample, loss_weights, pack
+from rl.trainer.stopwatch import Stopwatch
+
+__all__ = ["Learner"]
+
+logger = logging.getLogger("paceline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MiniBatch:
+    """What one optimiser step sees."""
+
+    samples: list[TrainingSample]
+    micro_batches: list[MicroBatch]
+    denominator: float
+
+
+class Learner:
+    """Trains a policy, and its critic where the algorithm has one.
+
+    Args:
+        config: of the run.
+        algorithm: made of it.
+        backend: the policy's.
+        reference: where `algorithm.kl_coef` is above 0.
+        teacher: where the algorithm has one.
+        critic: where the algorithm has one.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        algorithm: Algorithm,
+        backend: Backend,
+        *,
+        reference: FrozenPolicy | None = None,
+        teacher: FrozenPolicy | None = None,
+        critic: Critic | None = None,
+    ) -> None:
+        self._config = config
+        self._algorithm = algorithm
+        self.backend = backend
+        self._reference = reference
+        self._teacher = teacher
+        self._critic = critic
+        self._penalty = KLPenalty(config.algorithm) if reference is not None else None
+        self._loss = algorithm.loss
+        if self._penalty is not None:
+            self._loss = self._penalty.added_to(algorithm.loss)
+        self._asks_old_policy = needs_old_logprobs(
+            config.algorithm, steps_per_batch=config.trainer.steps_per_batch
+        )
+        self.is_updating = False
+        """Weights are between two versions: from the first step on a batch until its new version is published."""
+
+    def learn(
+        self, groups: Sequence[RolloutGroup], version: int, stopwatch: Stopwatch
+    ) -> dict[str, float]:
+        """All steps on one batch; returns metrics.
+
+        Raises:
+            MismatchError: the engine's policy is too far from the trainer's.
+        """
+        with stopwatch("pack"):
+            samples = [
+                TrainingSample(
+                    rollout=rollout, advantages=[0.0] * rollout.num_sampled_tokens, loss_weight=1.0
+                )
+                for group in groups
+                for rollout in group.rollouts
+                if rollout.reward is not None
+            ]
+        if self._asks_old_policy or self._reference or self._teacher or self._critic:
+            with stopwatch("ask"):
+                samples = self._ask(samples)
+        with stopwatch("pack"):
+            samples = self._with_advantages(samples)
+        stats, norms = [], []
+        for mini_batch in self._mini_batches(groups, samples, stopwatch):
+            with stopwatch("forward_backward"):
+                stats.append(self._forward_backward(mini_batch, version))
+            self.is_updating = True
+            with stopwatch("optimizer"):
+                norms.append(self._step(stats[-1], mini_batch.samples, version))
+        metrics = training_metrics(
+            _total(stats),
+            grad_norm=sum(norms) / len(norms),
+            learning_rate=learning_rate(self._config.trainer, version),
+        )
+        if self._algorithm.learns_answers:  # nobody sampled them: there is nothing to compare with
+            metrics = {k: v for k, v in metrics.items() if not k.startswith("mismatch/")}
+        return metrics | self._penalty_metrics(metrics)
+
+    def published(self, version: int) -> None:
+        """`version` is out: it may become the reference."""
+        every = self._config.algorithm.reference_refresh_steps
+        if self._reference is not None and every and version % every == 0:
+            self._reference.load(self.backend.named_weights())
+        self.is_updating = False
+
+    def state_dict(self) -> dict[str, Any]:
+        state = self.backend.state_dict()
+        if self._critic is not None:
+            state["critic"] = self._critic.state_dict()
+        if self._penalty is not None:
+            state["kl_coef"] = self._penalty.coefficient
+        if self._reference is not None and self._config.algorithm.reference_refresh_steps:
+            state["reference"] = self._reference.weights()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What an earlier run saved; what it did not have keeps its beginning.
+
+        Raises:
+            ValueError: the run is of an algorithm with a critic, and the checkpoint of one without.
+        """
+        self.backend.load_state_dict(state)
+        if self._critic is not None:
+            if "critic" not in state:
+                raise ValueError(
+                    "resume_from must be a run with a critic when algorithm=ppo, got one without; "
+                    "start from its weights instead: model=hf model.path=<run>/weights/v<version>"
+                )
+            self._critic.load_state_dict(state["critic"])
+        if self._penalty is not None and "kl_coef" in state and self._config.algorithm.kl_target:
+            self._penalty.coefficient = state["kl_coef"]
+        if self._reference is not None and "reference" in state:
+            self._reference.load(state["reference"].items())
+
+    def _ask(self, samples: list[TrainingSample]) -> list[TrainingSample]:
+        """Samples with what others say of their tokens."""
+        micro_batches = self._pack(samples)
+        extras: dict[str, torch.Tensor] = {}
+        if self._asks_old_policy:
+            extras["old_logprobs"] = self.backend.old_logprobs(micro_batches)
+        if self._reference is not None:
+            extras["ref_logprobs"] = self._reference.logprobs(micro_batches)
+        if self._teacher is not None:
+            extras["teacher_logprobs"] = self._teacher.logprobs(micro_batches)
+        if self._critic is not None:
+            extras["values"] = self._critic.old_values(micro_batches)
+        return _with_extras(samples, extras)
+
+    def _with_advantages(self, samples: list[TrainingSample]) -> list[TrainingSample]:
+        if not samples:
+            return samples
+        estimates = self._algorithm.advantages(self._signals(samples))
+        advantages = estimates.advantages_N.split(_lengths(samples))
+        samples = [
+            replace(sample, advantages=advantages_n.tolist())
+            for sample, advantages_n in zip(samples, advantages, strict=True)
+        ]
+        if estimates.returns_N is not None:
+            samples = _with_extras(samples, {"returns": estimates.returns_N})
+        return samples
+
+    def _signals(self, samples: Sequence[TrainingSample]) -> Signals:
+        rollouts = [sample.rollout for sample in samples]
+        lengths_S = torch.tensor(_lengths(samples), dtype=torch.int64)
+        token_rewards_N = torch.zeros(int(lengths_S.sum()), dtype=torch.float64)
+        if self._penalty is not None and not self._penalty.is_in_loss:
+            old_N, ref_N = _joined(samples, "old_logprobs"), _joined(samples, "ref_logprobs")
+            token_rewards_N += self._penalty.rewards(old_N, ref_N)
+        if self._teacher is not None:
+            old_N = _joined(samples, "old_logprobs")
+            token_rewards_N += _joined(samples, "teacher_logprobs") - old_N
+        return Signals(
+            # finite: ScoreOutcome refuses others
+            rewards_S=torch.tensor([r.reward for r in rollouts], dtype=torch.float64),
+            group_ids_S=torch.tensor([r.group_id for r in rollouts], dtype=torch.int64),
+            lengths_S=lengths_S,
+            token_rewards_N=token_rewards_N,
+            values_N=_joined(samples, "values") if self._critic is not None else None,
+        )
+
+    def _mini_batches(
+        self,
+        groups: Sequence[RolloutGroup],
+        samples: Sequence[TrainingSample],
+        stopwatch: Stopwatch,
+    ) -> list[_MiniBatch]:
+        """The batch in `steps_per_batch` parts of whole groups."""
+        of_group: dict[int, list[TrainingSample]] = {group.group_id: [] for group in groups}
+        for sample in samples:
+            of_group[sample.rollout.group_id].append(sample)
+        per_group, count = list(of_group.values()), self._config.trainer.steps_per_batch
+        bounds = [len(per_group) * i // count for i in range(count + 1)]
+        with stopwatch("pack"):
+            return [
+                self._mini_batch([s for group in per_group[start:stop] for s in group])
+                for start, stop in itertools.pairwise(bounds)
+            ]
+
+    def _mini_batch(self, samples: Sequence[TrainingSample]) -> _MiniBatch:
+        """Samples with signal, and the denominator, in which those without it count too."""
+        weights, denominator = loss_weights(
+            [sample.rollout for sample in samples],
+            self._config.algorithm.loss_reduction,
+            fixed_length=self._config.sampling.max_tokens,
+        )
+        trains_all = self._critic is not None or (
+            self._penalty is not None and self._penalty.is_in_loss
+        )
+        kept = [
+            replace(sample, loss_weight=weight)
+            for sample, weight in zip(samples, weights, strict=True)
+            if sample.advantages and (trains_all or any(sample.advantages))
+        ]
+        return _MiniBatch(
+            samples=kept, micro_batches=self._pack(kept), denominator=max(denominator, 1.0)
+        )
+
+    def _pack(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
+        trainer = self._config.trainer
+        return pack(
+            [sample for sample in samples if sample.advantages],
+            max_tokens=trainer.max_tokens_per_micro_batch,
+            share_prompts=trainer.share_prompts,
+        )
+
+    def _forward_backward(self, mini_batch: _MiniBatch, version: int) -> BatchStats:
+        micro_batches, denominator = mini_batch.micro_batches, mini_batch.denominator
+        stats = self.backend.forward_backward(micro_batches, self._loss, denominator=denominator)
+        is_sampled = self._config.mode is RunMode.FULL and not self._algorithm.learns_answers
+        if stats.bad_sample is None and is_sampled:
+            check_mismatch(stats, self._config.correction, step=version + 1)
+        if self._critic is not None:
+            critic = self._critic.forward_backward(micro_batches, denominator=denominator)
+            stats.sums |= critic.sums
+        return stats
+
+    def _step(self, stats: BatchStats, samples: Sequence[TrainingSample], version: int) -> float:
+        """Step, or skip it when a loss or the gradient is not finite; returns the gradient's norm."""
+        settings = self._algorithm.critic
+        if self._critic is not None and settings is not None:
+            self._critic.step(settings.critic_learning_rate)
+            if version < settings.num_critic_warmup_steps:
+                self.backend.clear_gradients()
+                return 0.0
+        if stats.bad_sample is not None:
+            rollout = samples[stats.bad_sample].rollout
+            logger.warning(
+                "step %d skipped: the loss of group %d, sample %d is not finite",
+                version + 1,
+                rollout.group_id,
+                rollout.sample_index,
+            )
+            self.backend.clear_gradients()
+            return float("nan")
+        norm = self.backend.step(learning_rate(self._config.trainer, version))
+        if not math.isfinite(norm):
+            logger.warning("step %d skipped: the gradient is not finite", version + 1)
+        return norm
+
+    def _penalty_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        if self._penalty is None:
+            return {}
+        coefficient = self._penalty.coefficient
+        if "kl/reference" in metrics:
+            self._penalty.adapt(metrics["kl/reference"])
+        return {"kl/coef": coefficient}
+
+
+def _lengths(samples: Sequence[TrainingSample]) -> list[int]:
+    return [len(sample.advantages) for sample in samples]
+
+
+def _joined(samples: Sequence[TrainingSample], name: str) -> torch.Tensor:
+    """[N] of all samples, in float64."""
+    parts = [sample.extras[name] for sample in samples]
+    return torch.cat(parts).double() if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def _with_extras(
+    samples: Sequence[TrainingSample], extras: Mapping[str, torch.Tensor]
+) -> list[TrainingSample]:
+    """Each [N] tensor, cut into those of each sample."""
+    parts = {name: values_N.split(_lengths(samples)) for name, values_N in extras.items()}
+    return [
+        replace(sample, extras={**sample.extras, **{name: p[i] for name, p in parts.items()}})
+        for i, sample in enumerate(samples)
+    ]
+
+
+def _total(stats: Sequence[BatchStats]) -> BatchStats:
+    """Of all steps on one batch."""
+    sums: dict[str, float] = {}
+    for part in stats:
+        for name, value in part.sums.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return BatchStats(
+        sums=sums,
+        max_logprob_difference=max(part.max_logprob_difference for part in stats),
+        num_tokens=sum(part.num_tokens for part in stats),
+        bad_sample=next((p.bad_sample for p in stats if p.bad_sample is not None), None),
+    )

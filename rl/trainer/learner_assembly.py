@@ -1,0 +1,91 @@
+"""Builds the learner of a run: the policy's trainer, and whoever else its algorithm asks."""
+
+from pathlib import Path
+
+import torch
+
+from rl.algorithm_config import CorrectionConfig, DistillationConfig, RatioBase
+from rl.algorithms.correction import Corrector
+from rl.config import RunMode, TrainConfig
+from rl.trainer.algorithm import Algorithm
+from rl.trainer.critic import Critic
+from rl.trainer.frozen_policy import FrozenPolicy
+from rl.trainer.learner import Learner
+from rl.trainer.torch_backend import TorchBackend
+from rollout.config import ModelConfig
+from rollout.models.checkpoint import load_decoder
+from rollout.models.decoder import Decoder
+from rollout.models.sources import resolve_model
+
+__all__ = ["make_learner", "num_frozen_decoders"]
+
+
+def make_learner(
+    config: TrainConfig, algorithm: Algorithm, *, source: Path, weights: Path, dtype: torch.dtype
+) -> Learner:
+    """The learner at the beginning of a run, before it takes over a checkpoint's state.
+
+    Args:
+        config: of the run.
+        algorithm: made of it.
+        source: directory of the model that the very first run began with; the reference, and where a critic begins.
+        weights: directory of what is trained.
+        dtype: compute type.
+
+    Raises:
+        ValueError: the teacher cannot be loaded, or has another vocabulary.
+    """
+    # random completions, and answers, come with no probabilities
+    is_sampled = config.mode is not RunMode.TRAIN_ONLY and not algorithm.learns_answers
+    temperature = config.sampling.temperature
+    policy = load_decoder(weights, dtype=dtype)
+    critic = None
+    if algorithm.critic is not None:
+        decoder = load_decoder(source, dtype=dtype)
+        critic = Critic(decoder, config.trainer, value_clip=algorithm.critic.value_clip)
+    reference = None
+    if config.algorithm.kl_coef > 0:
+        reference = FrozenPolicy(load_decoder(source, dtype=dtype), temperature=temperature)
+    teacher = None
+    if isinstance(config.algorithm, DistillationConfig):
+        teacher = FrozenPolicy(
+            _teacher(config, config.algorithm, policy=policy, dtype=dtype), temperature=temperature
+        )
+    backend = TorchBackend(
+        policy,
+        config.trainer,
+        temperature=temperature,
+        corrector=_corrector(config.correction) if is_sampled else None,
+        ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.OLD,
+    )
+    return Learner(config, algorithm, backend, reference=reference, teacher=teacher, critic=critic)
+
+
+def num_frozen_decoders(config: TrainConfig) -> int:
+    """Copies of a model that are only asked."""
+    has_teacher = isinstance(config.algorithm, DistillationConfig)
+    return int(config.algorithm.kl_coef > 0) + int(has_teacher)
+
+
+def _corrector(config: CorrectionConfig) -> Corrector:
+    return Corrector(
+        max_weight=config.max_importance_weight,
+        min_weight=config.min_importance_weight,
+        level=config.level,
+        mode=config.mode,
+        max_mean_log_ratio=config.max_mean_log_ratio,
+        max_sample_k3=config.max_sample_k3,
+    )
+
+
+def _teacher(
+    config: TrainConfig, algorithm: DistillationConfig, *, policy: Decoder, dtype: torch.dtype
+) -> Decoder:
+    path = resolve_model(ModelConfig(path=algorithm.teacher_path, dtype=config.model.dtype))
+    teacher = load_decoder(path, dtype=dtype)
+    if teacher.spec.vocab_size != policy.spec.vocab_size:
+        raise ValueError(
+            f"algorithm.teacher_path must be a model with the student's tokenizer: its vocabulary has "
+            f"{teacher.spec.vocab_size} tokens, the student's {policy.spec.vocab_size}"
+        )
+    return teacher
