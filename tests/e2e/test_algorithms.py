@@ -106,13 +106,14 @@ def test_a_critic_that_warms_up_leaves_the_policy_alone(scorer, tmp_path):
     assert losses[1] != losses[0], "the critic did learn"
 
 
-def test_dapo_replaces_groups_without_signal_and_resumes_bit_for_bit(tmp_path):
+def test_dapo_replaces_groups_without_signal_and_resumes_bit_for_bit(tmp_path, caplog):
     # prompts whose answer ends in an even digit score the same whatever is said
     body = "return 1.0 if int(row['answer']) % 2 == 0 else share_of_even_bytes(completion)"
     scorer = write_scorer(tmp_path, body)
     whole, resumed = whole_and_resumed(tmp_path, scorer, *FEW, "algorithm=dapo")
     rows = steps_of(whole)
     assert sum(row["rollout/num_dropped_groups"] for row in rows) > 0
+    assert "train nothing" not in caplog.text, "every group that is left has signal"
     for row in rows:
         dropped = row["rollout/num_dropped_groups"]
         # what was dropped is all that was uniform, and still counts in what the policy is worth

@@ -86,6 +86,17 @@ def test_the_gradient_depends_neither_on_the_budget_nor_on_sharing(tiny):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
 
 
+def test_the_sum_is_divided_by_the_denominator(tiny):
+    critic = trained(critic_of(tiny), 1, **WHOLE)
+    found = []
+    for denominator in (3.0, 6.0):
+        critic._weights.clear_gradients()
+        critic.forward_backward(pack(samples(), **WHOLE), denominator=denominator)
+        found.append([m.grad.clone() for m in critic.state_dict()["masters"]])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, 2 * b, rtol=1e-12, atol=0)
+
+
 def test_it_learns_its_returns(tiny):
     critic = critic_of(tiny)
     losses = []
@@ -100,12 +111,12 @@ def test_it_learns_its_returns(tiny):
 
 
 def test_a_values_clip_lets_one_batch_move_it_only_so_far(tiny):
-    critic = trained(critic_of(tiny), 40, **WHOLE)
+    critic = trained(critic_of(tiny), 20, **WHOLE)
     values = critic.old_values(pack(samples(), **WHOLE))
     # old values are 0 throughout; momentum carries it past 0.5, the gradient does not
     free = Critic(load_decoder(tiny, dtype=torch.float64), TrainerConfig(), value_clip=1e9)
-    freely = trained(free, 40, **WHOLE).old_values(pack(samples(), **WHOLE))
-    assert float(values.abs().max()) < 0.5 * float(freely.abs().max())
+    freely = trained(free, 20, **WHOLE).old_values(pack(samples(), **WHOLE))
+    assert float(values.abs().max()) < 0.7 * float(freely.abs().max())
 
 
 def test_state_survives_a_round_trip_and_the_next_step_is_bitwise_the_same(tiny):

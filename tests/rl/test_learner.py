@@ -8,6 +8,7 @@ import torch
 
 from rl.algorithm_config import (
     AlgorithmConfig,
+    DistillationConfig,
     GRPOConfig,
     KLEstimator,
     KLPlacement,
@@ -149,6 +150,17 @@ def test_a_penalty_in_the_reward_is_taken_off_each_token_and_every_rollout_is_he
     # K1 of a token: -id / 100 + 2 id / 100; rewards 1 - 0.5 * 0.21 and 0 - 0.5 * 0.20
     advantage = (1 - 0.105) - (0 - 0.1)
     expected = [advantage, advantage, -advantage]
+    assert targets(batches, "advantages_N") == pytest.approx(expected)
+
+
+def test_a_tokens_advantage_stays_with_its_token():
+    backend, teacher = RecordingBackend(), Says(-0.03)
+    learner(DistillationConfig(teacher_path="x"), backend, teacher=teacher).learn(
+        GROUPS, 0, Stopwatch()
+    )
+    ((batches, _),) = backend.seen
+    # the teacher's -3 id / 100 minus the student's -id / 100: another number for every token
+    expected = [-0.02 * token for token in targets(batches, "target_ids_N")]
     assert targets(batches, "advantages_N") == pytest.approx(expected)
 
 

@@ -88,7 +88,7 @@ LOSSES = {
 def off_policy_samples() -> list[TrainingSample]:
     """Ratios far from 1, some past every clip; weights and advantages differ between the tokens of a sample."""
     made = []
-    for index, sample in enumerate(samples()):
+    for index, sample in enumerate(samples()[:6]):  # of the short prompts
         count = sample.rollout.num_sampled_tokens
         offsets = torch.arange(count, dtype=torch.float64) * 0.15 - 5.7 + 0.07 * (index % 5)
         ref = torch.linspace(-6.0, -5.0, count, dtype=torch.float64)
@@ -115,8 +115,8 @@ def test_no_algorithms_gradient_depends_on_batching_or_sharing(tiny, name):
     truth = grads(max_tokens=1000, share_prompts=True)
     assert sum(float(g.abs().sum()) for g in truth) > 0
     for packing in (
-        {"max_tokens": 75, "share_prompts": True},
-        {"max_tokens": 150, "share_prompts": False},
+        {"max_tokens": 8, "share_prompts": True},
+        {"max_tokens": 14, "share_prompts": False},
     ):
         for a, b in zip(truth, grads(**packing), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
