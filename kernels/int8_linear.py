@@ -14,14 +14,13 @@ Shape legend: T = rows, K = in features, N = out features.
 
 import torch
 
-from kernels.cpu.ops import int8_linear_native, pack_native, runs_natively
+from kernels.cpu.ops import int8_linear_native, runs_natively
 from kernels.quantize import INT8_LEVELS, quantize_rows
 
 __all__ = [
     "activation_levels",
     "int8_linear",
     "int8_linear_reference",
-    "pack_int8",
     "quantize_channels",
 ]
 
@@ -54,19 +53,13 @@ def int8_linear(
         weight_NK: int8, from `quantize_channels`.
         scale_N: float32, of the weights.
         bias_N: any float type.
-        panels: what `pack_int8` made of the weight for the type of x, if it is used more than once.
+        panels: what `kernels.cpu.ops.pack_native` made of the weight for the type of x, if it is used more than once.
     """
     bias_N = None if bias_N is None else bias_N.to(x_TK.dtype)
     levels = activation_levels(weight_NK.shape[1])
     if runs_natively(x_TK):
         return int8_linear_native(x_TK, weight_NK, scale_N, bias_N, panels, levels=levels)
     return _int8_linear_tensors(x_TK, weight_NK, scale_N, bias_N, levels).to(x_TK.dtype)
-
-
-def pack_int8(weight_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-    """The int8 weight laid out as `int8_linear` reads it for rows of type `dtype`; None where it is read as it stands."""
-    rows = weight_NK.new_empty(0, dtype=dtype)
-    return pack_native(weight_NK, dtype) if runs_natively(rows) else None
 
 
 def int8_linear_reference(

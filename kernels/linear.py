@@ -6,10 +6,10 @@ Shape legend: T = rows, K = in features, N = out features. Traffic: reads T*K + 
 import torch
 from torch.nn import functional
 
-from kernels.cpu.ops import linear_native, pack_native, runs_natively
+from kernels.cpu.ops import linear_native, runs_natively
 from kernels.numerics import gemm_row_tile, pad_rows
 
-__all__ = ["linear", "linear_reference", "pack"]
+__all__ = ["linear", "linear_reference"]
 
 _EXACT_TILE = 64
 
@@ -19,14 +19,6 @@ def linear_reference(
 ) -> torch.Tensor:
     """Ground truth: one GEMM over whatever rows there are."""
     return functional.linear(x_TK, weight_NK, bias_N)
-
-
-def pack(weight_NK: torch.Tensor) -> torch.Tensor | None:
-    """The weight as it is now, laid out as `linear` reads it; None where it is read as it stands.
-
-    With few rows in a call, laying it out takes longer than multiplying by it.
-    """
-    return pack_native(weight_NK, weight_NK.dtype) if runs_natively(weight_NK) else None
 
 
 def linear(
@@ -44,7 +36,7 @@ def linear(
         x_TK: rows.
         weight_NK: of the same type.
         bias_N: of the same type.
-        panels: what `pack` made of the weight, if it is used more than once.
+        panels: what `kernels.cpu.ops.pack_native` made of the weight, if it is used more than once.
     """
     if runs_natively(weight_NK):
         if torch.is_grad_enabled():

@@ -43,7 +43,11 @@ _THREADS = ctypes.c_int
 
 def runs_natively(x: torch.Tensor) -> bool:
     """Whether the ops of this file take `x`: float32 or bfloat16, on the CPU, and native/ could be compiled."""
-    return x.device.type == "cpu" and native_library(x.dtype) is not None
+    return _is_native(x.dtype, x.device)
+
+
+def _is_native(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and native_library(dtype) is not None
 
 
 _ARGUMENTS = {
@@ -90,8 +94,10 @@ def pack_native(weight_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | N
         dtype: of the rows that will be multiplied by it.
 
     Returns:
-        None where C reads the weight as it stands.
+        None where the weight is read as it stands. With few rows in a call, laying it out takes longer than multiplying.
     """
+    if not _is_native(dtype, weight_NK.device):
+        return None
     weight_NK = weight_NK.detach().contiguous()
     out_features, in_features = weight_NK.shape
     prefix = "int8_" if weight_NK.dtype is torch.int8 else ""

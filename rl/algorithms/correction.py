@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 
 from rl.algorithm_config import CorrectionLevel, CorrectionMode
+from rl.algorithms.kl import k3_divergence
+from rl.algorithms.ops import sample_sums
 
 __all__ = ["Corrector", "effective_fraction"]
-
-_MAX_LOG = 20.0  # e^20: far beyond any limit, and finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Corrector:
         if self.max_weight == 0:
             return torch.ones_like(log_ratio_N)
         if self.level is CorrectionLevel.SEQUENCE:
-            log_ratio_N = _sums(log_ratio_N, ids_N)
+            log_ratio_N = sample_sums(log_ratio_N, ids_N)
         limit = math.log(self.max_weight)
         # clamped as a logarithm: exp would overflow first
         weights_N = log_ratio_N.clamp(max=limit).exp()
@@ -70,19 +70,14 @@ class Corrector:
 
     def _is_vetoed(self, log_ratio_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
         is_vetoed_N = torch.zeros_like(log_ratio_N, dtype=torch.bool)
-        lengths_N = _sums(torch.ones_like(log_ratio_N), ids_N)
+        lengths_N = sample_sums(torch.ones_like(log_ratio_N), ids_N)
         if self.max_mean_log_ratio:
-            means_N = _sums(log_ratio_N, ids_N) / lengths_N
+            means_N = sample_sums(log_ratio_N, ids_N) / lengths_N
             is_vetoed_N |= means_N.abs() > self.max_mean_log_ratio
         if self.max_sample_k3:
-            k3_N = log_ratio_N.clamp(max=_MAX_LOG).expm1() - log_ratio_N
-            is_vetoed_N |= _sums(k3_N, ids_N) / lengths_N > self.max_sample_k3
+            k3_N = k3_divergence(log_ratio_N)
+            is_vetoed_N |= sample_sums(k3_N, ids_N) / lengths_N > self.max_sample_k3
         return is_vetoed_N
-
-
-def _sums(x_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-    """[N]: at each token the sum over its sample."""
-    return x_N.new_zeros(int(ids_N[-1]) + 1).index_add(0, ids_N, x_N)[ids_N]
 
 
 def effective_fraction(weight_mean: float, squared_mean: float) -> float:

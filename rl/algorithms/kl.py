@@ -20,7 +20,7 @@ from rl.algorithm_config import KLEstimator
 from rl.algorithms.output import LossOutput
 from rl.algorithms.signals import Tokens
 
-__all__ = ["adapted_coefficient", "kl_divergence", "kl_loss"]
+__all__ = ["adapted_coefficient", "k3_divergence", "kl_divergence", "kl_loss"]
 
 _MAX_LOG = 20.0
 _MAX_ERROR, _GAIN = 0.2, 0.1
@@ -37,7 +37,12 @@ def kl_divergence(
         case KLEstimator.K2:
             return difference_N.square() / 2
         case KLEstimator.K3:
-            return (-difference_N).clamp(max=_MAX_LOG).expm1() + difference_N
+            return k3_divergence(-difference_N)
+
+
+def k3_divergence(log_ratio_N: torch.Tensor) -> torch.Tensor:
+    """[N] K3 = r - 1 - log r of each log r."""
+    return log_ratio_N.clamp(max=_MAX_LOG).expm1() - log_ratio_N
 
 
 def kl_loss(tokens: Tokens, *, coefficient: float, estimator: KLEstimator) -> LossOutput:

@@ -11,6 +11,7 @@ __all__ = [
     "importance_weighted",
     "is_uniform",
     "sample_means",
+    "sample_sums",
     "token_log_ratio",
     "whitened",
 ]
@@ -41,6 +42,11 @@ def token_log_ratio(tokens: Tokens) -> torch.Tensor:
     return torch.where(is_trained_N, tokens.logprobs_N - tokens.base_logprobs_N, 0.0)
 
 
+def sample_sums(x_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
+    """[N]: at each token the sum over its sample. `ids_N` counts the samples from 0, in ascending order; N > 0."""
+    return x_N.new_zeros(int(ids_N[-1]) + 1).index_add(0, ids_N, x_N)[ids_N]
+
+
 def sample_means(x_N: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     """[N]: at each token the mean over the trained tokens of its sample of `x_N`, which is 0 at all others.
 
@@ -49,10 +55,8 @@ def sample_means(x_N: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     if not len(x_N):
         return x_N
     _, ids_N = tokens.sample_ids_N.unique_consecutive(return_inverse=True)
-    zeros_S = x_N.new_zeros(int(ids_N[-1]) + 1)
-    sums_S = zeros_S.index_add(0, ids_N, x_N)
-    counts_S = zeros_S.index_add(0, ids_N, (tokens.loss_weights_N != 0).to(x_N.dtype))
-    return (sums_S / counts_S.clamp(min=1))[ids_N]
+    counts_N = sample_sums((tokens.loss_weights_N != 0).to(x_N.dtype), ids_N)
+    return sample_sums(x_N, ids_N) / counts_N.clamp(min=1)
 
 
 def clipped_surrogate(

@@ -6,8 +6,8 @@ __all__ = ["Admission"]
 class Admission:
     """running + accepted <= (policy_version + max_staleness + 1) * num_prompts_per_step.
 
-    `accepted` is cumulative: groups that were trained on or wait to be, without those that dynamic sampling dropped. With `max_staleness` 0 this is one
-    batch per version, the synchronous loop.
+    `accepted` is cumulative: groups that were trained on or wait to be, without those that dynamic sampling dropped.
+    With `max_staleness` 0 this is one batch per version, the synchronous loop.
     """
 
     def __init__(self, *, num_prompts_per_step: int, max_staleness: int = 0) -> None:

@@ -47,7 +47,6 @@ class Algorithm:
     """Batches' worth of groups without signal that are replaced in a step."""
     critic: PPOConfig | None = None
     """How the critic learns, where there is one."""
-    has_teacher: bool = False
     learns_answers: bool = False
     """Completions are the tasks' own answers; the policy samples none."""
 
@@ -106,9 +105,7 @@ def make_algorithm(config: AlgorithmConfig, *, max_tokens: int) -> Algorithm:
         case MaxRLConfig():
             return Algorithm(advantages=maxrl_advantages, loss=maxrl_loss)
         case DistillationConfig():
-            return Algorithm(
-                advantages=distillation_advantages, loss=distillation_loss, has_teacher=True
-            )
+            return Algorithm(advantages=distillation_advantages, loss=distillation_loss)
         case SFTConfig():
             return Algorithm(advantages=sft_advantages, loss=sft_loss, learns_answers=True)
         case _:

@@ -11,7 +11,7 @@ from rl.config import TrainerConfig
 from rl.trainer.backend import BatchStats
 from rl.trainer.master_weights import MasterWeights
 from rl.trainer.packing import MicroBatch
-from rl.trainer.policy_forward import target_states
+from rl.trainer.policy_forward import over_batch, target_states
 from rollout.models.decoder import Decoder
 
 __all__ = ["Critic"]
@@ -43,11 +43,9 @@ class Critic:
         batch = micro_batch.to(self._head.device)
         return target_states(self._decoder, batch).to(self._head.dtype) @ self._head
 
-    @torch.no_grad()
     def old_values(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """[N] of all micro-batches, one after the other, without a gradient."""
-        parts = [self.values(batch) for batch in micro_batches]
-        return torch.cat(parts) if parts else torch.zeros(0)
+        return over_batch(self.values, micro_batches)
 
     def forward_backward(
         self, micro_batches: Sequence[MicroBatch], *, denominator: float

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from rl.trainer.packing import MicroBatch
-from rl.trainer.policy_forward import policy_logprobs
+from rl.trainer.policy_forward import over_batch, policy_logprobs
 from rollout.models.decoder import Decoder
 
 __all__ = ["FrozenPolicy"]
@@ -23,14 +23,13 @@ class FrozenPolicy:
         self._decoder = decoder.requires_grad_(False)
         self._temperature = temperature
 
-    @torch.no_grad()
     def logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """[N] of all micro-batches, one after the other."""
-        parts = [
-            policy_logprobs(self._decoder, batch, temperature=self._temperature)[0]
-            for batch in micro_batches
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0)
+
+        def of(batch: MicroBatch) -> torch.Tensor:
+            return policy_logprobs(self._decoder, batch, temperature=self._temperature)[0]
+
+        return over_batch(of, micro_batches)
 
     @torch.no_grad()
     def load(self, named_weights: Iterable[tuple[str, torch.Tensor]]) -> None:

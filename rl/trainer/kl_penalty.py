@@ -23,9 +23,7 @@ class KLPenalty:
         self.coefficient = config.kl_coef
 
     def rewards(self, old_logprobs_N: torch.Tensor, ref_logprobs_N: torch.Tensor) -> torch.Tensor:
-        """[N] what each token is given, in float64; zeros where the penalty is in the loss."""
-        if self.is_in_loss:
-            return torch.zeros_like(old_logprobs_N, dtype=torch.float64)
+        """[N] what each token is given, in float64, where the penalty is not in the loss."""
         kl_N = kl_divergence(old_logprobs_N.double(), ref_logprobs_N.double(), self._estimator)
         return -self.coefficient * kl_N
 

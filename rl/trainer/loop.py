@@ -237,7 +237,8 @@ class TrainLoop:
     def _check_versions(self, groups: Sequence[RolloutGroup]) -> None:
         """Refuse tokens of a policy that this step does not train."""
         versions = {v for g in groups for r in g.rollouts for v in r.policy_versions} - {NO_VERSION}
-        if self._config.mode is RunMode.FULL and not versions <= {self._version}:
+        sampled = {self._version} if self._parts.answers is None else set()
+        if self._config.mode is RunMode.FULL and versions != sampled:
             raise RuntimeError(
                 f"step {self._version + 1} trains version {self._version}, "
                 f"but its rollouts come from versions {sorted(versions)}"

@@ -3,6 +3,8 @@
 Shape legend: T = input rows, N = targets, H = width.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from kernels.attention import packed_attention
@@ -10,7 +12,16 @@ from kernels.linear_logprobs import linear_logprobs
 from rl.trainer.packing import MicroBatch
 from rollout.models.decoder import Decoder
 
-__all__ = ["policy_logprobs", "target_states"]
+__all__ = ["over_batch", "policy_logprobs", "target_states"]
+
+
+@torch.no_grad()
+def over_batch(
+    forward: Callable[[MicroBatch], torch.Tensor], micro_batches: Sequence[MicroBatch]
+) -> torch.Tensor:
+    """[N] of all micro-batches, one after the other, without a gradient."""
+    parts = [forward(batch) for batch in micro_batches]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def target_states(decoder: Decoder, batch: MicroBatch) -> torch.Tensor:

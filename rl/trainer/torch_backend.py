@@ -12,7 +12,7 @@ from rl.config import TrainerConfig
 from rl.trainer.backend import BatchStats, LossFunction
 from rl.trainer.master_weights import MasterWeights
 from rl.trainer.packing import MicroBatch
-from rl.trainer.policy_forward import policy_logprobs
+from rl.trainer.policy_forward import over_batch, policy_logprobs
 from rollout.models.decoder import Decoder
 
 __all__ = ["TorchBackend"]
@@ -83,11 +83,9 @@ class TorchBackend:
         """[N] log-probabilities of the targets, with grad, and [N] entropies, both in nats."""
         return policy_logprobs(self._decoder, micro_batch, temperature=self._temperature)
 
-    @torch.no_grad()
     def old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """[N] of all micro-batches, one after the other, without a gradient."""
-        parts = [self.logprobs(batch)[0] for batch in micro_batches]
-        return torch.cat(parts) if parts else torch.zeros(0)
+        return over_batch(lambda batch: self.logprobs(batch)[0], micro_batches)
 
     def _tokens(
         self,

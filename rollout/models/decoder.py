@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from kernels.int8_linear import int8_linear, pack_int8
-from kernels.linear import linear, pack
+from kernels.cpu.ops import pack_native
+from kernels.int8_linear import int8_linear
+from kernels.linear import linear
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope, rope_table
 from kernels.swiglu import swiglu
@@ -211,10 +212,8 @@ class Decoder(nn.Module):
         return self._lm_head(hidden_TH, head_panels)
 
     def pack_head(self) -> torch.Tensor | None:
-        """The LM head as `kernels.linear` reads it; None where that is how it stands."""
-        if self.is_int8:
-            return pack_int8(self.lm_head, self.embed_tokens.dtype)
-        return pack(self.lm_head)
+        """The LM head as its linear reads it; None where that is how it stands."""
+        return pack_native(self.lm_head, self.embed_tokens.dtype)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""

@@ -23,7 +23,11 @@ class StepSize:
 
     def with_row(self, num_keys: int) -> "StepSize":
         """One more row of a request that has so many keys."""
-        return StepSize(self.rows + 1, self.keys, self.row_keys + num_keys)
+        return self.with_rows(1, num_keys)
+
+    def with_rows(self, count: int, num_keys: int) -> "StepSize":
+        """So many more rows, of requests that have so many keys in all."""
+        return StepSize(self.rows + count, self.keys, self.row_keys + num_keys)
 
 
 def step_size(chunks: Sequence[Chunk]) -> StepSize:

@@ -7,7 +7,7 @@ position is sampled with its own keyed uniform, and a draft only says which posi
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rollout.engine.core import Batch, RequestState
@@ -204,9 +204,7 @@ class Speculator:
             for length in range(1, longest + 1):
                 expected += greatest**length
                 rows = num_requests * length
-                longer = replace(
-                    size, rows=size.rows + rows, row_keys=size.row_keys + rows * mean_context
-                )
+                longer = size.with_rows(rows, rows * mean_context)
                 num_tokens = num_certain + num_requests * expected
                 if num_tokens / self._costs.seconds(longer) > least_rate:
                     return True
@@ -253,11 +251,11 @@ class Speculator:
         best, best_speed = (0, 0), _LEAST_GAIN * num_certain / self._costs.seconds(size)
         count = len(states)
         while count:
-            asked, longer, expected = states[:count], size, float(num_certain)
+            asked, expected = states[:count], float(num_certain)
+            num_keys = sum(len(state.token_ids) for state in asked)
             for length in range(1, longest + 1):
                 expected += count * rate**length
-                for state in asked:
-                    longer = longer.with_row(len(state.token_ids))
+                longer = size.with_rows(count * length, num_keys * length)
                 seconds = self._costs.seconds(longer) + drafter.seconds(asked, max_tokens=length)
                 if expected / seconds > best_speed:
                     best, best_speed = (count, length), expected / seconds

@@ -27,8 +27,8 @@ typedef struct {
 } State;
 
 /* ROWS x 4 scores. With 12 sums and what is held of the rows, one of 16 registers is left: for a key. */
-INLINE void score_tile(int ROWS, const element *const *q, const element *const *keys, float (*scores)[KEY_BLOCK], int64_t c,
-                       int64_t D) {
+INLINE void score_tile(int ROWS, const element *const *q, const element *const *keys, float (*scores)[KEY_BLOCK],
+                       int64_t c, int64_t D) {
     vec sums[3][4];
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)

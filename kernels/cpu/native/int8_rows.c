@@ -21,9 +21,7 @@ INLINE svec widen_bytes(const int8_t *p) {
 
 /* sums[i] += x[2i] w[2i] + x[2i+1] w[2i+1] */
 INLINE ivec add_integer_products(ivec sums, svec x, svec w) {
-#if LANES == 16 && defined(__AVX512VNNI__)
-    return (ivec)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)w);
-#elif LANES == 16
+#if LANES == 16
     return sums + (ivec)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif defined(__AVX2__)
     return sums + (ivec)_mm256_madd_epi16((__m256i)x, (__m256i)w);

@@ -1,4 +1,4 @@
-/* Vectors of 16 lanes with AVX-512, of 8 elsewhere, and what is between them and memory: elements, float or bfloat16. */
+/* Vectors of 16 lanes with AVX-512, of 8 elsewhere. */
 
 #if defined(__x86_64__) && !(defined(__AVX2__) && defined(__FMA__))
 #error "this processor has no AVX2 and FMA"

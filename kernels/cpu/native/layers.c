@@ -47,12 +47,13 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void apply(const Linear *linear, const element *x, element *y, int16_t *integers, const Sizes *s, double *seconds) {
+static void apply(const Linear *linear, const element *x, element *y, int16_t *integers, const Sizes *s,
+                  double *seconds) {
     double start = now();
     int64_t K = linear->in_features, N = linear->out_features;
     if (linear->scale)
-        paceline_int8_linear(x, integers, linear->levels, linear->weight, linear->panels, linear->scale, linear->bias, y, s->T, K, N,
-                             s->threads);
+        paceline_int8_linear(x, integers, linear->levels, linear->weight, linear->panels, linear->scale, linear->bias,
+                             y, s->T, K, N, s->threads);
     else
         paceline_linear(x, linear->weight, linear->panels, linear->bias, y, s->T, K, N, s->threads);
     *seconds += now() - start;

@@ -1,13 +1,58 @@
 /* y = x W^T + b, on panels of W. */
 
+/* 32 bits at x, of which `left` elements exist, in every lane. */
+INLINE evec splat_up_to(const element *x, int64_t left) {
+    int32_t place = 0;
+    memcpy(&place, x, (left < PLACE ? left : PLACE) * sizeof(element));
+    return splat_place(place);
+}
+
+/* One place of ROWS rows, `left` elements of it, against that place of COLUMNS panels. The fewer of the two are held. */
+INLINE void linear_step(int ROWS, int COLUMNS, const element *x, const int32_t *panels, int64_t K, int64_t left,
+                        vec (*sums)[8]) {
+    int64_t size = places_of(K) * LANES;
+    evec held[8];
+    if (ROWS < COLUMNS) {
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            held[r] = splat_up_to(x + r * K, left);
+            IN_REGISTER(held[r]);
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < COLUMNS; c++) {
+            evec panel = *(const evec *)(panels + c * size);
+            if (ROWS > 1) IN_REGISTER(panel); /* one row uses each once */
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) sums[r][c] = add_products(held[r], panel, sums[r][c]);
+        }
+    } else {
+#pragma GCC unroll 8
+        for (int c = 0; c < COLUMNS; c++) {
+            held[c] = *(const evec *)(panels + c * size);
+            IN_REGISTER(held[c]);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            evec place = splat_up_to(x + r * K, left);
+            IN_REGISTER(place);
+#pragma GCC unroll 8
+            for (int c = 0; c < COLUMNS; c++) sums[r][c] = add_products(place, held[c], sums[r][c]);
+        }
+    }
+}
+
 /* ROWS x (COLUMNS panels) outputs; columns from `limit` on do not exist. */
 INLINE void linear_tile(int ROWS, int COLUMNS, const element *x, const int32_t *panels, const element *bias, element *y,
                         int64_t K, int64_t N, int64_t limit) {
-    const element *rows[6];
     vec sums[6][8];
+    int64_t k = 0;
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) rows[r] = x + r * K;
-    multiply(ROWS, COLUMNS, rows, panels, K, sums);
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+        for (int c = 0; c < COLUMNS; c++) sums[r][c] = splat(0);
+    for (; k + PLACE <= K; k += PLACE)
+        linear_step(ROWS, COLUMNS, x + k, panels + k / PLACE * LANES, K, PLACE, sums);
+    if (k < K) linear_step(ROWS, COLUMNS, x + k, panels + k / PLACE * LANES, K, K - k, sums);
 #pragma GCC unroll 8
     for (int c = 0; c < COLUMNS; c++) {
         int64_t n = c * LANES, left = limit - n;
@@ -59,18 +104,9 @@ INLINE void linear_rows(int64_t rows, const element *x, const int32_t *panels, c
     }
 }
 
-/* Columns of W taken at once: a block of panels stays in the second-level cache while all rows pass by. */
-INLINE int64_t block_columns(int64_t K) {
-    int64_t step = MOST_PANELS * LANES, columns = 131072 / (places_of(K) * 4) / step * step;
-    return columns < step ? step : columns;
-}
-
-INLINE void pack_columns(const element *w, int64_t K, int64_t columns, int32_t *panels) {
-    for (int64_t n = 0; n < columns; n += LANES) {
-        const element *rows[LANES];
-        for (int64_t i = 0; i < LANES; i++) rows[i] = w + (n + i < columns ? n + i : columns - 1) * K;
-        pack_panel(rows, K, panels + n * places_of(K));
-    }
+static void pack_columns(const element *w, int64_t K, int64_t columns, int32_t *panels) {
+    for (int64_t n = 0; n < columns; n += LANES)
+        pack_panel((const char *)(w + n * K), K * sizeof(element), columns - n, panels + n * places_of(K));
 }
 
 /* How many 32-bit places the panels of [N, K] are. */
@@ -78,7 +114,7 @@ int64_t paceline_panel_places(int64_t K, int64_t N) { return (N + LANES - 1) / L
 
 /* Shapes: w [N, K], panels [N rounded up to LANES, places of K] of 32 bits. */
 void paceline_pack(const element *w, int32_t *panels, int64_t K, int64_t N, int threads) {
-    int64_t block = block_columns(K);
+    int64_t block = block_columns(places_of(K), MOST_PANELS * LANES);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t n = 0; n < N; n += block)
         pack_columns(w + n * K, K, n + block < N ? block : N - n, panels + n * places_of(K));
@@ -88,7 +124,8 @@ void paceline_pack(const element *w, int32_t *panels, int64_t K, int64_t N, int 
  * packs a block before it uses it: the same bits, and for many rows the same time. */
 void paceline_linear(const element *x, const element *w, const int32_t *panels, const element *bias, element *y,
                      int64_t M, int64_t K, int64_t N, int threads) {
-    int64_t block = block_columns(K), size = places_of(K), blocks = (N + block - 1) / block, taken = 0;
+    int64_t size = places_of(K), step = MOST_PANELS * LANES, block = block_columns(size, step);
+    int64_t blocks = (N + block - 1) / block, taken = 0;
 #pragma omp parallel num_threads(threads)
     {
         int32_t *room = panels ? 0 : aligned_alloc(64, block * size * sizeof(int32_t));
@@ -97,8 +134,8 @@ void paceline_linear(const element *x, const element *w, const int32_t *panels, 
             int64_t n = b * block, columns = n + block < N ? block : N - n;
             if (!panels) pack_columns(w + n * K, K, columns, room);
             const int32_t *packed = panels ? panels + n * size : room;
-            Ahead ahead = ahead_of(panels, size * 4, panels ? next : blocks, block, N,
-                                   M / 6 * ((columns + MOST_PANELS * LANES - 1) / (MOST_PANELS * LANES)));
+            int64_t tiles = M / 6 * ((columns + step - 1) / step);
+            Ahead ahead = ahead_of(panels, size * 4, panels ? next : blocks, block, N, tiles);
             for (int64_t m = 0; m < M; m += 6)
                 linear_rows(M - m < 6 ? M - m : 6, x + m * K, packed, bias ? bias + n : 0, y + m * N + n, K, N, columns,
                             &ahead);
