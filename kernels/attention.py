@@ -63,7 +63,9 @@ def paged_attention(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout
         [T, N, D], the type of q.
     """
     if attends_natively(q_TND, cache.keys.shape[1]):
-        return _native(q_TND, cache.keys, cache.values, layout, cache.scales)[0]
+        return _native(
+            q_TND, cache.keys, cache.values, layout, scales=cache.scales, lanes=cache.lanes
+        )[0]
     return fold_paged(q_TND, cache, layout)
 
 
@@ -111,7 +113,9 @@ def _native(
     keys: torch.Tensor,
     values: torch.Tensor,
     layout: AttentionLayout,
+    *,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    lanes: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     queries_Q3, tasks_W3 = layout.queries_and_tasks
     return attention_native(
@@ -123,4 +127,5 @@ def _native(
         table=layout.table,
         keys_per_index=layout.keys_per_index,
         scales=scales,
+        lanes=lanes,
     )

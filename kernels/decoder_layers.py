@@ -70,7 +70,7 @@ class _Step(ctypes.Structure):
 
 class _Sizes(ctypes.Structure):
     _fields_ = [
-        *((name, _SIZE) for name in ("T", "H", "N", "M", "D", "I", "block_size")),
+        *((name, _SIZE) for name in ("T", "H", "N", "M", "D", "I", "block_size", "lanes")),
         ("eps", ctypes.c_float),
         ("threads", ctypes.c_int),
     ]
@@ -103,6 +103,7 @@ class DecoderLayers:
         eps: float,
     ) -> None:
         _, self._num_kv_heads, self._block_size, self._head_dim = caches[0].keys.shape
+        self._lanes = caches[0].lanes if caches[0].lanes > 1 else 0
         self._num_heads = num_heads
         self._eps = eps
         first, heads = layers[0], num_heads * self._head_dim
@@ -167,6 +168,7 @@ class DecoderLayers:
             D=self._head_dim,
             I=self._intermediate_size,
             block_size=self._block_size,
+            lanes=self._lanes,
             eps=self._eps,
             threads=torch.get_num_threads(),
         )

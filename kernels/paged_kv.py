@@ -19,12 +19,18 @@ class PagedKV:
 
     int8 ones have float32 scales [blocks, M, B]. A token is quantized alone, so what a row reads does not depend on
     chunks or neighbours.
+
+    Attention in C multiplies keys 16 or 8 at a time, and with `lanes` they lie as it wants them, within each head of a
+    block: places of 32 bits, which hold P = 1 float or 2 bfloat16; keys as [B / lanes, D / P, lanes, P] and values as
+    [B / P, D, P].
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     scales: tuple[torch.Tensor, torch.Tensor] | None = None
     """Of keys and of values."""
+    lanes: int = 1
+    """Keys that are interleaved; 1: rows one by one, the only way for int8."""
 
     @classmethod
     def zeros(
@@ -33,11 +39,12 @@ class PagedKV:
         *,
         dtype: torch.dtype,
         is_int8: bool,
+        lanes: int = 1,
         make: Callable[[Sequence[int], torch.dtype], torch.Tensor],
     ) -> "PagedKV":
         """A cache of `shape` [blocks, M, B, D], from tensors of zeros that `make` makes."""
         if not is_int8:
-            return cls(keys=make(shape, dtype), values=make(shape, dtype))
+            return cls(keys=make(shape, dtype), values=make(shape, dtype), lanes=lanes)
         scales = make(shape[:-1], torch.float32), make(shape[:-1], torch.float32)
         return cls(keys=make(shape, torch.int8), values=make(shape, torch.int8), scales=scales)
 
@@ -49,6 +56,15 @@ class PagedKV:
         offsets_T: torch.Tensor,
     ) -> None:
         """Put row t at offset `offsets_T[t]` of block `block_ids_T[t]`."""
+        if self.lanes > 1:
+            keys, values = self._interleaved()
+            lane_T = offsets_T % self.lanes
+            places = keys.shape[-1]
+            keys[block_ids_T, :, offsets_T // self.lanes, :, lane_T] = k_TMD.unflatten(
+                -1, (-1, places)
+            )
+            values[block_ids_T, :, offsets_T // places, :, offsets_T % places] = v_TMD
+            return
         for index, (stored, rows) in enumerate(((self.keys, k_TMD), (self.values, v_TMD))):
             if self.scales is None:
                 stored[block_ids_T, :, offsets_T] = rows
@@ -61,6 +77,13 @@ class PagedKV:
         self, block_ids: torch.Tensor, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [len(block_ids), M, B, D] of some blocks, as `dtype`."""
+        if self.lanes > 1:
+            keys, values = (x.index_select(0, block_ids) for x in self._interleaved())
+            shape = (len(block_ids), *self.keys.shape[1:])
+            return (
+                keys.transpose(3, 4).reshape(shape),
+                values.transpose(3, 4).reshape(shape),
+            )
         keys, values = (x.index_select(0, block_ids) for x in (self.keys, self.values))
         if self.scales is None:
             return keys, values
@@ -77,6 +100,13 @@ class PagedKV:
         """Back to zeros."""
         for tensor in self._tensors():
             tensor.index_fill_(0, block_ids, 0)
+
+    def _interleaved(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views: keys [blocks, M, B / lanes, D / P, lanes, P] and values [blocks, M, B / P, D, P]."""
+        blocks, heads, size, dim = self.keys.shape
+        places = 4 // self.keys.element_size()
+        keys = self.keys.view(blocks, heads, size // self.lanes, dim // places, self.lanes, places)
+        return keys, self.values.view(blocks, heads, size // places, dim, places)
 
     def _tensors(self) -> tuple[torch.Tensor, ...]:
         return (self.keys, self.values, *(self.scales or ()))

@@ -32,6 +32,7 @@ from rl.config import (
     EvaluateConfig,
     GenerateConfig,
     ReasoningGymConfig,
+    ReportConfig,
     TaskConfig,
     TrainConfig,
 )
@@ -46,6 +47,8 @@ ROOTS: Mapping[str, type] = {
     "generate": GenerateConfig,
     "bench_rollout": BenchRolloutConfig,
     "bench_speculation": BenchSpeculationConfig,
+    "bench_train": TrainConfig,
+    "report": ReportConfig,
 }
 ALGORITHMS: Mapping[str, type[AlgorithmConfig]] = {
     "grpo": GRPOConfig,

@@ -47,6 +47,8 @@ class TaskConfig:
 
     system_prompt: str = ""
     """Sent as the system message of every prompt; empty sends none."""
+    user_prompt: str = "{question}"
+    """The user message of every prompt; `{question}` stands for the question."""
     reply_prefix: str = ""
     """How every reply begins, given and not sampled; `{question}` stands for the question. Empty: not at all."""
     num_held_out: int = 1000
@@ -58,6 +60,12 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         require(self.num_held_out > 0, "task.num_held_out", "> 0", self.num_held_out)
+        require(
+            "{question}" in self.user_prompt,
+            "task.user_prompt",
+            "a text with {question} in it",
+            self.user_prompt,
+        )
         require(self.seed >= 0, "task.seed", ">= 0", self.seed)
 
 
@@ -355,3 +363,19 @@ class BenchSpeculationConfig:
             "a list of positive numbers",
             self.concurrency,
         )
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """Of scripts/report.py."""
+
+    runs: list[str] = MISSING
+    """Run directories."""
+    names: list[str] = field(default_factory=list)
+    """What the runs are called in the picture, one each; empty: their directories."""
+    output: str = "runs.png"
+
+    def __post_init__(self) -> None:
+        require(bool(self.runs), "runs", "a list of run directories", self.runs)
+        is_named = not self.names or len(set(self.names)) == len(self.runs)
+        require(is_named, "names", f"{len(self.runs)} different names, one per run", self.names)

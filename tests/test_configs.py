@@ -21,6 +21,7 @@ from rl.config import (
     BenchSpeculationConfig,
     EvaluateConfig,
     GenerateConfig,
+    ReportConfig,
     RunMode,
     TrainConfig,
 )
@@ -96,6 +97,8 @@ def test_the_other_scripts_compose():
     assert isinstance(load(name="bench_rollout"), BenchRolloutConfig)
     speculation = load("task=reasoning_gym", "task.name=spell_backward", name="bench_speculation")
     assert isinstance(speculation, BenchSpeculationConfig)
+    assert isinstance(load(name="bench_train"), TrainConfig)
+    assert isinstance(load("runs=[a,b]", name="report"), ReportConfig)
 
 
 def test_the_command_line_beats_debug_beats_experiment_beats_groups():

@@ -62,9 +62,10 @@ _ARGUMENTS = {
     "rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, ctypes.c_float, _THREADS],
     "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
     "rope": [_POINTER, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, _THREADS],
+    "lanes": [],
     "attention": [
         *[_POINTER] * 6,
-        *[_SIZE] * 3,
+        *[_SIZE] * 4,
         *[_POINTER] * 2,
         _SIZE,
         *[_POINTER] * 2,
@@ -81,7 +82,7 @@ def _functions(dtype: torch.dtype) -> SimpleNamespace:
     for name, types in _ARGUMENTS.items():
         function = getattr(library, f"paceline_{name}")
         function.argtypes = types
-        function.restype = _SIZE if name.endswith("panel_places") else None
+        function.restype = _SIZE if name.endswith(("lanes", "panel_places")) else None
         setattr(functions, name, function)
     return functions
 
@@ -308,6 +309,21 @@ def takes_heads(num_heads: int, num_kv_heads: int, head_dim: int) -> bool:
     return num_heads // num_kv_heads <= _MAX_GROUP
 
 
+def cache_lanes(
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+) -> int:
+    """How many keys a cache should interleave (`kernels.paged_kv.PagedKV.lanes`) for attention in C; 1 where rows are as good."""
+    has_heads = takes_heads(num_heads, num_kv_heads, head_dim)
+    lanes = _functions(dtype).lanes() if has_heads and _is_native(dtype, device) else 1
+    return 1 if block_size % lanes else lanes
+
+
 def attention_native(
     q_TND: torch.Tensor,
     keys: torch.Tensor,
@@ -318,6 +334,7 @@ def attention_native(
     table: torch.Tensor,
     keys_per_index: int,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    lanes: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Block-fold attention; `queries_Q3`, `tasks_W3` and `table` are those of `kernels.attention.AttentionLayout`.
 
@@ -330,6 +347,7 @@ def attention_native(
         table: int64, rows or blocks.
         keys_per_index: keys behind one entry of the table.
         scales: of keys and of values, float32 [blocks, M, keys_per_index], where those are int8.
+        lanes: how many keys are interleaved, as in `kernels.paged_kv.PagedKV`.
 
     Returns:
         [T, N, D], and the logsumexp of the scores, float32 [T, N]; zeros in rows of no segment.
@@ -352,6 +370,7 @@ def attention_native(
         keys_per_index,
         num_kv_heads * keys_per_index * head_dim,
         keys_per_index * head_dim,
+        lanes if lanes > 1 else 0,
         queries_Q3.data_ptr(),
         tasks_W3.data_ptr(),
         tasks_W3.shape[0],

@@ -45,12 +45,18 @@ class PromptForm:
 
     system_prompt: str = ""
     """The system message; empty sends none."""
+    user_prompt: str = "{question}"
+    """The user message; `{question}` stands for the question."""
     reply_prefix: str = ""
     """How the reply begins, given and not sampled; `{question}` stands for the question."""
 
     @classmethod
     def of(cls, config: TaskConfig) -> Self:
-        return cls(system_prompt=config.system_prompt, reply_prefix=config.reply_prefix)
+        return cls(
+            system_prompt=config.system_prompt,
+            user_prompt=config.user_prompt,
+            reply_prefix=config.reply_prefix,
+        )
 
 
 def make_prompt(prompt_id: int, *, row: dict[str, Any], form: PromptForm) -> Prompt:
@@ -59,7 +65,7 @@ def make_prompt(prompt_id: int, *, row: dict[str, Any], form: PromptForm) -> Pro
     messages = []
     if form.system_prompt:
         messages.append({"role": "system", "content": form.system_prompt})
-    messages.append({"role": "user", "content": question})
+    messages.append({"role": "user", "content": form.user_prompt.replace("{question}", question)})
     if form.reply_prefix:
         begun = form.reply_prefix.replace("{question}", question)
         messages.append({"role": "assistant", "content": begun})

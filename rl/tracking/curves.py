@@ -13,13 +13,23 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from rl.tracking.plotting import (
+    INK,
+    MUTED,
+    Rows,
+    make_figure,
+    points,
+    set_style,
+    smoothed,
+    write_label,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH_PIXELS, HEIGHT_PIXELS = 1600, 900
 
-_INK, _MUTED, _GRID = "#22303c", "#7b8794", "#e6e9ed"
 _BLUE, _GREEN, _RED = "#2f6db5", "#1b8a5a", "#c0392b"
 _PHASES = {  # label -> key, colour; in the order of a step, stacked upwards; what has no key is the rest
     "rollout": ("seconds/rollout", "#2f6db5"),
@@ -30,8 +40,6 @@ _PHASES = {  # label -> key, colour; in the order of a step, stacked upwards; wh
     "other": (None, "#c9d0d6"),
 }
 _MAX_BARS = 120
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +59,9 @@ def draw_curves(events: Rows, path: Path, *, title: str) -> None:
 
 def curves_figure(events: Rows, *, title: str) -> "Figure":
     """The figure of the `step` and `evaluation` rows of `events`; pyplot, and what it shows, is left alone."""
-    from matplotlib.figure import Figure
-
-    dpi = 100
-    figure = Figure(figsize=(WIDTH_PIXELS / dpi, HEIGHT_PIXELS / dpi), dpi=dpi, facecolor="white")
-    figure.text(0.04, 0.955, title, size=17, weight="bold", color=_INK, parse_math=False)
-    figure.text(0.95, 0.955, _subtitle(events), size=11, color=_MUTED, ha="right")
+    figure = make_figure(
+        width=WIDTH_PIXELS, height=HEIGHT_PIXELS, title=title, subtitle=_subtitle(events)
+    )
     _draw_panels(figure, events)
     return figure
 
@@ -83,7 +88,7 @@ def _draw_panels(figure: "Figure", events: Rows) -> None:
     rows = [[panel for panel in row if _has(events, panel.key)] for row in _panels()]
     rows = [row for row in rows if row]
     if not rows:
-        figure.text(0.5, 0.5, "nothing recorded yet", size=14, color=_MUTED, ha="center")
+        figure.text(0.5, 0.5, "nothing recorded yet", size=14, color=MUTED, ha="center")
         return
     grid = figure.add_gridspec(
         len(rows), 1, left=0.04, right=0.95, top=0.88, bottom=0.06, hspace=0.55,
@@ -94,56 +99,41 @@ def _draw_panels(figure: "Figure", events: Rows) -> None:
         cells = grid[index].subgridspec(1, len(row), wspace=0.16 if len(row) < 3 else 0.34)
         for column, panel in enumerate(row):
             axes = figure.add_subplot(cells[column])
-            _set_style(axes, panel, last_step=last_step)
-            if _points(events, panel.key)[0]:
+            set_style(axes, title=panel.title, unit=panel.unit, last_step=last_step)
+            if points(events, panel.key)[0]:
                 panel.draw(axes, events, panel.key)
             if num_lost := _num_not_finite(events, panel.key):
                 note = f"{num_lost} not finite"
                 axes.set_title(note, loc="right", size=9.5, weight="bold", color=_RED, pad=20)
 
 
-def _set_style(axes: "Axes", panel: _Panel, *, last_step: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(panel.title, loc="left", size=11.5, weight="bold", color=_INK, pad=20)
-    axes.text(0, 1.045, panel.unit, transform=axes.transAxes, size=9.5, color=_MUTED, va="bottom")
-    axes.set_xlim(0, max(last_step, 1) * 1.01)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-    axes.grid(axis="y", color=_GRID, linewidth=0.9)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9, labelcolor=_MUTED, pad=5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
-    axes.set_xlabel("step", size=9, color=_MUTED, loc="right", labelpad=1)
-
-
 def _draw_trend(axes: "Axes", events: Rows, key: str) -> None:
-    steps, values = _points(events, key)
-    smooth = _smoothed(values)
+    steps, values = points(events, key)
+    smooth = smoothed(values)
     _dots(axes, steps, values)
     axes.plot(steps, smooth, color=_BLUE, linewidth=2)
-    _label(axes, steps[-1], smooth[-1], _short(smooth[-1]), color=_BLUE)
+    write_label(axes, steps[-1], smooth[-1], _short(smooth[-1]), color=_BLUE)
     axes.margins(y=0.12)
 
 
 def _draw_accuracy(axes: "Axes", events: Rows, key: str) -> None:
-    steps, values = _points(events, key)
+    steps, values = points(events, key)
     percents = [100 * value for value in values]
     axes.plot(steps, percents, "o-", color=_GREEN, linewidth=2, markersize=6, clip_on=False)
-    _label(axes, steps[-1], percents[-1], f"{percents[-1]:.1f}%", color=_GREEN)
+    write_label(axes, steps[-1], percents[-1], f"{percents[-1]:.1f}%", color=_GREEN)
     if len(steps) > 1:
         axes.axhline(percents[0], color=_GREEN, linewidth=1, linestyle=(0, (2, 3)))
-        _label(axes, steps[0], percents[0], f"{percents[0]:.1f}%", color=_GREEN, below=True)
+        write_label(axes, steps[0], percents[0], f"{percents[0]:.1f}%", color=_GREEN, below=True)
     axes.margins(y=0.2)
 
 
 def _draw_mismatch(axes: "Axes", events: Rows, key: str) -> None:
-    steps, values = _points(events, key)
+    steps, values = points(events, key)
     positive = [value for value in values if value > 0]
     if positive:
         _dots(axes, steps, values)
         axes.set_yscale("symlog", linthresh=min(positive))
-        _label(axes, steps[-1], max(values), f"{max(values):.1e}", color=_BLUE)
+        write_label(axes, steps[-1], max(values), f"{max(values):.1e}", color=_BLUE)
         return
     axes.plot(steps, values, color=_BLUE, linewidth=2)
     if _num_not_finite(events, key):
@@ -175,7 +165,7 @@ def _draw_seconds(axes: "Axes", events: Rows, key: str) -> None:
     axes.set_ylim(0, max(base) * 1.05)
     axes.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.03), ncols=len(_PHASES), frameon=False,
-        fontsize=9.5, labelcolor=_INK, handlelength=0.9, handleheight=0.9, columnspacing=1.8,
+        fontsize=9.5, labelcolor=INK, handlelength=0.9, handleheight=0.9, columnspacing=1.8,
         borderaxespad=0, borderpad=0,
     )  # fmt: skip
 
@@ -198,34 +188,8 @@ def _num_not_finite(events: Rows, key: str) -> int:
     return sum(key in event and not math.isfinite(event[key]) for event in events)
 
 
-def _points(events: Rows, key: str) -> tuple[list[int], list[float]]:
-    """Steps and finite values of `key`, in order."""
-    pairs = [(event["step"], event[key]) for event in events if key in event]
-    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
-    return [step for step, _ in finite], [value for _, value in finite]
-
-
-def _smoothed(values: Sequence[float]) -> list[float]:
-    """Centred Gaussian average, a thirtieth of the run wide; at the ends over what is there."""
-    import numpy as np
-
-    width = len(values) / 30
-    reach = int(3 * width)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
-    inside = slice(reach, reach + len(values))
-    weighted = np.convolve(values, kernel)[inside]
-    return (weighted / np.convolve(np.ones(len(values)), kernel)[inside]).tolist()
-
-
 def _dots(axes: "Axes", steps: Sequence[int], values: Sequence[float]) -> None:
     axes.plot(steps, values, "o", color=_BLUE, alpha=0.3, markersize=3.5, markeredgewidth=0)
-
-
-def _label(axes: "Axes", x: float, y: float, text: str, *, color: str, below: bool = False) -> None:
-    axes.annotate(
-        text, (x, y), xytext=(8, -16 if below else -4), textcoords="offset points", size=10.5,
-        weight="bold", color=color, annotation_clip=False,
-    )  # fmt: skip
 
 
 def _short(value: float) -> str:

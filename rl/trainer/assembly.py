@@ -42,6 +42,7 @@ class Run:
     loop: TrainLoop
     tracker: Tracker
     plan: dict[str, str]  # what will be used, for people
+    num_parameters: int  # of the policy
 
 
 def assemble(config: TrainConfig, stack: ExitStack) -> Run:
@@ -98,7 +99,7 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     )
     plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
     loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)
-    return Run(loop=loop, tracker=tracker, plan=plan)
+    return Run(loop=loop, tracker=tracker, plan=plan, num_parameters=_num_parameters(decoder))
 
 
 def _start(config: TrainConfig, source: Path) -> Checkpoint:
@@ -127,12 +128,16 @@ def _pool(config: TrainConfig, task: Task) -> ScorerPool:
     )
 
 
+def _num_parameters(decoder: Decoder) -> int:
+    return sum(parameter.numel() for parameter in decoder.parameters())
+
+
 def _plan(
     config: TrainConfig, task: Task, decoder: Decoder, lengths: Sequence[int]
 ) -> dict[str, str]:
     """What the run will use; memory in GB (10^9 bytes)."""
     weight = decoder.embed_tokens
-    num_parameters = sum(p.numel() for p in decoder.parameters())
+    num_parameters = _num_parameters(decoder)
     # trainer's, engine's, the engine's shadow; a critic's; a reference's, taking a teacher to be as large
     copies = 2 if config.mode is RunMode.TRAIN_ONLY else 3
     num_trained = 2 if isinstance(config.algorithm, PPOConfig) else 1

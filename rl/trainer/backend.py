@@ -26,6 +26,8 @@ class BatchStats:
     num_tokens: int
     bad_sample: int | None
     """Index of the first sample whose loss is not finite."""
+    backward_seconds: float = 0.0
+    """Spent in backward passes."""
 
 
 class Backend(Protocol):

@@ -112,13 +112,15 @@ class Learner:
             self.is_updating = True
             with stopwatch("optimizer"):
                 norms.append(self._step(stats[-1], mini_batch.samples, version))
+        total = _total(stats)
         metrics = training_metrics(
-            _total(stats),
+            total,
             grad_norm=sum(norms) / len(norms),
             learning_rate=learning_rate(self._config.trainer, version),
         )
         if self._algorithm.learns_answers:  # nobody sampled them: there is nothing to compare with
             metrics = {k: v for k, v in metrics.items() if not k.startswith("mismatch/")}
+        metrics["seconds/backward"] = total.backward_seconds  # of seconds/forward_backward
         return metrics | self._penalty_metrics(metrics)
 
     def published(self, version: int) -> None:
@@ -323,4 +325,5 @@ def _total(stats: Sequence[BatchStats]) -> BatchStats:
         max_logprob_difference=max(part.max_logprob_difference for part in stats),
         num_tokens=sum(part.num_tokens for part in stats),
         bad_sample=next((p.bad_sample for p in stats if p.bad_sample is not None), None),
+        backward_seconds=sum(part.backward_seconds for part in stats),
     )

@@ -1,5 +1,6 @@
 """The policy's trainer in one process: forward and backward in the compute type, fp32 master weights, AdamW."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,9 @@ class TorchBackend:
             if not bool(output.loss.isfinite()):
                 stats.bad_sample = _first_bad_sample(logprobs_N, micro_batch)
                 return stats
+            started = time.perf_counter()
             (output.loss / denominator).backward()
+            stats.backward_seconds += time.perf_counter() - started
             metrics = {
                 **output.metrics,
                 "loss/policy": output.loss.detach(),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.attention import AttentionLayout, PagedKV, Segment, paged_attention, paged_layout
+from kernels.cpu.ops import cache_lanes
 from kernels.decoder_layers import DecoderLayers
 from rollout.engine.core import Batch
 from rollout.models.decoder import Decoder
@@ -56,11 +57,23 @@ class Runner:
         self._block_size = block_size
         self._device = device
         shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
+        lanes = cache_lanes(
+            dtype,
+            device,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            block_size=block_size,
+        )
         self._written: set[int] = set()  # blocks, since the last reset
         # zeros, because an unwritten slot must be finite
         self._caches = [
             PagedKV.zeros(
-                shape, dtype=dtype, is_int8=is_int8, make=functools.partial(_zeros, device)
+                shape,
+                dtype=dtype,
+                is_int8=is_int8,
+                lanes=lanes,
+                make=functools.partial(_zeros, device),
             )
             for _ in range(spec.num_layers)
         ]

@@ -14,6 +14,7 @@ from kernels.attention import (
     paged_attention,
     paged_layout,
 )
+from kernels.cpu.ops import cache_lanes
 from tests.kernels.accuracy import assert_as_accurate, randn
 
 pytestmark = pytest.mark.usefixtures("either_path")
@@ -203,6 +204,18 @@ STEPS = [
 ]
 
 
+def lanes(dtype, block_size) -> int:
+    """As an engine would choose."""
+    return cache_lanes(
+        dtype,
+        torch.device("cpu"),
+        num_heads=NUM_HEADS,
+        num_kv_heads=NUM_KV_HEADS,
+        head_dim=HEAD_DIM,
+        block_size=block_size,
+    )
+
+
 class Cache:
     """A `PagedKV` whose blocks are dealt out in a shuffled order; what is not written yet holds `garbage`."""
 
@@ -216,6 +229,7 @@ class Cache:
         self.kv = PagedKV(
             keys=torch.full(shape, garbage, dtype=dtype),
             values=torch.full(shape, garbage, dtype=dtype),
+            lanes=lanes(dtype, block_size),
         )
 
     def write(self, sequence, positions, k, v):
@@ -374,6 +388,7 @@ def test_what_an_earlier_owner_left_in_a_block_does_not_reach_the_next(dtype):
         kv = PagedKV(
             keys=torch.full((2, NUM_KV_HEADS, 16, HEAD_DIM), left, dtype=dtype),
             values=torch.full((2, NUM_KV_HEADS, 16, HEAD_DIM), left, dtype=dtype),
+            lanes=lanes(dtype, 16),
         )
         kv.write(k, v, torch.tensor([1, 1, 1]), torch.arange(3))
         outputs.append(paged_attention(q, kv, paged_layout([segment], num_rows=3, block_size=16)))

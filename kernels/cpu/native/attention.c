@@ -7,13 +7,19 @@
 #define ROWS_PER_TASK (QUERIES_PER_TASK * MAX_GROUP)
 
 /* Where the key (or value) at a position of a sequence is: base + table[first entry + p / per_index] * index_stride
- * + head * head_stride + (p % per_index) * D. A paged cache has per_index = block_size; packed rows have 1. */
+ * + head * head_stride + (p % per_index) * D. A paged cache has per_index = block_size; packed rows have 1.
+ * With `lanes`, keys and values lie as in a Block, and LANES divides per_index. */
 typedef struct {
     const void *keys, *values; /* elements, or int8 with a scale for each D of them */
     const float *key_scales, *value_scales;
     const int64_t *table;
-    int64_t per_index, index_stride, head_stride;
+    int64_t per_index, index_stride, head_stride, lanes;
 } Cache;
+
+/* Up to KEY_BLOCK keys as they are multiplied: panels of LANES keys, and the values of PLACE keys at a time, interleaved. */
+typedef struct {
+    const int32_t *keys[KEY_BLOCK / LANES], *values[KEY_BLOCK / PLACE];
+} Block;
 
 /* A query's packed row, its position in its sequence, and where its keys begin in the table. */
 typedef struct {
@@ -26,39 +32,37 @@ typedef struct {
     float output[MAX_HEAD_DIM];
 } State;
 
-/* ROWS x 4 scores. With 12 sums and what is held of the rows, one of 16 registers is left: for a key. */
-INLINE void score_tile(int ROWS, const element *const *q, const element *const *keys, float (*scores)[KEY_BLOCK],
-                       int64_t c, int64_t D) {
+/* ROWS x (PANELS of keys) scores. */
+INLINE void score_tile(int ROWS, int PANELS, const element *const *q, const int32_t *const *keys,
+                       float (*scores)[KEY_BLOCK], int64_t c, int64_t D) {
     vec sums[3][4];
 #pragma GCC unroll 4
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) sums[r][k] = splat(0);
-    for (int64_t d = 0; d < D; d += STEP) {
-        int64_t left = D - d;
+        for (int k = 0; k < PANELS; k++) sums[r][k] = splat(0);
+    for (int64_t p = 0; p < D / PLACE; p++) {
         evec query[3];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
-            query[r] = load_raw_up_to(q[r] + d, left);
+            query[r] = splat_place(place_of(q[r] + p * PLACE));
             IN_REGISTER(query[r]);
         }
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) {
-            evec key = load_raw_up_to(keys[c + k] + d, left);
-            IN_REGISTER(key);
+        for (int k = 0; k < PANELS; k++) {
+            evec key = *(const evec *)(keys[k] + p * LANES);
+            if (ROWS > 1) IN_REGISTER(key);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; r++) sums[r][k] = add_products(query[r], key, sums[r][k]);
         }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; r++) {
-        quad sum = sum_four(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
-        memcpy(scores[r] + c, &sum, sizeof(sum));
-    }
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int k = 0; k < PANELS; k++) store_floats(scores[r] + c + k * LANES, sums[r][k]);
 }
 
 /* ROWS x VECS vectors of the weighted sum of values, joined to what was there; `width` elements of them exist. */
-INLINE void value_tile(int ROWS, int VECS, int64_t width, element (*weights)[KEY_BLOCK], const element *const *values,
+INLINE void value_tile(int ROWS, int VECS, int64_t width, element (*weights)[KEY_BLOCK], const int32_t *const *values,
                        int64_t count, int64_t d, State *states) {
     vec sums[3][4];
 #pragma GCC unroll 4
@@ -74,9 +78,9 @@ INLINE void value_tile(int ROWS, int VECS, int64_t width, element (*weights)[KEY
         }
 #pragma GCC unroll 4
         for (int v = 0; v < VECS; v++) {
-            int64_t at = d + v * LANES, left = width < VECS * LANES ? width : LANES;
-            evec value = load_places(values[c] + at, values[c + PLACE - 1] + at, left);
-            IN_REGISTER(value);
+            const float *places = (const float *)values[c / PLACE] + d + v * LANES;
+            evec value = width < LANES ? (evec)load_floats_part(places, width) : (evec)load_floats(places);
+            if (ROWS > 1) IN_REGISTER(value);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; r++) sums[r][v] = add_products(weight[r], value, sums[r][v]);
         }
@@ -125,9 +129,8 @@ INLINE void weigh(float *scores, element *weights, int64_t count, float scale, S
 
 /* One block of keys from position `start`, for all heads of `queries` queries that read it from the same place. Keys
  * outermost, so that they pass through the first-level cache once. `visible` keys of the last query, fewer before. */
-static void attend_block(const element *q, const element *const *keys, const element *const *values, int64_t start,
-                         const Query *queries, int64_t num_queries, State *states, int64_t head, int64_t N, int64_t G,
-                         int64_t D) {
+static void attend_block(const element *q, const Block *block, int64_t start, const Query *queries,
+                         int64_t num_queries, State *states, int64_t head, int64_t N, int64_t G, int64_t D) {
     float scores[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(64)));
     element weights[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(64)));
     const element *query[ROWS_PER_TASK];
@@ -135,20 +138,18 @@ static void attend_block(const element *q, const element *const *keys, const ele
     float scale = 1.0f / sqrtf((float)D);
     if (visible > KEY_BLOCK) visible = KEY_BLOCK;
     for (int64_t r = 0; r < rows; r++) query[r] = q + (queries[r / G].row * N + head * G + r % G) * D;
-    for (int64_t c = 0; c < visible; c += 4) {
-        for (int64_t k = c; k < c + 4; k++) /* few rows wait for memory: fetch the values meanwhile */
-            for (int64_t d = 0; d < D; d += 64 / sizeof(element)) __builtin_prefetch(values[k] + d);
-        BY_THREE(rows, score_tile, query + r, keys, scores + r, c, D);
-    }
+    int64_t panels = (visible + LANES - 1) / LANES, c = 0;
+    for (; c + 4 <= panels; c += 4) BY_THREE(rows, score_tile, 4, query + r, block->keys + c, scores + r, c * LANES, D);
+    for (; c < panels; c++) BY_THREE(rows, score_tile, 1, query + r, block->keys + c, scores + r, c * LANES, D);
     for (int64_t r = 0; r < rows; r++) {
         int64_t count = queries[r / G].position + 1 - start;
         weigh(scores[r], weights[r], count < KEY_BLOCK ? count : KEY_BLOCK, scale, states + r);
     }
     int64_t d = 0;
     for (; d + 4 * LANES <= D; d += 4 * LANES)
-        BY_THREE(rows, value_tile, 4, 4 * LANES, weights + r, values, visible, d, states + r);
+        BY_THREE(rows, value_tile, 4, 4 * LANES, weights + r, block->values, visible, d, states + r);
     for (; d < D; d += LANES)
-        BY_THREE(rows, value_tile, 1, D - d < LANES ? D - d : LANES, weights + r, values, visible, d, states + r);
+        BY_THREE(rows, value_tile, 1, D - d < LANES ? D - d : LANES, weights + r, block->values, visible, d, states + r);
 }
 
 INLINE void dequantize(const int8_t *q, float scale, element *x, int64_t D) {
@@ -167,40 +168,92 @@ INLINE void dequantize(const int8_t *q, float scale, element *x, int64_t D) {
     for (; d < D; d++) store_few(x + d, (quad){(float)q[d] * scale}, 1);
 }
 
-/* Where the keys and values at positions start to end are, as elements; those of int8 are made in `room`. The last ones
- * stand for the rest of a tile too. */
-INLINE void locate_block(const Cache *cache, int64_t first_entry, int64_t start, int64_t end, int64_t head, int64_t D,
-                         element *room, const element **keys, const element **values) {
-    int64_t entry = first_entry + start / cache->per_index, offset = start % cache->per_index;
-    for (int64_t p = start; p < end; p++, offset++) {
-        if (offset == cache->per_index) {
-            offset = 0;
-            entry++;
-        }
-        int64_t at = cache->table[entry] * cache->index_stride + head * cache->head_stride + offset * D;
+/* Rows of D elements as a Block has values. */
+INLINE void interleave(const element *const *rows, int32_t *places, int64_t D) {
+    for (int64_t d = 0; d < D; d += LANES) {
+        int64_t left = D - d;
+        vec both = (vec)load_places(rows[0] + d, rows[PLACE - 1] + d, left);
+        memcpy(places + d, &both, (left < LANES ? left : LANES) * sizeof(*places));
+    }
+}
+
+/* The block of rows that lie apart, made in `room`; int8 ones are elements first. The last row stands for those that are
+ * not there. */
+static void lay_out_block(const Cache *cache, int64_t first_entry, int64_t start, int64_t end, int64_t head, int64_t D,
+                          int32_t *room, Block *block) {
+    element dequantized[KEY_BLOCK * 2 * MAX_HEAD_DIM] __attribute__((aligned(64)));
+    const element *keys[KEY_BLOCK], *values[KEY_BLOCK];
+    for (int64_t p = start; p < end; p++) {
+        int64_t i = p - start, entry = first_entry + p / cache->per_index;
+        int64_t at = cache->table[entry] * cache->index_stride + head * cache->head_stride + p % cache->per_index * D;
         if (cache->key_scales) {
-            element *key = room + (p - start) * 2 * D, *value = key + D;
+            element *key = dequantized + i * 2 * D, *value = key + D;
             dequantize((const int8_t *)cache->keys + at, cache->key_scales[at / D], key, D);
             dequantize((const int8_t *)cache->values + at, cache->value_scales[at / D], value, D);
-            keys[p - start] = key;
-            values[p - start] = value;
+            keys[i] = key;
+            values[i] = value;
         } else {
-            keys[p - start] = (const element *)cache->keys + at;
-            values[p - start] = (const element *)cache->values + at;
+            keys[i] = (const element *)cache->keys + at;
+            values[i] = (const element *)cache->values + at;
         }
     }
-    for (int64_t c = end - start; c % 4; c++) {
-        keys[c] = keys[end - start - 1];
-        values[c] = values[end - start - 1];
+    int64_t count = end - start;
+    for (; count % LANES; count++) {
+        keys[count] = keys[count - 1];
+        values[count] = values[count - 1];
     }
+    for (int64_t c = 0; c < count; c += LANES, room += LANES * D / PLACE) {
+        block->keys[c / LANES] = room;
+        pack_panel((const char *const *)keys + c, D * sizeof(element), room);
+    }
+    for (int64_t c = 0; c < count; c += PLACE, room += D) {
+        block->values[c / PLACE] = room;
+        interleave(values + c, room, D);
+    }
+}
+
+/* The keys and values at positions start to end. What a cache holds behind them does not matter: keys there are masked, and
+ * a value that shares a place with the last one is made zero, since 0 times NaN would be NaN. */
+INLINE void locate_block(const Cache *cache, int64_t first_entry, int64_t start, int64_t end, int64_t head, int64_t D,
+                         int32_t *room, Block *block) {
+    if (!cache->lanes) {
+        lay_out_block(cache, first_entry, start, end, head, D, room, block);
+        return;
+    }
+    for (int64_t p = start; p < end; p += LANES) {
+        int64_t entry = first_entry + p / cache->per_index, c = p - start;
+        int64_t at = cache->table[entry] * cache->index_stride + head * cache->head_stride + p % cache->per_index * D;
+        block->keys[c / LANES] = (const int32_t *)((const element *)cache->keys + at);
+        const int32_t *values = (const int32_t *)((const element *)cache->values + at);
+        for (int64_t i = 0; i < LANES / PLACE; i++) block->values[c / PLACE + i] = values + i * D;
+    }
+    if ((end - start) % PLACE) {
+        const int32_t **last = block->values + (end - start) / PLACE;
+        for (int64_t d = 0; d < D; d++) room[d] = (*last)[d] & 0xffff;
+        *last = room;
+    }
+}
+
+/* One token's key and value into a cache of `block` [block_size, D] of one head. */
+INLINE void write_token(element *keys, element *values, int64_t offset, int64_t lanes, const element *key,
+                        const element *value, int64_t D) {
+    if (!lanes) {
+        memcpy(keys + offset * D, key, D * sizeof(element));
+        memcpy(values + offset * D, value, D * sizeof(element));
+        return;
+    }
+    int32_t *panel = (int32_t *)(keys + offset / LANES * LANES * D) + offset % LANES;
+    for (int64_t p = 0; p < D / PLACE; p++) panel[p * LANES] = place_of(key + p * PLACE);
+    element *places = values + offset / PLACE * PLACE * D + offset % PLACE;
+    for (int64_t d = 0; d < D; d++) places[d * PLACE] = value[d];
 }
 
 /* Queries against one KV head. The first `shared` positions of all are in the same place. */
 static void attend_task(const element *q, const Cache *cache, element *out, float *logsumexp, const Query *queries,
                         int64_t num_queries, int64_t shared, int64_t head, int64_t N, int64_t G, int64_t D) {
     State states[ROWS_PER_TASK];
-    const element *keys[KEY_BLOCK], *values[KEY_BLOCK];
-    element room[KEY_BLOCK * 2 * MAX_HEAD_DIM] __attribute__((aligned(64)));
+    Block block;
+    int32_t room[KEY_BLOCK * 2 * MAX_HEAD_DIM / PLACE] __attribute__((aligned(64)));
     int64_t last = 0;
     for (int64_t i = 0; i < num_queries; i++) last = queries[i].position > last ? queries[i].position : last;
     for (int64_t r = 0; r < num_queries * G; r++) {
@@ -216,8 +269,8 @@ static void attend_task(const element *q, const Cache *cache, element *out, floa
             if (i == end) continue;
             int64_t visible = queries[end - 1].position + 1;
             if (visible > start + KEY_BLOCK) visible = start + KEY_BLOCK;
-            locate_block(cache, first, start, visible, head, D, room, keys, values);
-            attend_block(q, keys, values, start, queries + i, end - i, states + i * G, head, N, G, D);
+            locate_block(cache, first, start, visible, head, D, room, &block);
+            attend_block(q, &block, start, queries + i, end - i, states + i * G, head, N, G, D);
         }
     for (int64_t r = 0; r < num_queries * G; r++) {
         int64_t at = queries[r / G].row * N + head * G + r % G;
@@ -230,12 +283,13 @@ static void attend_task(const element *q, const Cache *cache, element *out, floa
 }
 
 /* Shapes: q, out [T, N, D], logsumexp [T, N]; no scales where keys and values are elements; queries [Q, 3] as in Query,
- * those of a sequence in ascending order; tasks [W, 3] = first query, queries, positions shared by all. 8 divides D. */
+ * those of a sequence in ascending order; tasks [W, 3] = first query, queries, positions shared by all. 8 divides D. With
+ * `lanes`, the cache is as in Cache. */
 void paceline_attention(const element *q, const void *keys, const void *values, const float *key_scales,
                         const float *value_scales, const int64_t *table, int64_t per_index, int64_t index_stride,
-                        int64_t head_stride, const int64_t *queries, const int64_t *tasks, int64_t W, element *out,
+                        int64_t head_stride, int64_t lanes, const int64_t *queries, const int64_t *tasks, int64_t W, element *out,
                         float *logsumexp, int64_t N, int64_t M, int64_t D, int threads) {
-    Cache cache = {keys, values, key_scales, value_scales, table, per_index, index_stride, head_stride};
+    Cache cache = {keys, values, key_scales, value_scales, table, per_index, index_stride, head_stride, lanes};
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
     for (int64_t w = 0; w < W; w++)
         for (int64_t head = 0; head < M; head++) {
@@ -244,3 +298,6 @@ void paceline_attention(const element *q, const void *keys, const void *values, 
                         D);
         }
 }
+
+/* Keys that a panel of a cache holds. */
+int64_t paceline_lanes(void) { return LANES; }

@@ -18,7 +18,6 @@ INLINE void store_floats(float *p, vec x) { *(vec_unaligned *)p = x; }
 typedef uint16_t element;
 typedef uint16_t evec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t evec_unaligned __attribute__((vector_size(4 * LANES), aligned(2)));
-#define STEP (2 * LANES) /* elements of an evec */
 
 INLINE vec widen(hvec x) {
 #if LANES == 16
@@ -55,17 +54,7 @@ INLINE void store_part(element *p, vec x, int64_t n) {
     memcpy(p, &narrowed, n * sizeof(element));
 }
 
-/* A vector of elements as they are, and products of two such, summed in float. */
-INLINE evec load_raw(const element *p) { return *(const evec_unaligned *)p; }
-INLINE evec load_raw_part(const element *p, int64_t n) {
-#if LANES == 16
-    return (evec)_mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
-#else
-    evec x = {0};
-    memcpy(&x, p, n * sizeof(element));
-    return x;
-#endif
-}
+/* Products of elements as they lie in memory, summed in float. */
 INLINE vec add_products(evec x, evec w, vec sum) {
 #if LANES == 16 && defined(__AVX512BF16__)
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
@@ -80,24 +69,18 @@ INLINE vec add_products(evec x, evec w, vec sum) {
 
 typedef float element;
 typedef vec evec;
-#define STEP LANES
 
 INLINE vec rounded(vec x) { return x; }
 INLINE vec load(const element *p) { return load_floats(p); }
 INLINE void store(element *p, vec x) { store_floats(p, x); }
 INLINE vec load_part(const element *p, int64_t n) { return load_floats_part(p, n); }
 INLINE void store_part(element *p, vec x, int64_t n) { memcpy(p, &x, n * sizeof(element)); }
-INLINE evec load_raw(const element *p) { return load_floats(p); }
-INLINE evec load_raw_part(const element *p, int64_t n) { return load_floats_part(p, n); }
 INLINE vec add_products(evec x, evec w, vec sum) { return fma_lanes(x, w, sum); }
 
 #endif
 
 INLINE void store_up_to(element *p, vec x, int64_t left) { left < LANES ? store_part(p, x, left) : store(p, x); }
 INLINE vec load_up_to(const element *p, int64_t left) { return left < LANES ? load_part(p, left) : load(p); }
-INLINE evec load_raw_up_to(const element *p, int64_t left) {
-    return left < STEP ? load_raw_part(p, left) : load_raw(p);
-}
 
 #define PLACE (4 / (int64_t)sizeof(element)) /* a place is 32 bits: a float, or two bfloat16 that are multiplied at once */
 

@@ -10,7 +10,7 @@ static void pack_int8_columns(const int8_t *w, int64_t K, int64_t columns, int32
     int64_t places = places_in(K);
     for (int64_t n = 0; n < columns; n += LANES, panels += int8_panel_size(K)) {
         __m512i sums = _mm512_setzero_si512();
-        pack_panel((const char *)(w + n * K), K, columns - n, panels);
+        pack_rows((const char *)(w + n * K), K, columns - n, panels);
         for (int64_t p = 0; p < places; p++)
             sums = _mm512_dpbusd_epi32(sums, ones, _mm512_loadu_si512(panels + p * LANES));
         _mm512_storeu_si512(panels + places * LANES, sums);

@@ -101,7 +101,6 @@ INLINE float greatest_lane(vec x) {
         TYPE even = {x[0], x[2], x[4], x[6]}, odd = {x[1], x[3], x[5], x[7]};                                  \
         return even + odd;                                                                                     \
     }
-SUM_FOUR(sum_four, quad, vec, fold)
 SUM_FOUR(sum_four_integers, integer_quad, ivec, fold_integers)
 
 /* Hold x in a register: GCC would rather load it again as the operand of every use, and loads are what is scarce. */

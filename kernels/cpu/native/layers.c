@@ -29,7 +29,7 @@ typedef struct {
 } Step;
 
 typedef struct {
-    int64_t T, H, N, M, D, I, block_size;
+    int64_t T, H, N, M, D, I, block_size, lanes;
     float eps;
     int threads;
 } Sizes;
@@ -89,14 +89,14 @@ static void rope_and_write(const Layer *layer, const Step *step, const Rooms *ro
         }
         rope_row(q, cos_sin, rooms->q + t * N * D, N, D);
         for (int64_t m = 0; m < M; m++) {
-            int64_t at = (step->block_ids[t] * M + m) * s->block_size + step->offsets[t];
+            int64_t first = (step->block_ids[t] * M + m) * s->block_size, at = first + step->offsets[t];
             rope_row(k + m * D, cos_sin, rotated, 1, D);
             if (layer->key_scales) {
                 layer->key_scales[at] = quantize_row_int8_t(rotated, (int8_t *)layer->keys + at * D, D, 127);
                 layer->value_scales[at] = quantize_row_int8_t(v + m * D, (int8_t *)layer->values + at * D, D, 127);
             } else {
-                memcpy((element *)layer->keys + at * D, rotated, D * sizeof(element));
-                memcpy((element *)layer->values + at * D, v + m * D, D * sizeof(element));
+                write_token((element *)layer->keys + first * D, (element *)layer->values + first * D, step->offsets[t],
+                            s->lanes, rotated, v + m * D, D);
             }
         }
     }
@@ -115,7 +115,7 @@ void paceline_layers(const Layer *layers, int64_t num_layers, element *x, const 
         rope_and_write(layer, step, rooms, s);
         double start = now();
         paceline_attention(rooms->q, layer->keys, layer->values, layer->key_scales, layer->value_scales, step->table,
-                           s->block_size, s->M * head_stride, head_stride, step->queries, step->tasks, step->num_tasks,
+                           s->block_size, s->M * head_stride, head_stride, s->lanes, step->queries, step->tasks, step->num_tasks,
                            rooms->attended, rooms->logsumexp, s->N, s->M, s->D, s->threads);
         seconds[1] += now() - start;
         apply(&layer->o, rooms->attended, rooms->delta, rooms->integers, s, seconds);

@@ -106,7 +106,7 @@ INLINE void linear_rows(int64_t rows, const element *x, const int32_t *panels, c
 
 static void pack_columns(const element *w, int64_t K, int64_t columns, int32_t *panels) {
     for (int64_t n = 0; n < columns; n += LANES)
-        pack_panel((const char *)(w + n * K), K * sizeof(element), columns - n, panels + n * places_of(K));
+        pack_rows((const char *)(w + n * K), K * sizeof(element), columns - n, panels + n * places_of(K));
 }
 
 /* How many 32-bit places the panels of [N, K] are. */

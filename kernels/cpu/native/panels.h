@@ -32,12 +32,9 @@ INLINE void transpose(ivec *rows) {
     }
 }
 
-/* The panel of up to LANES rows of `row_bytes` each, from `w` on; the last stands for those that are not there. Zeros
- * fill its last place. Sizes: panel [places, LANES] of 32 bits. */
-static void pack_panel(const char *w, int64_t row_bytes, int64_t num_rows, int32_t *panel) {
-    const char *rows[LANES];
+/* The panel of LANES rows of `row_bytes` each. Zeros fill its last place. Sizes: panel [places, LANES] of 32 bits. */
+static void pack_panel(const char *const *rows, int64_t row_bytes, int32_t *panel) {
     int64_t at = 0;
-    for (int64_t i = 0; i < LANES; i++) rows[i] = w + (i < num_rows ? i : num_rows - 1) * row_bytes;
     for (; at + 4 * LANES <= row_bytes; at += 4 * LANES) {
         ivec places[LANES];
 #pragma GCC unroll 16
@@ -52,4 +49,11 @@ static void pack_panel(const char *w, int64_t row_bytes, int64_t num_rows, int32
             memcpy(&place, rows[i] + at, row_bytes - at < 4 ? row_bytes - at : 4);
             panel[at / 4 * LANES + i] = place;
         }
+}
+
+/* The same of up to LANES rows, one behind the other from `w` on; the last stands for those that are not there. */
+static void pack_rows(const char *w, int64_t row_bytes, int64_t num_rows, int32_t *panel) {
+    const char *rows[LANES];
+    for (int64_t i = 0; i < LANES; i++) rows[i] = w + (i < num_rows ? i : num_rows - 1) * row_bytes;
+    pack_panel(rows, row_bytes, panel);
 }

@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from rl.config import ArithmeticConfig
 from rl.data.prompts import PromptForm, PromptOrder, make_prompt, split_prompts
 
 
@@ -49,6 +50,21 @@ def test_order_refuses_nonsense():
         PromptOrder(4, seed=-1)
     with pytest.raises(ValueError, match="ordinal must be >= 0, got -1"):
         PromptOrder(4, seed=0).prompt_id(-1)
+
+
+def test_the_question_may_stand_within_the_user_message():
+    (row,) = rows("6 + 3 =")
+    form = PromptForm(user_prompt="Work out {question} Only {the} number.")
+    assert make_prompt(0, row=row, form=form).messages == (
+        {"role": "user", "content": "Work out 6 + 3 = Only {the} number."},
+    )
+
+
+def test_a_user_message_without_the_question_is_refused():
+    with pytest.raises(
+        ValueError, match=r"task.user_prompt must be a text with \{question\} in it"
+    ):
+        ArithmeticConfig(user_prompt="Go on.")
 
 
 def test_a_system_prompt_comes_first_and_an_empty_one_is_not_sent():
