@@ -57,9 +57,10 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_logprobs_T, _grad_entropy_T):  # pyrefly: ignore
         hidden_TH, weight_VH, token_ids_T, maximum_T, total_T = ctx.saved_tensors
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         dtype = accumulate_dtype(weight_VH.dtype)
-        grad_hidden_TH = torch.zeros_like(hidden_TH)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype)
+        grad_hidden_TH = torch.zeros_like(hidden_TH) if needs_hidden else None
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
         for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
             hidden = hidden_TH[rows]
             grad = grad_logprobs_T[rows, None] * ctx.inverse_temperature
@@ -68,9 +69,13 @@ class _LinearLogprobs(torch.autograd.Function):
             grad_logits = weights.mul_(-grad / total_T[rows, None])
             grad_logits.scatter_add_(-1, token_ids_T[rows, None], grad)
             grad_logits = grad_logits.to(weight_VH.dtype)
-            grad_hidden_TH[rows] = grad_logits @ weight_VH
-            grad_weight_VH += grad_logits.T @ hidden
-        return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), None, None
+            if grad_hidden_TH is not None:
+                grad_hidden_TH[rows] = grad_logits @ weight_VH
+            if grad_weight_VH is not None:
+                grad_weight_VH += grad_logits.T @ hidden
+        if grad_weight_VH is not None:
+            grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
+        return grad_hidden_TH, grad_weight_VH, None, None
 
 
 def _chunks(num_rows: int, vocab_size: int) -> list[slice]:
