@@ -30,7 +30,8 @@ class LRSchedule(Enum):
 class OptimizerKind(Enum):
     ADAMW = "adamw"
     MUON = "muon"
-    """For the matrices of the layers; embedding, head, norms and biases keep AdamW."""
+    """For the matrices of the layers; embedding, head, norms and biases keep AdamW. Its iterations are in bf16, slow on a CPU
+    without bf16 instructions."""
 
 
 class WandbMode(Enum):

@@ -35,10 +35,10 @@ def measure_training(config: TrainConfig) -> dict[str, Any]:
             f"trainer.num_steps must be >= 2, the first one warms up; got {config.trainer.num_steps}"
         )
     dtype = torch_dtype(config.model.dtype, "cpu")
-    peaks = measure_peaks(dtype)
     with ExitStack() as stack:
         run = assemble(config, stack)
         run.loop.run()
+    peaks = measure_peaks(dtype)  # afterwards: its half gigabyte is not the run's
     rows = read_events(Path(config.run_dir) / "events.jsonl")
     steps = [row for row in rows if row["event"] == "step"]
     return {

@@ -1,5 +1,6 @@
 """PPO's critic: a decoder of its own with one output, trained on the returns of the same micro-batches."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +65,9 @@ class Critic:
                 batch.loss_weights_N.to(values_N),
                 value_clip=self._value_clip,
             )
+            started = time.perf_counter()
             (output.loss / denominator).backward()
+            stats.backward_seconds += time.perf_counter() - started
             sums = {"loss/value": output.loss.detach(), **output.metrics}
             for name, value in sums.items():
                 stats.sums[name] = stats.sums.get(name, 0.0) + float(value)

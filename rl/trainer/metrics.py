@@ -13,7 +13,8 @@ __all__ = ["is_uniform", "memory_metrics", "rollout_metrics", "sample_rows", "tr
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[str, float]:
-    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean."""
+    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean; those in which the
+    policy sampled no token are in the empty fraction, and train nothing but their siblings' baseline."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else float("nan")
@@ -27,6 +28,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[s
         "reward/zero_variance_groups": sum(is_uniform(group) for group in groups) / len(groups),
         "rollout/length_mean": sum(lengths) / len(lengths),
         "rollout/length_max": max(lengths),
+        "rollout/empty_fraction": lengths.count(0) / len(lengths),
         "rollout/truncated_fraction": sum(truncated) / len(truncated),
         "rollout/num_tokens": sum(lengths),
         "rollout/tokens_per_second": sum(lengths) / max(seconds, 1e-9),
