@@ -76,7 +76,7 @@ def summarize(
         "step_seconds": round(median, 3),
         "step_seconds_min": round(min(seconds), 3),
         "step_seconds_max": round(max(seconds), 3),
-        **{f"seconds_{name}": value for name, value in parts.items() if value},
+        **{f"seconds_{name}": value for name, value in parts.items()},
         "seconds_other": round(median - sum(parts.values()), 3),
         "tokens_per_second": round(num_tokens / median, 1),
         "length_mean": round(_median(timed, "rollout/length_mean"), 1),
