@@ -15,7 +15,7 @@ Shape legend: T = rows, K = in features, N = out features.
 import torch
 
 from kernels.cpu.ops import int8_linear_native, runs_natively
-from kernels.quantize import INT8_LEVELS, quantize_rows
+from kernels.quantize import INT8_LEVELS, quantize_activations, quantize_rows
 
 __all__ = [
     "activation_levels",
@@ -76,7 +76,7 @@ def _int8_linear_tensors(
     bias_N: torch.Tensor | None,
     levels: int,
 ) -> torch.Tensor:
-    integers_TK, step_T = quantize_rows(x_TK, levels)
+    integers_TK, step_T = quantize_activations(x_TK, levels)
     # integers below 2^53: exact
     sums_TN = (integers_TK.double() @ weight_NK.double().T).float()
     out_TN = sums_TN * (step_T[:, None] * scale_N)
