@@ -366,6 +366,34 @@ class BenchSpeculationConfig:
 
 
 @dataclass(kw_only=True)
+class BenchFleetConfig:
+    """Of scripts/bench_fleet.py."""
+
+    model: ModelConfig = MISSING
+    """Whose weights travel."""
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(kv_cache_gb=0.25))
+    """Of each receiver."""
+    receivers: list[int] = field(default_factory=lambda: [1, 2, 4])
+    """Engines in processes of their own."""
+    concurrency: list[int] = field(default_factory=lambda: [0, 4])
+    """Requests each of them decodes meanwhile; 0: none, the transport alone."""
+    threads_per_receiver: int = 1
+    bucket_mb: float = 16.0
+    """Of the transport, in MB (10^6 bytes); two buffers of it at each end."""
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        is_counts = bool(self.receivers) and min(self.receivers) > 0
+        require(is_counts, "receivers", "a list of positive numbers", self.receivers)
+        is_counts = bool(self.concurrency) and min(self.concurrency) >= 0
+        require(is_counts, "concurrency", "a list of numbers >= 0", self.concurrency)
+        threads = self.threads_per_receiver
+        require(threads > 0, "threads_per_receiver", "> 0", threads)
+        require(self.bucket_mb > 0, "bucket_mb", "> 0", self.bucket_mb)
+        require(self.repeats > 0, "repeats", "> 0", self.repeats)
+
+
+@dataclass(kw_only=True)
 class ReportConfig:
     """Of scripts/report.py."""
 

@@ -17,6 +17,7 @@ from rl import algorithm_config
 from rl import config as rl_config
 from rl.composition import ROOTS, known_keys, register_schemas, to_config
 from rl.config import (
+    BenchFleetConfig,
     BenchRolloutConfig,
     BenchSpeculationConfig,
     EvaluateConfig,
@@ -95,6 +96,7 @@ def test_the_other_scripts_compose():
     assert isinstance(load(name="evaluate"), EvaluateConfig)
     assert isinstance(load(name="generate"), GenerateConfig)
     assert isinstance(load(name="bench_rollout"), BenchRolloutConfig)
+    assert isinstance(load(name="bench_fleet"), BenchFleetConfig)
     speculation = load("task=reasoning_gym", "task.name=spell_backward", name="bench_speculation")
     assert isinstance(speculation, BenchSpeculationConfig)
     assert isinstance(load(name="bench_train"), TrainConfig)
