@@ -48,7 +48,7 @@ class TransferLimits:
     join_seconds: float = 30.0
     """For all members of a group to come, and again for them to connect."""
     floor_seconds: float = 10.0
-    """For a transfer of any size; a receiver's clock starts when it begins to wait."""
+    """For a transfer of any size, the gathering of sharded weights included; a receiver's begins when it begins to wait."""
     assumed_mb_per_second: float = 50.0
     """A transfer has its bytes over this (10^6 bytes/s) besides."""
     report_seconds: float = 2.0
