@@ -67,7 +67,7 @@ class Pipeline:
     batch_size: int
     """Rollouts of a batch."""
     tail: float
-    """How much longer the longest of a group takes than a rollout on average."""
+    """How much longer the longest of a batch takes than a rollout on average."""
     speed_ratio: float
     """Rollouts per second that are generated, over those that could be trained; 0 where both take turns, since nothing is
     generated while one trains."""
@@ -83,14 +83,12 @@ class Pipeline:
         speed_ratio: float,
         num_waiting: int,
     ) -> "Pipeline":
-        lengths = [[r.num_sampled_tokens for r in group.rollouts] for group in groups]
-        batch_size = sum(map(len, lengths))
-        mean = sum(map(sum, lengths)) / batch_size
-        longest = sum(map(max, lengths)) / len(groups)
+        lengths = [r.num_sampled_tokens for group in groups for r in group.rollouts]
+        mean = sum(lengths) / len(lengths)
         return cls(
             concurrency=concurrency,
-            batch_size=batch_size,
-            tail=longest / max(mean, 1.0),
+            batch_size=len(lengths),
+            tail=max(lengths) / max(mean, 1.0),
             speed_ratio=speed_ratio,
             queue=num_waiting / len(groups),
         )
@@ -100,8 +98,10 @@ class Pipeline:
 
         With C, B, M, rho and q the fields in their order: C M / B + rho where rollouts are the slower ones (rho < 1),
         C M / (rho B) + (2 q + rho - 1) / (2 rho) where training is (Applied Compute, "Staleness in fully async RL").
-        Theirs is a run that begins a rollout whenever one ends and trains on whatever is complete. Departure: admission
-        caps it; where the cap is below, rollouts are begun when an update allows it, and consumed `max_staleness` later.
+        Theirs is a run that begins a rollout whenever one ends and trains on whatever groups are complete. Departures:
+        1. batches are made in `group_id` order, so M is the tail of a batch, where theirs is that of a group;
+        2. admission caps it. Where the cap is the lower, rollouts are begun in bursts, when an update allows it, and how
+           many find the engine free decides how far below the cap they stay; DRAIN does the same.
         """
         generating = self.concurrency * self.tail / self.batch_size
         rho = self.speed_ratio

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from statistics import fmean
 
 import pytest
 
@@ -239,20 +240,14 @@ def test_the_closed_form_foretells_the_staleness_of_a_fleet_with_fewer_slots_tha
     fleet = SlotFleet(lambda r: lengths[r.key.group_id, r.key.sample_index], num_slots=40)
     out, _ = run(fleet, made, stop_after=120)
     measured = [staleness_metrics(b.trained, v)["staleness/mean"] for v, b in enumerate(out)][20:]
-    groups = [group for batch in out[20:] for group in batch.trained]
-    sizes = Pipeline.measure(
-        groups,
-        concurrency=fleet.num_slot_steps / fleet.num_steps,
-        speed_ratio=0.0,
-        num_waiting=0,
-    )
-    predicted = Pipeline(
-        concurrency=sizes.concurrency,
-        batch_size=32,
-        tail=sizes.tail,
-        speed_ratio=0.0,
-        queue=0.0,
-    ).staleness(max_staleness=20)
-    mean = sum(measured) / len(measured)
-    print(mean, predicted, sizes)
-    assert abs(mean - predicted) < 0.5
+    predicted = [
+        Pipeline.measure(
+            batch.trained,
+            concurrency=fleet.num_slot_steps / fleet.num_steps,
+            speed_ratio=0.0,  # nothing is decoded while one trains
+            num_waiting=batch.num_waiting,
+        ).staleness(max_staleness=20)
+        for batch in out[20:]
+    ]
+    assert 4 < fmean(measured) < 7
+    assert abs(fmean(measured) - fmean(predicted)) < 0.6, (fmean(measured), fmean(predicted))

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-import torch
 
 from rl.config import CorrectionConfig
 from rl.rollouts import Rollout
@@ -106,7 +105,5 @@ def test_sizes_are_measured_of_the_batch():
         group(rollout([1], [2] * 2), rollout([1], [2] * 2)),
     ]
     measured = Pipeline.measure(groups, concurrency=3.0, speed_ratio=0.0, num_waiting=1)
-    assert measured == Pipeline(
-        concurrency=3.0, batch_size=4, tail=5 / 4, speed_ratio=0.0, queue=0.5
-    )
-    assert torch.tensor(measured.staleness(max_staleness=9)) == 3 * 1.25 / 4
+    assert measured == Pipeline(concurrency=3.0, batch_size=4, tail=2.0, speed_ratio=0.0, queue=0.5)
+    assert measured.staleness(max_staleness=9) == 3 * 2 / 4
