@@ -148,14 +148,20 @@ def _add_stats(
     metrics: Mapping[str, torch.Tensor],
 ) -> None:
     log_ratio_N = old_logprobs_N - micro_batch.rollout_logprobs_N.to(old_logprobs_N)
-    sums = {
-        **metrics,
-        "mismatch/logprob_difference_mean": log_ratio_N.abs().sum(),
-        # K3 of KL(engine || trainer): r - 1 - log r, r = trainer / engine
-        "mismatch/k3": (log_ratio_N.expm1() - log_ratio_N).sum(),
-    }
+    # K3 of KL(engine || trainer): r - 1 - log r, r = trainer / engine
+    k3_N = log_ratio_N.expm1() - log_ratio_N
+    difference_N = log_ratio_N.abs()
+    sums = {**metrics}
+    is_fresh_N = micro_batch.extras.get("is_fresh")
+    if is_fresh_N is not None:
+        sums["staleness/fresh_fraction"] = is_fresh_N.sum()
+        sums["staleness/k3"] = torch.where(is_fresh_N, 0.0, k3_N).sum()
+        k3_N = torch.where(is_fresh_N, k3_N, 0.0)
+        difference_N = torch.where(is_fresh_N, difference_N, 0.0)
+    sums["mismatch/logprob_difference_mean"] = difference_N.sum()
+    sums["mismatch/k3"] = k3_N.sum()
     for name, value in sums.items():
         stats.sums[name] = stats.sums.get(name, 0.0) + float(value)
-    greatest = float(log_ratio_N.abs().max())
+    greatest = float(difference_N.max())
     stats.max_logprob_difference = max(stats.max_logprob_difference, greatest)
     stats.num_tokens += log_ratio_N.numel()
