@@ -39,11 +39,14 @@ def is_uniform(group: RolloutGroup) -> bool:
 
 
 def training_metrics(
-    stats: BatchStats, *, grad_norm: float, learning_rate: float
+    stats: BatchStats, *, denominator: float, grad_norm: float, learning_rate: float
 ) -> dict[str, float]:
-    """Means over the tokens that were forwarded; absent where none were."""
+    """Losses over `denominator`, as their gradients; else means over the tokens that were forwarded, absent where none
+    were."""
     means = {
-        name: value / stats.num_tokens for name, value in stats.sums.items() if stats.num_tokens
+        name: value / (denominator if name.startswith("loss/") else stats.num_tokens)
+        for name, value in stats.sums.items()
+        if stats.num_tokens
     }
     if stats.num_tokens:
         means["mismatch/logprob_difference_max"] = stats.max_logprob_difference

@@ -16,6 +16,7 @@ from rl.algorithm_config import (
     PPOConfig,
     RLOOConfig,
 )
+from rl.algorithms.ppo import explained_variance
 from rl.algorithms.rloo import rloo_loss
 from rl.algorithms.signals import Tokens
 from rl.config import TrainConfig, TrainerConfig
@@ -186,6 +187,47 @@ def test_a_critic_sees_every_token_with_its_own_return_and_warms_up_alone():
     assert returns == pytest.approx([1, 1, 0, 4, 0, 0, 0.7, 0.7, 0.7])
     made.learn(GROUPS, 1, Stopwatch())
     assert [math.isnan(rate) for rate in backend.rates] == [True, False]
+
+
+def test_losses_are_reported_over_the_denominator_that_divides_their_gradient():
+    backend = RecordingBackend()
+    backend.stats = {"loss/policy": 6.0, "policy/entropy": 6.0}
+    made = learner(GRPOConfig(loss_reduction=LossReduction.SEQUENCE_MEAN), backend, steps=2)
+    metrics = made.learn(GROUPS, 0, Stopwatch())
+    # 6 rollouts with a score, 2 steps; 6 tokens were forwarded
+    assert metrics["loss/policy"] == pytest.approx(12 / 6)
+    assert metrics["policy/entropy"] == pytest.approx(12 / 6)
+    one = learner(GRPOConfig(), backend).learn(GROUPS, 0, Stopwatch())
+    assert one["loss/policy"] == pytest.approx(6 / 9), "those without signal count too"
+
+
+def test_advantages_and_values_are_carried_over_what_an_environment_said():
+    backend, critic = RecordingBackend(), Says(0.01)
+    # sampled 10, 20 with 90, 91 between; alone beside it, a rollout of one token
+    batch = group(
+        rollout([1], [10], [90, 91], [20], group_id=0, sample_index=0, reward=1.0),
+        rollout([1], [30], group_id=0, sample_index=1, reward=0.0),
+    )
+    algorithm = PPOConfig(gamma=0.5, gae_lambda=0.5)
+    metrics = learner(algorithm, backend, critic=critic).learn([batch], 0, Stopwatch())
+    returns = [x for b in critic.batches for x in b.extras["returns"].tolist()]
+    # deltas: 0 + 0.5 * 0.2 - 0.1, 1 - 0.2, 0 - 0.3; gamma * lambda = 0.25
+    raw = torch.tensor([0.0 + 0.25 * 0.8, 0.8, -0.3], dtype=torch.float64)
+    values = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    assert returns == pytest.approx((raw + values).tolist())
+    whitened = (raw - raw.mean()) / (raw.std(correction=0) + 1e-6)
+    assert targets(critic.batches, "advantages_N") == pytest.approx(whitened.tolist())
+    assert metrics["value/explained_variance"] == pytest.approx(
+        explained_variance(values, raw + values)
+    )
+
+
+def test_a_critics_step_that_is_not_finite_is_said(caplog):
+    critic = Says(0.01)
+    critic.step = lambda _rate: math.nan
+    metrics = learner(PPOConfig(), RecordingBackend(), critic=critic).learn(GROUPS, 4, Stopwatch())
+    assert "step 5 skipped by the critic: its gradient is not finite" in caplog.text
+    assert math.isnan(metrics["optimizer/critic_grad_norm"])
 
 
 def test_a_batch_without_any_score_still_takes_its_step():
