@@ -296,6 +296,16 @@ def test_an_infinite_advantage_names_its_sample_and_a_nan_gradient_changes_nothi
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_the_mismatch_is_that_of_the_trainers_policy_from_the_engines(tiny):
+    backend = backend_of(tiny, torch.float64)
+    (batch,) = pack(off_policy_samples(), max_tokens=1000, share_prompts=True)
+    sums = backend.forward_backward([batch], LOSS, denominator=1.0).sums
+    # the rollouts' log-probabilities are -1 each
+    d = batch.extras["old_logprobs"] + 1.0
+    assert sums["mismatch/k3"] == pytest.approx(float((d.exp() - 1 - d).sum()))
+    assert sums["mismatch/logprob_difference_mean"] == pytest.approx(float(d.abs().sum()))
+
+
 def test_a_sample_whose_engine_or_reference_said_nan_is_the_one_that_is_named(tiny):
     decoder = load_decoder(tiny, dtype=torch.float64)
     corrector = Corrector(max_weight=2.0)

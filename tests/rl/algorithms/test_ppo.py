@@ -34,7 +34,7 @@ def test_lambda_one_is_the_return_minus_the_value_and_lambda_zero_one_step():
 
 def test_samples_do_not_hear_of_each_other_and_an_empty_one_is_passed_over():
     alone = gae(signals([2.0], lengths=[2], values=[0.5, 1.5]), 0.9, 0.8)
-    batch = signals([7.0, 2.0, 9.0], lengths=[1, 2, 0], values=[-3.0, 0.5, 1.5])
+    batch = signals([7.0, 9.0, 2.0, 9.0], lengths=[1, 0, 2, 0], values=[-3.0, 0.5, 1.5])
     assert gae(batch, 0.9, 0.8) == [10.0, *alone]
 
 
