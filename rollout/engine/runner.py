@@ -95,7 +95,7 @@ class Runner:
         return decoder.logits(hidden_TH[inputs.last_rows_R], self._head_panels)
 
     def _lay_out(self, decoder: Decoder) -> None:
-        """Lay out the weights for the kernels: an engine has another decoder after every commit."""
+        """Lay out the weights for the kernels, before the first forward and after every commit."""
         self._native_layers = self._head_panels = None  # their memory is used again
         self._native_layers = native_layers(decoder, self._caches)
         self._head_panels = decoder.pack_head()
@@ -124,7 +124,8 @@ class Runner:
         return decoder(inputs.token_ids_T, inputs.positions_T, attend)
 
     def reset(self) -> None:
-        """Forget everything, so that a NaN of a bad update cannot linger in slots not yet written again.
+        """Forget everything, so that a NaN of a bad update cannot linger in slots not yet written again, and how weights
+        were laid out: after two commits the same decoder is back, with other weights.
 
         A masked key has weight 0, and 0 * NaN is NaN. Costs little next to the forwards that wrote the blocks.
         """
@@ -132,6 +133,7 @@ class Runner:
         for cache in self._caches:
             cache.clear_blocks(blocks)
         self._written.clear()
+        self._native_decoder = None
 
     def _copy_blocks(self, batch: Batch) -> None:
         if not batch.block_copies:
