@@ -10,7 +10,8 @@ t counts the trained tokens of one sample: value and advantage are carried over 
 V_t is read at the row that predicts token t: the state before it. Returns are not whitened.
 We differ from the paper: 1. critic and policy share no parameters and no optimiser, so there is no coefficient between their
 losses; 2. an answer cut off at `sampling.max_tokens` ends there, without a bootstrap: its score says what it was worth;
-3. no entropy bonus; 4. lambda and gamma are 1 by default, as answers are scored once, at their end.
+3. no entropy bonus; 4. lambda and gamma are 1 by default, as answers are scored once, at their end; 5. advantages are
+whitened, over all trained tokens of the batch.
 """
 
 import torch
