@@ -26,6 +26,7 @@ from rl.config import (
     RunMode,
     TrainConfig,
 )
+from rl.trainer.validation import check_config
 from rollout import config as rollout_config
 from rollout.config import ModelSource
 
@@ -58,15 +59,34 @@ def fail(*arguments: str) -> str:
     return output.getvalue().replace("\n", " ")
 
 
+def experiment(name: str) -> list[str]:
+    """What its command line must say."""
+    is_taught = name.endswith("distillation")
+    return [f"experiment={name}", *["algorithm.teacher_path=x"][: int(is_taught)]]
+
+
 @pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_composes(name):
-    assert isinstance(load(f"experiment={name}"), TrainConfig)
+def test_every_experiment_composes_and_its_header_has_its_command_and_what_to_expect(name):
+    config = load(*experiment(name))
+    assert isinstance(config, TrainConfig)
+    check_config(config)
+    header = (CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
+    assert f"python scripts/train.py experiment={name}" in header
+    assert "xpect" in header
+
+
+@pytest.mark.parametrize("name", options("algorithm"))
+def test_every_algorithm_has_its_experiment_on_arithmetic_which_differs_in_little_else(name):
+    config, base = load(*experiment(f"arithmetic_{name}")), load("experiment=arithmetic")
+    teacher = ["algorithm.teacher_path=x"] if name == "distillation" else []
+    assert type(config.algorithm) is type(load(f"algorithm={name}", *teacher).algorithm)
+    assert (config.model, config.task, config.sampling) == (base.model, base.task, base.sampling)
 
 
 @pytest.mark.parametrize("debug", options("debug"))
 def test_every_debug_option_composes_with_every_experiment(debug):
     for name in options("experiment"):
-        assert isinstance(load(f"experiment={name}", f"debug={debug}"), TrainConfig)
+        assert isinstance(load(*experiment(name), f"debug={debug}"), TrainConfig)
 
 
 @pytest.mark.parametrize(

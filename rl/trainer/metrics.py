@@ -50,12 +50,14 @@ def is_uniform(group: RolloutGroup) -> bool:
 
 
 def training_metrics(
-    stats: BatchStats, *, grad_norm: float, learning_rate: float
+    stats: BatchStats, *, denominator: float, grad_norm: float, learning_rate: float
 ) -> dict[str, float]:
-    """Means over the tokens that were forwarded, of a mismatch over the fresh ones, of `staleness/k3` over the others;
-    absent where there are none."""
+    """Losses over `denominator`, as their gradients; else means over the tokens that were forwarded, of a mismatch over the
+    fresh ones, of `staleness/k3` over the others; absent where there are none."""
     means = {
-        name: value / stats.num_tokens for name, value in stats.sums.items() if stats.num_tokens
+        name: value / (denominator if name.startswith("loss/") else stats.num_tokens)
+        for name, value in stats.sums.items()
+        if stats.num_tokens
     }
     num_fresh = stats.num_fresh_tokens
     counts = dict.fromkeys(_OF_FRESH_TOKENS, num_fresh)

@@ -62,11 +62,10 @@ class TorchBackend:
             logprobs_N, entropy_N = self.logprobs(micro_batch)
             old_logprobs_N = micro_batch.extras.get("old_logprobs", logprobs_N.detach())
             importance_N = self._importance(old_logprobs_N, micro_batch)
-            output = loss_function(
-                self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
-            )
+            tokens = self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
+            output = loss_function(tokens)
             if not bool(output.loss.isfinite()):
-                stats.bad_sample = _first_bad_sample(logprobs_N, micro_batch)
+                stats.bad_sample = _first_bad_sample(tokens)
                 return stats
             started = time.perf_counter()
             (output.loss / denominator).backward()
@@ -134,10 +133,14 @@ class TorchBackend:
         self._weights.load_state_dict(state)
 
 
-def _first_bad_sample(logprobs_N: torch.Tensor, micro_batch: MicroBatch) -> int:
-    bad = ~(logprobs_N.isfinite() & micro_batch.advantages_N.to(logprobs_N.device).isfinite())
-    index = int(bad.nonzero()[0]) if bool(bad.any()) else 0
-    return int(micro_batch.sample_ids_N[index])
+def _first_bad_sample(tokens: Tokens) -> int:
+    """Of the first trained token with anything that is not finite."""
+    known = [tokens.logprobs_N, tokens.base_logprobs_N, tokens.advantages_N, tokens.loss_weights_N]
+    if tokens.ref_logprobs_N is not None:
+        known.append(tokens.ref_logprobs_N)
+    bad_N = ~torch.stack([x_N.isfinite() for x_N in known]).all(dim=0)
+    bad_N &= tokens.loss_weights_N != 0
+    return int(tokens.sample_ids_N[int(bad_N.int().argmax())])
 
 
 @torch.no_grad()

@@ -61,11 +61,14 @@ def test_outputs_after_a_commit_are_those_of_an_engine_born_with_the_new_weights
     assert all(old[name] != new[name] for name in old)
 
 
-def test_two_commits_without_a_step_between_them_put_the_second_in_force(llama, other_llama, new):
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_so_are_those_after_several_commits_with_nothing_run_in_between(
+    llama, other_llama, new, count
+):
     engine = make_engine(llama)
-    run(engine, mixed_requests())
-    put_in_force(engine, update_from(llama, 1))
-    put_in_force(engine, update_from(other_llama, 2))  # into the decoder that has run
+    run(engine, mixed_requests())  # lays out the old weights
+    for version in range(1, count + 1):
+        put_in_force(engine, update_from(other_llama, version))
     assert draws(run(engine, mixed_requests())) == new
 
 
