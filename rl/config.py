@@ -27,6 +27,13 @@ class LRSchedule(Enum):
     COSINE = "cosine"
 
 
+class OptimizerKind(Enum):
+    ADAMW = "adamw"
+    MUON = "muon"
+    """For the matrices of the layers; embedding, head, norms and biases keep AdamW. Its iterations are in bf16, slow on a CPU
+    without bf16 instructions."""
+
+
 class WandbMode(Enum):
     OFFLINE = "offline"
     ONLINE = "online"
@@ -145,6 +152,37 @@ class RewardConfig:
         )
 
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(kw_only=True)
+class LoRAConfig:
+    """Train low-rank adapters of the policy instead of its weights; a critic is trained whole."""
+
+    rank: int = 0
+    """Of the adapters; 0: none, all weights are trained."""
+    alpha: float = 32.0
+    """An adapter's product is scaled by alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
+    """Matrices that have one, of every layer."""
+    path: str = ""
+    """A directory with an adapter in peft's format to begin with; empty: a new one."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "trainer.lora.rank", ">= 0", self.rank)
+        require(self.alpha > 0, "trainer.lora.alpha", "> 0", self.alpha)
+        is_known = bool(self.targets) and set(self.targets) <= set(LORA_TARGETS)
+        require(
+            is_known, "trainer.lora.targets", f"some of {', '.join(LORA_TARGETS)}", self.targets
+        )
+        require(
+            self.rank > 0 or not self.path,
+            "trainer.lora.rank",
+            "that of the adapter of trainer.lora.path",
+            self.rank,
+        )
+
+
 @dataclass(kw_only=True)
 class TrainerConfig:
     num_steps: int = 100
@@ -154,10 +192,13 @@ class TrainerConfig:
     """After warm-up: CONSTANT, or LINEAR or COSINE decay to 0 at `num_steps`."""
     num_warmup_steps: int = 0
     """The learning rate rises linearly over these steps."""
+    optimizer: OptimizerKind = OptimizerKind.ADAMW
+    """ADAMW, or MUON for the matrices of the layers, with steps as large as AdamW's at the same learning rate."""
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+    muon_momentum: float = 0.95
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
     steps_per_batch: int = 1
@@ -167,6 +208,13 @@ class TrainerConfig:
     """Packed tokens of one forward and backward; the longest sample must fit."""
     share_prompts: bool = True
     """Compute the prompt of a group, and what it shares with the last group's, once; the gradient is the same."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the backward and compute the layer again there: less memory, a forward
+    more, and the same gradient bit for bit."""
+    ema_decay: float = 0.0
+    """Of an exponential moving average of the trained weights, kept in fp32; every checkpoint holds it as a Hugging Face
+    directory, weights/v<version>/ema. 0: none."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 0, "trainer.num_steps", ">= 0", self.num_steps)
@@ -178,6 +226,10 @@ class TrainerConfig:
         require(0 <= self.adam_beta1 < 1, "trainer.adam_beta1", "in [0, 1)", self.adam_beta1)
         require(0 <= self.adam_beta2 < 1, "trainer.adam_beta2", "in [0, 1)", self.adam_beta2)
         require(self.adam_epsilon > 0, "trainer.adam_epsilon", "> 0", self.adam_epsilon)
+        require(
+            0 <= self.muon_momentum < 1, "trainer.muon_momentum", "in [0, 1)", self.muon_momentum
+        )
+        require(0 <= self.ema_decay < 1, "trainer.ema_decay", "in [0, 1)", self.ema_decay)
         require(self.max_grad_norm > 0, "trainer.max_grad_norm", "> 0", self.max_grad_norm)
         require(self.steps_per_batch > 0, "trainer.steps_per_batch", "> 0", self.steps_per_batch)
         require(

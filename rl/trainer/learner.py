@@ -84,6 +84,9 @@ class Learner:
         self._asks_old_policy = needs_old_logprobs(
             config.algorithm, steps_per_batch=config.trainer.steps_per_batch
         )
+        # what has a gradient where the advantage is zero
+        is_in_loss = self._penalty is not None and self._penalty.is_in_loss
+        self._trains_all = critic is not None or is_in_loss
         self.is_updating = False
         """Weights are between two versions: from the first step on a batch until its new version is published."""
 
@@ -251,13 +254,10 @@ class Learner:
             self._config.algorithm.loss_reduction,
             fixed_length=self._config.sampling.max_tokens,
         )
-        trains_all = self._critic is not None or (
-            self._penalty is not None and self._penalty.is_in_loss
-        )
         kept = [
             replace(sample, loss_weight=weight)
             for sample, weight in zip(samples, weights, strict=True)
-            if sample.advantages and (trains_all or any(sample.advantages))
+            if sample.advantages and (self._trains_all or any(sample.advantages))
         ]
         return _MiniBatch(
             samples=kept, micro_batches=self._pack(kept), denominator=max(denominator, 1.0)
@@ -279,6 +279,7 @@ class Learner:
         if self._critic is not None:
             critic = self._critic.forward_backward(micro_batches, denominator=denominator)
             stats.sums |= critic.sums
+            stats.backward_seconds += critic.backward_seconds
         return stats
 
     def _step_critic(self, version: int) -> float:

@@ -17,7 +17,8 @@ _OF_FRESH_TOKENS = ("mismatch/k3", "mismatch/logprob_difference_mean")
 def rollout_metrics(
     groups: Sequence[RolloutGroup], *, num_new_tokens: int, seconds: float
 ) -> dict[str, float]:
-    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean.
+    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean; those in which the
+    policy sampled no token are in the empty fraction, and train nothing but their siblings' baseline.
 
     Args:
         groups: of a batch.
@@ -38,6 +39,7 @@ def rollout_metrics(
         "reward/zero_variance_groups": sum(is_uniform(group) for group in groups) / len(groups),
         "rollout/length_mean": sum(lengths) / len(lengths),
         "rollout/length_max": max(lengths),
+        "rollout/empty_fraction": lengths.count(0) / len(lengths),
         "rollout/truncated_fraction": sum(truncated) / len(truncated),
         "rollout/num_tokens": sum(lengths),
         **(speed if num_new_tokens else {}),
