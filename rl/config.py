@@ -400,11 +400,14 @@ class BenchSpeculationConfig:
     )
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
     """Of all scenarios but UNPREDICTABLE, which has temperature 1.5."""
-    scenarios: list[Scenario] = field(
-        default_factory=lambda: [Scenario.SECOND_EPOCH, Scenario.UNPREDICTABLE, Scenario.TAIL]
-    )
-    concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
+    history_from: str = ""
+    """A run directory whose newest checkpoint's past rollouts are the history of SECOND_EPOCH and TAIL, with the prompts
+    they answer; `model` should be its policy. Empty: the bench makes the first epoch itself."""
+    scenarios: list[Scenario] = field(default_factory=lambda: list(Scenario))
+    concurrency: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 64, 256])
     """Requests in flight; TAIL has all of its own at once."""
+    paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
+    """Where SECOND_EPOCH and UNPREDICTABLE run `pairs` times, as TAIL does; other cells run once."""
     tokens_per_run: int = 1024
     """About how many tokens each run of a scenario decodes, at least one per request in flight."""
     pairs: int = 7
