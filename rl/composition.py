@@ -26,6 +26,7 @@ from rl.algorithm_config import (
 )
 from rl.config import (
     ArithmeticConfig,
+    BenchDriftConfig,
     BenchRolloutConfig,
     BenchSpeculationConfig,
     DatasetConfig,
@@ -47,6 +48,7 @@ ROOTS: Mapping[str, type] = {
     "generate": GenerateConfig,
     "bench_rollout": BenchRolloutConfig,
     "bench_speculation": BenchSpeculationConfig,
+    "bench_drift": BenchDriftConfig,
     "bench_train": TrainConfig,
     "report": ReportConfig,
 }
