@@ -26,6 +26,10 @@ class WeightUpdate:
             )
 
     @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
     def is_int8(self) -> bool:
         """Whether the sender quantized it (`rollout.models.int8`)."""
         return any(spec.dtype == "int8" for spec in self.manifest.tensors)
