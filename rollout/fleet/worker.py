@@ -124,6 +124,7 @@ class Worker:
     def commit(self) -> None:
         """Put the verified weights in force."""
         self.engine.commit()
+        self._num_turns += 1  # what is reported from now on is newer
         self._digest = self._staged_digest  # its bytes were compared
 
     def rollback(self) -> None:

@@ -90,7 +90,7 @@ class WorkerFleet:
         self._last_loss = ""
         self._reported: Counter[str] = Counter()  # totals, when metrics were last taken
         self._phase_seconds: dict[str, float] = {}  # of the last update
-        self._speculation = SpeculationStats()
+        self._speculation: SpeculationStats | None = None
 
     def start(self) -> Self:
         """Start the workers; returns when all of them serve.
@@ -186,10 +186,10 @@ class WorkerFleet:
         metrics = {name: float(total - self._reported[name]) for name, total in totals.items()}
         metrics["fleet/num_workers"] = float(len(self._router.worker_ids))
         metrics["fleet/tokens_per_second"] = sum(r.tokens_per_second or 0.0 for r in reports)
-        metrics |= self._phase_seconds | self._speculation.metrics()
-        self._reported = Counter(totals)
-        self._phase_seconds = {}
-        self._speculation = SpeculationStats()
+        metrics |= self._phase_seconds
+        if self._speculation is not None:
+            metrics |= self._speculation.metrics()
+        self._reported, self._phase_seconds, self._speculation = Counter(totals), {}, None
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,7 +301,9 @@ class WorkerFleet:
             return
         current, update = self._round
         seconds = now - self._phase_began
-        if seconds > self._config.start_seconds + update.num_bytes / _SLOWEST_BYTES_PER_SECOND:
+        limit = self._config.start_seconds + update.num_bytes / _SLOWEST_BYTES_PER_SECOND
+        # a commit may wait for requests to end; whoever hangs in it is silent
+        if current.phase is not Phase.COMMIT and seconds > limit:
             for worker_id in current.pending:
                 self._drop(
                     worker_id,
@@ -445,6 +447,11 @@ class WorkerFleet:
 
     def _note(self, worker_id: str, report: WorkerReport) -> None:
         member, now = self._members[worker_id], self._time
+        if report.speculation is not None:
+            self._speculation = self._speculation or SpeculationStats()
+            self._speculation.add(report.speculation)
+        if member.report is not None and report.num_turns < member.report.num_turns:
+            return  # overtaken
         member.report = report
         if member.state is WorkerState.STARTING:
             self._enter(worker_id, WorkerState.JOINING)
@@ -455,8 +462,6 @@ class WorkerFleet:
             tokens_per_second=report.tokens_per_second,
             num_sampled=report.num_sampled,
         )
-        if report.speculation is not None:
-            self._speculation.add(report.speculation)
 
     def _watch(self, now: float) -> None:
         if not (self._leases.running or self._round):
