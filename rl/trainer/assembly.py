@@ -168,7 +168,9 @@ def _plan(
     # trainer's, engines', the engines' shadows; a critic's; a reference's, taking a teacher to be as large
     is_ray = config.fleet.kind is FleetKind.RAY
     num_engines = config.fleet.num_workers if is_ray else 1
-    copies = 2 if config.mode is RunMode.TRAIN_ONLY else 1 + 2 * num_engines + is_ray  # for those who join
+    copies = (
+        2 if config.mode is RunMode.TRAIN_ONLY else 1 + 2 * num_engines + is_ray
+    )  # for those who join
     num_trained = 2 if isinstance(config.algorithm, PPOConfig) else 1
     copies += num_trained - 1 + num_frozen_decoders(config)
     weights_gb = copies * num_parameters * weight.itemsize / 1e9

@@ -1,5 +1,6 @@
 """Workers as Ray actors, on this machine or in a cluster."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ class RayPool:
         try:
             report, outcome = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
-            return Lost(worker_id=call.worker_id, reason=_last_line(error))
+            return Lost(worker_id=call.worker_id, reason=_reason(error))
         if call.phase is None:
             self._poll(call.worker_id)
             return Reported(worker_id=call.worker_id, report=report, completions=outcome)
@@ -133,6 +134,7 @@ def _connect(config: FleetConfig) -> None:
     if config.address:
         ray.init(address=config.address, log_to_driver=False, configure_logging=False)
         return
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that it is on
     ray.init(
         address="local",
         num_cpus=_LOCAL_CPUS,
@@ -144,7 +146,9 @@ def _connect(config: FleetConfig) -> None:
     )
 
 
-def _last_line(error: Exception) -> str:
-    """Of Ray's account of an error: what was raised, behind where."""
+def _reason(error: Exception) -> str:
+    """What is worth knowing of Ray's account of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
+    if not lines or "its worker process has died" in lines[0]:
+        return "its process died"
+    return lines[-1]  # what was raised, behind where
