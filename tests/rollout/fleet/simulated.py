@@ -12,8 +12,14 @@ from itertools import count
 import torch
 
 from rollout.config import FaultConfig
-from rollout.engine.core import Completion, FinishReason, Request, RequestState, SampleKey
-from rollout.engine.core import SamplingParams
+from rollout.engine.core import (
+    Completion,
+    FinishReason,
+    Request,
+    RequestState,
+    SampleKey,
+    SamplingParams,
+)
 from rollout.engine.engine import EngineStats
 from rollout.fleet.faults import Faults
 from rollout.fleet.pool import Answered, Event, Lost, Reported
