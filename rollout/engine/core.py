@@ -87,6 +87,8 @@ class Request:
     token_ids: tuple[int, ...]
     params: SamplingParams
     key: SampleKey
+    priority: int = 0
+    """Of those that wait, higher ones are begun first."""
 
 
 class FinishReason(StrEnum):
