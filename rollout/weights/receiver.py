@@ -72,6 +72,13 @@ class WeightReceiver:
         self._require(ReceiverState.IDLE, "replace_shadows")
         self._shadows = shadows
 
+    def require_verified(self) -> None:
+        """
+        Raises:
+            RuntimeError: there is nothing that could be committed.
+        """
+        self._require(ReceiverState.VERIFIED, "commit")
+
     @torch.no_grad()
     def stage(self, update: WeightUpdate) -> None:
         """Copy `update` into the shadows.
@@ -115,7 +122,7 @@ class WeightReceiver:
 
     def commit(self) -> None:
         """Put the verified weights in force. Call it between two engine steps."""
-        self._require(ReceiverState.VERIFIED, "commit")
+        self.require_verified()
         assert self._staged is not None, "VERIFIED without a manifest"
         self._swap()
         self._targets, self._shadows = self._shadows, self._targets
