@@ -254,6 +254,10 @@ class TrainConfig:
     """Prompts per optimiser step."""
     group_size: int = 8
     """Rollouts per prompt."""
+    max_staleness: int = 0
+    """Updates of the policy that may pass between a rollout's first token and the step that trains on it. 0: each batch is
+    sampled from the policy it trains, exactly. Above 0 rollouts of later batches are begun early, so that nothing waits
+    for the slowest of a batch; `correction` weights their tokens."""
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     algorithm: AlgorithmConfig = MISSING
@@ -279,6 +283,7 @@ class TrainConfig:
         require(
             self.group_size > 1, "group_size", "> 1 (advantages compare siblings)", self.group_size
         )
+        require(self.max_staleness >= 0, "max_staleness", ">= 0", self.max_staleness)
         require(
             self.trainer.steps_per_batch <= self.num_prompts_per_step,
             "trainer.steps_per_batch",

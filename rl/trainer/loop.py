@@ -15,15 +15,14 @@ from typing import Any
 
 from rl.checkpoint.checkpoint import Checkpointer, RunState
 from rl.config import RunMode, TrainConfig
-from rl.data.prompts import Prompt, PromptOrder
-from rl.rollouts import NO_VERSION, Purpose, RolloutGroup
+from rl.rollouts import NO_VERSION, RolloutGroup
 from rl.tracking.tracker import Tracker
-from rl.trainer.admission import Admission
 from rl.trainer.answers import Answers
+from rl.trainer.batches import Batches
 from rl.trainer.collector import Collector, count_unscored
 from rl.trainer.evaluation import Evaluation, evaluate
 from rl.trainer.learner import Learner
-from rl.trainer.metrics import is_uniform, memory_metrics, rollout_metrics, sample_rows
+from rl.trainer.metrics import memory_metrics, rollout_metrics, sample_rows
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.stop_signal import StopSignal
 from rl.trainer.stopwatch import Stopwatch
@@ -36,8 +35,6 @@ from rollout.weights.update import make_update
 __all__ = ["Parts", "ScoringError", "TrainLoop"]
 
 logger = logging.getLogger("paceline")
-
-_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +65,14 @@ class TrainLoop:
         self._config = config
         self._parts = parts
         self._version = state.policy_version
-        self._order = PromptOrder(len(parts.train_prompts), seed=config.seed)
-        self._dropped = state.dropped_groups
-        self._next_group = state.accepted_groups + state.dropped_groups
-        self._admission = Admission(num_prompts_per_step=config.num_prompts_per_step)
-        self._admission.accepted = state.accepted_groups
-        self._complete: dict[int, RolloutGroup] = {}
-        self._max_dropped = max_refills * config.num_prompts_per_step
+        self._batches = Batches(
+            config,
+            parts.train_prompts,
+            parts.collector,
+            state,
+            answers=parts.answers,
+            max_refills=max_refills,
+        )
         self._stop = StopSignal()
         self._gave_up_int8 = state.gave_up_int8
         self.first_evaluation: Evaluation | None = None
@@ -114,17 +112,22 @@ class TrainLoop:
         stopwatch = Stopwatch()
         progress = self._parts.tracker.progress
         progress.begin_phase("rollout")
-        groups = self._collect(stopwatch)
-        if groups is None:
+        batch = self._batches.next(
+            self._version,
+            stopwatch,
+            progress=progress.advance,
+            should_stop=lambda: self._stop.requested,
+        )
+        if batch is None:
             return False
+        groups = batch.groups
         self._check_scores(groups)
         seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
-        metrics = rollout_metrics(groups, seconds=seconds)
-        batch = self._without_dropped(groups)
-        metrics["rollout/num_dropped_groups"] = len(groups) - len(batch)
+        metrics = rollout_metrics(groups, num_new_tokens=batch.num_new_tokens, seconds=seconds)
+        metrics["rollout/num_dropped_groups"] = len(groups) - len(batch.trained)
         if self._config.mode is not RunMode.ROLLOUT_ONLY:
             progress.begin_phase("training")
-            metrics |= self._train(batch, stopwatch)
+            metrics |= self._train(batch.trained, stopwatch)
         else:
             self._version += 1
         metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
@@ -132,83 +135,6 @@ class TrainLoop:
         samples = sample_rows(groups, step=self._version)
         self._parts.tracker.step({**header, **metrics}, samples)
         return True
-
-    def _collect(self, stopwatch: Stopwatch) -> list[RolloutGroup] | None:
-        """The groups of the next batch, and those that it replaced, in `group_id` order; None when told to stop before
-        they were complete.
-
-        A group that is dropped makes room for one more when it arrives. How many are begun depends on their rewards
-        alone, and which of them are dropped is decided in `group_id` order: a batch never depends on who was fast.
-        """
-        size = self._config.num_prompts_per_step
-        first = self._admission.accepted + self._dropped
-        num_dropped = 0
-        collector, progress = self._parts.collector, self._parts.tracker.progress
-        while not all(first + i in self._complete for i in range(size + num_dropped)):
-            if self._stop.requested:
-                return None
-            self._admit()
-            with stopwatch("score_wait" if collector.is_generated else "rollout"):
-                for group in collector.poll(_POLL_SECONDS):
-                    self._complete[group.group_id] = group
-                    if is_uniform(group) and num_dropped < self._max_dropped:
-                        num_dropped += 1
-                        self._admission.drop()
-            self._parts.fleet.status().check()
-            progress.advance(len(self._complete) - num_dropped, size)
-        self._admission.accept(size)
-        self._dropped += num_dropped
-        return [self._complete.pop(first + i) for i in range(size + num_dropped)]
-
-    def _without_dropped(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-        """A batch of `num_prompts_per_step` groups: the first ones without signal are left out."""
-        batch, num_dropped = [], len(groups) - self._config.num_prompts_per_step
-        for group in groups:
-            if is_uniform(group) and num_dropped:
-                num_dropped -= 1
-            else:
-                batch.append(group)
-        num_left = sum(map(is_uniform, batch))
-        if self._max_dropped and num_left:
-            logger.warning(
-                "step %d: %d of %d groups scored the same throughout and train nothing; algorithm.max_refills=%d "
-                "was not enough to replace them",
-                self._version + 1,
-                num_left,
-                len(batch),
-                self._max_dropped // self._config.num_prompts_per_step,
-            )
-        return batch
-
-    def _admit(self) -> None:
-        capacity = self._admission.capacity(self._version)
-        for _ in range(capacity):
-            prompt_id = self._order.prompt_id(self._next_group)
-            prompt, token_ids = self._parts.train_prompts[prompt_id]
-            self._begin(prompt, token_ids)
-            self._next_group += 1
-        self._admission.begin(capacity)
-
-    def _begin(self, prompt: Prompt, token_ids: Sequence[int]) -> None:
-        collector, answers = self._parts.collector, self._parts.answers
-        if answers is not None:
-            text, answer_ids = answers(prompt)
-            collector.demonstrate(
-                prompt, token_ids, text=text, answer_ids=answer_ids, group_id=self._next_group
-            )
-            return
-        collector.begin(
-            prompt,
-            token_ids,
-            group_id=self._next_group,
-            group_size=self._config.group_size,
-            params=self._params(self._config.sampling.temperature),
-            purpose=Purpose.TRAINING,
-        )
-
-    def _params(self, temperature: float) -> SamplingParams:
-        params = SamplingParams.of(self._config.sampling, seed=self._config.seed)
-        return replace(params, temperature=temperature)
 
     def _check_scores(self, groups: Sequence[RolloutGroup]) -> None:
         num_unscored, first = count_unscored(groups)
@@ -290,6 +216,7 @@ class TrainLoop:
         count = len(held_out)
         if not is_full and config.evaluation.num_prompts:
             count = min(count, config.evaluation.num_prompts)
+        sampling = SamplingParams.of(config.sampling, seed=config.seed)
         progress = self._parts.tracker.progress
         progress.begin_phase("evaluation")
         stopwatch = Stopwatch()
@@ -297,7 +224,7 @@ class TrainLoop:
             evaluation = evaluate(
                 self._parts.collector,
                 [held_out[i] for i in range(count)],
-                params=self._params(temperature=0.0),
+                params=replace(sampling, temperature=0.0),
                 progress=progress.advance,
                 should_stop=lambda: self._stop.requested,
             )
@@ -320,8 +247,8 @@ class TrainLoop:
         learner = self._parts.learner
         state = RunState(
             policy_version=self._version,
-            accepted_groups=self._admission.accepted,
-            dropped_groups=self._dropped,
+            accepted_groups=self._batches.num_accepted,
+            dropped_groups=self._batches.num_dropped,
             gave_up_int8=self._gave_up_int8,
         )
         with stopwatch("checkpoint"):

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,15 +123,16 @@ class Runner:
 
         return decoder(inputs.token_ids_T, inputs.positions_T, attend)
 
-    def reset(self) -> None:
-        """Forget everything, so that a NaN of a bad update cannot linger in slots not yet written again.
+    def reset(self, kept_blocks: Collection[int] = ()) -> None:
+        """Forget all other blocks, so that a NaN of a bad update cannot linger in slots not yet written again.
 
         A masked key has weight 0, and 0 * NaN is NaN. Costs little next to the forwards that wrote the blocks.
         """
-        blocks = torch.tensor(sorted(self._written), dtype=torch.int64, device=self._device)
+        forgotten = self._written.difference(kept_blocks)
+        blocks = torch.tensor(sorted(forgotten), dtype=torch.int64, device=self._device)
         for cache in self._caches:
             cache.clear_blocks(blocks)
-        self._written.clear()
+        self._written -= forgotten
 
     def _copy_blocks(self, batch: Batch) -> None:
         if not batch.block_copies:

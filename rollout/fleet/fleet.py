@@ -45,7 +45,10 @@ class Fleet(Protocol):
         """End requests; each is still answered, as aborted, by a later `poll`."""
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Stage, verify and commit; on an error the old version stays in force everywhere."""
+        """Stage, verify and commit; on an error the old version stays in force everywhere.
+
+        What becomes of requests in flight is `engine.on_update`'s to say; those that end meanwhile are `poll`'s to return.
+        """
 
     def status(self) -> FleetStatus:
         """Counts since the start."""

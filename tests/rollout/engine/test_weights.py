@@ -114,7 +114,9 @@ def test_staging_while_requests_run_changes_no_bit_and_the_commit_waits_for_them
     engine.stage(update_from(other_llama, 1))
     engine.step()
     engine.verify()
-    with pytest.raises(RuntimeError, match="commit needs a drained engine; 5 requests are unfin"):
+    with pytest.raises(
+        RuntimeError, match=r"commit needs a drained engine .* 4 requests have begun"
+    ):
         engine.commit()
     assert engine.policy_version == 0
     answers = run(engine)
