@@ -139,6 +139,8 @@ def test_a_mandatory_value_that_is_missing_is_named():
         ("sampling.top_p=0", r"sampling\.top_p must be in \(0, 1\], got 0\.0"),
         ("trainer.max_grad_norm=0", r"trainer\.max_grad_norm must be > 0, got 0"),
         ("reward.max_error_rate=2", r"reward\.max_error_rate must be in \[0, 1\], got 2"),
+        ("fleet.num_workers=0", r"fleet\.num_workers must be > 0, got 0"),
+        ("fleet.faults=[{kind: HANG}]", r"fleet\.faults must be empty when fleet\.kind is INLINE"),
         ("seed=-1", r"seed must be >= 0, got -1"),
     ],
 )
@@ -206,6 +208,7 @@ def test_yaml_holds_only_departures_from_the_schema():
             hints = {k for root in ROOTS.values() for k in get_type_hints(root)}
             known = hints | {
                 "source",
+                "kind",
                 "path",
                 "dtype",
                 "output_subdir",

@@ -62,7 +62,8 @@ class WorkerPool(Protocol):
     def ask(self, worker_ids: Sequence[str], phase: Phase, update: WeightUpdate) -> None:
         """Begin a phase of an update at several workers; `Answered` follows from each.
 
-        `update` stays unchanged until all have answered or are lost.
+        A commit may be answered late: `engine.on_update` can have it wait for requests. `update` stays unchanged until
+        all have answered or are lost.
         """
 
     def stop(self, worker_id: str) -> None:

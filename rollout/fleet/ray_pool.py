@@ -10,6 +10,7 @@ from typing import Any
 
 from rollout.config import FleetConfig
 from rollout.engine.core import Request
+from rollout.fleet.broadcast import Broadcast
 from rollout.fleet.pool import Answered, Event, Lost, Reported
 from rollout.fleet.update_round import Phase
 from rollout.fleet.worker_process import WorkerProcess, WorkerSpec
@@ -50,6 +51,7 @@ class RayPool:
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             _connect(config)
+        self._broadcast = Broadcast(ray.util.get_node_ip_address())
 
     def now(self) -> float:
         return monotonic()
@@ -73,9 +75,13 @@ class RayPool:
         self._actors[worker_id].cancel.remote(request_ids)
 
     def ask(self, worker_ids: Sequence[str], phase: Phase, update: WeightUpdate) -> None:
-        stored = self._ray.put(update) if phase is Phase.STAGE else None
+        places = self._broadcast.begin(worker_ids, update) if phase is Phase.STAGE else {}
         for worker_id in worker_ids:
-            future = self._actors[worker_id].ask.remote(phase, stored)
+            actor = self._actors[worker_id]
+            if phase is Phase.STAGE:
+                future = actor.stage.remote(update.manifest, places[worker_id])
+            else:
+                future = actor.ask.remote(phase)
             self._calls[future] = _Call(worker_id, phase, update.version)
 
     def stop(self, worker_id: str) -> None:
@@ -95,6 +101,7 @@ class RayPool:
     def close(self) -> None:
         for worker_id in list(self._actors):
             self.stop(worker_id)
+        self._broadcast.close()
         if self._is_ours:
             self._ray.shutdown()
 
@@ -148,7 +155,8 @@ def _connect(config: FleetConfig) -> None:
 
 def _reason(error: Exception) -> str:
     """What is worth knowing of Ray's account of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines or "its worker process has died" in lines[0]:
+    text = str(error)
+    if "worker process has died" in text:  # a page on what may kill a process follows
         return "its process died"
-    return lines[-1]  # what was raised, behind where
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)  # what was raised, behind where

@@ -1,14 +1,14 @@
 """Which worker gets which request. Plain Python.
 
-Waiting requests are ordered by how long they are expected to take, the longest first: it must not be the last to begin. Each
+Waiting requests of one priority are ordered by how long they will take, the longest first: it must not be the last to begin. Each
 goes to the worker that would be done with it first, of those with room in their KV cache; what fits nowhere waits here,
 where it can still go to whoever is free first.
 
     predicted seconds = (tokens queued there + expected tokens of the completion
                          + 1/4 of the prompt's tokens that are not cached there) / measured tokens per second
 
-So siblings stay together until the queue that this makes costs more than their common prompt, and slow hardware gets what it
-can do in the same time.
+To compute a prompt that another worker has counts as much again, since everything else waits for it: so siblings stay
+together until the time that this costs exceeds the work that it saves. Slow hardware gets what it can do in the same time.
 """
 
 import heapq
@@ -90,7 +90,7 @@ class Router:
         self._lengths = lengths
         self._loads: dict[str, _Load] = {}
         self._waiting: dict[str, Request] = {}
-        self._heap: list[tuple[bool, float, int, str]] = []  # some of them withdrawn
+        self._heap: list[tuple[int, bool, float, int, str]] = []  # some of them withdrawn
         self._order = count()
 
     @property
@@ -136,7 +136,8 @@ class Router:
     def enqueue(self, request: Request, *, is_reissued: bool = False) -> None:
         """Let a request wait; one that was begun elsewhere comes before the others."""
         expected = self._expected(request)
-        key = (not is_reissued, -expected, next(self._order), request.request_id)
+        urgency = (-request.priority, not is_reissued, -expected)
+        key = (*urgency, next(self._order), request.request_id)
         heapq.heappush(self._heap, key)
         self._waiting[request.request_id] = request
 
@@ -159,20 +160,24 @@ class Router:
 
     def place_one(self, request: Request, *, excluding: set[str] | None = None) -> Placement | None:
         """The best worker with room for a request, which is booked there; None if there is none."""
-        best: tuple[float, str, _Share] | None = None
-        for worker_id, load in self._loads.items():
-            share = self._share(request, load)
-            if worker_id in (excluding or ()) or not load.has_room(share):
-                continue
-            tokens = self.queued_tokens(worker_id) + share.tokens
-            seconds = tokens / (load.tokens_per_second or self._usual_speed())
-            if best is None or seconds < best[0]:
-                best = (seconds, worker_id, share)
-        if best is None:
+        shares = {w: self._share(request, load) for w, load in self._loads.items()}
+        room = [
+            worker_id
+            for worker_id, share in shares.items()
+            if worker_id not in (excluding or ()) and self._loads[worker_id].has_room(share)
+        ]
+        if not room:
             return None
-        seconds, worker_id, share = best
-        self._book(request, self._loads[worker_id], share)
-        return Placement(request=request, worker_id=worker_id, predicted_seconds=seconds)
+        least = min(share.tokens for share in shares.values())
+
+        def cost(worker_id: str) -> float:
+            wasted = shares[worker_id].tokens - least
+            return self._seconds(worker_id, shares[worker_id].tokens + wasted)
+
+        best = min(room, key=cost)
+        seconds = self._seconds(best, shares[best].tokens)
+        self._book(request, self._loads[best], shares[best])
+        return Placement(request=request, worker_id=best, predicted_seconds=seconds)
 
     def ended(self, lease: Lease) -> None:
         """A lease ended: its share is free again."""
@@ -202,6 +207,11 @@ class Router:
 
     def _expected(self, request: Request) -> float:
         return self._lengths.expected(request.token_ids, max_tokens=request.params.max_tokens)
+
+    def _seconds(self, worker_id: str, num_tokens: float) -> float:
+        """Until a worker is done with so many tokens behind its queue."""
+        speed = self._loads[worker_id].tokens_per_second or self._usual_speed()
+        return (self.queued_tokens(worker_id) + num_tokens) / speed
 
     def _usual_speed(self) -> float:
         speeds = [load.tokens_per_second for load in self._loads.values()]

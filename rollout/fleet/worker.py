@@ -1,20 +1,23 @@
 """One engine of a fleet, wherever it runs."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from rollout.engine.core import Completion, Request
 from rollout.fleet.faults import FaultPoint, Faults
 from rollout.fleet.router import Capacity
 from rollout.speculation.stats import SpeculationStats
-from rollout.weights.update import WeightUpdate
+from rollout.weights.manifest import Manifest
 
 if TYPE_CHECKING:
+    import torch
+
     from rollout.engine.engine import Engine
 
-__all__ = ["Worker", "WorkerReport"]
+__all__ = ["StagingArea", "Worker", "WorkerReport"]
 
 _SPEED_MEMORY = 2048  # tokens that the measured speed looks back on, about
 
@@ -25,7 +28,7 @@ class WorkerReport:
 
     policy_version: int
     digest: str
-    """Of the weights in force."""
+    """Of the weights in force, as they were verified."""
     capacity: Capacity
     num_free_blocks: int
     num_unfinished: int
@@ -35,8 +38,20 @@ class WorkerReport:
     """Decoded while it computed; None before its first step."""
     num_turns: int
     """Of its loop; goes up while it lives, idle or not."""
+    num_steps: int = 0
+    """Of its engine, since it was made."""
+    num_request_steps: int = 0
+    """Requests of a batch, summed over those steps."""
     speculation: SpeculationStats | None = None
     """Since the last report."""
+
+
+class StagingArea(Protocol):
+    """Where a transport puts an update: the `WeightReceiver` of an engine."""
+
+    def staging(self, manifest: Manifest) -> AbstractContextManager[Mapping[str, "torch.Tensor"]]:
+        """The tensors to fill before the block ends."""
+        ...
 
 
 class Worker:
@@ -64,8 +79,6 @@ class Worker:
         self._faults = faults or Faults()
         self._clock = clock
         self._sleep = sleep
-        self._digest = engine.weights_digest()
-        self._staged_digest = ""
         self._num_unfinished = 0
         self._num_answered_tokens = 0
         self._tokens_per_second: float | None = None
@@ -100,17 +113,25 @@ class Worker:
         self._num_answered_tokens += sum(len(c.token_ids) for c in completions)
         return completions
 
-    def stage(self, update: WeightUpdate) -> None:
+    @property
+    def is_commit_pending(self) -> bool:
+        """Whether a commit waits for requests to end."""
+        return self.engine.is_commit_pending
+
+    def stage(self, manifest: Manifest, receive: Callable[[Manifest, StagingArea], None]) -> None:
         """Take an update into the shadow weights; on an error nothing is staged.
+
+        Args:
+            manifest: of the update.
+            receive: fills what is to be filled.
 
         Raises:
             ValueError: other names, shapes or dtypes, or no newer version.
+            RuntimeError: the transport failed.
         """
         self._faults.at(FaultPoint.STAGE)
-        if self._faults.at(FaultPoint.STAGED):
-            update = _corrupted(update)
-        self.engine.stage(update)
-        self._staged_digest = update.manifest.digest
+        area: StagingArea = self.engine.receiver_for(manifest)
+        receive(manifest, _BrokenLink(area) if self._faults.at(FaultPoint.STAGED) else area)
 
     def verify(self) -> None:
         """Compare what was staged with its digests.
@@ -122,10 +143,9 @@ class Worker:
         self._faults.at(FaultPoint.VERIFIED)
 
     def commit(self) -> None:
-        """Put the verified weights in force."""
-        self.engine.commit()
+        """Put the verified weights in force, now or at the turn that ends what `engine.on_update` waits for."""
+        self.engine.commit_when_ready()
         self._num_turns += 1  # what is reported from now on is newer
-        self._digest = self._staged_digest  # its bytes were compared
 
     def rollback(self) -> None:
         """Drop what was staged, if anything was."""
@@ -133,11 +153,11 @@ class Worker:
             self.engine.rollback()
 
     def report(self) -> WorkerReport:
-        engine = self.engine
+        engine, held = self.engine, self.engine.held_weights()
         speculator = engine.speculator
         return WorkerReport(
-            policy_version=engine.policy_version,
-            digest=self._digest,
+            policy_version=held.version,
+            digest=held.digest,
             capacity=Capacity(
                 num_blocks=engine.num_blocks,
                 block_size=engine.config.block_size,
@@ -148,6 +168,8 @@ class Worker:
             num_sampled=engine.stats.num_sampled_tokens - self._num_answered_tokens,
             tokens_per_second=self._tokens_per_second,
             num_turns=self._num_turns,
+            num_steps=engine.stats.num_steps,
+            num_request_steps=engine.stats.num_request_steps,
             speculation=None if speculator is None else speculator.take_stats(),
         )
 
@@ -162,12 +184,14 @@ class Worker:
             )
 
 
-def _corrupted(update: WeightUpdate) -> WeightUpdate:
-    """The same with one value of the first tensor changed, as by a broken link."""
-    tensors = dict(update.tensors)
-    name = next(iter(tensors))
-    broken = tensors[name].clone()
-    broken.view(-1)[0] += 1
-    return WeightUpdate(
-        version=update.version, manifest=update.manifest, tensors=tensors | {name: broken}
-    )
+class _BrokenLink:
+    """Changes one value of what was received."""
+
+    def __init__(self, area: StagingArea) -> None:
+        self._area = area
+
+    @contextmanager
+    def staging(self, manifest: Manifest) -> Iterator[Mapping[str, "torch.Tensor"]]:
+        with self._area.staging(manifest) as shadows:
+            yield shadows
+            next(iter(shadows.values())).view(-1)[0] += 1

@@ -89,6 +89,7 @@ class WorkerFleet:
         self._completions: list[Completion] = []
         self._last_loss = ""
         self._reported: Counter[str] = Counter()  # totals, when metrics were last taken
+        self._counted: dict[str, WorkerReport] = {}  # the same
         self._phase_seconds: dict[str, float] = {}  # of the last update
         self._speculation: SpeculationStats | None = None
 
@@ -182,14 +183,20 @@ class WorkerFleet:
             "fleet/discarded_completions": book.num_discarded,
             "fleet/replaced_workers": self._num_replaced,
         }
-        reports = [m.report for m in self._members.values() if m.report is not None]
+        reports = {w: m.report for w, m in self._members.items() if m.report is not None}
         metrics = {name: float(total - self._reported[name]) for name, total in totals.items()}
         metrics["fleet/num_workers"] = float(len(self._router.worker_ids))
-        metrics["fleet/tokens_per_second"] = sum(r.tokens_per_second or 0.0 for r in reports)
+        speeds = [report.tokens_per_second or 0.0 for report in reports.values()]
+        metrics["fleet/tokens_per_second"] = sum(speeds)
+        metrics["rollout/concurrency"] = sum(
+            _requests_per_step(report, self._counted.get(worker_id))
+            for worker_id, report in reports.items()
+        )
         metrics |= self._phase_seconds
         if self._speculation is not None:
             metrics |= self._speculation.metrics()
-        self._reported, self._phase_seconds, self._speculation = Counter(totals), {}, None
+        self._reported, self._counted = Counter(totals), reports
+        self._phase_seconds, self._speculation = {}, None
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -497,6 +504,13 @@ class WorkerFleet:
         tb: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _requests_per_step(report: WorkerReport, before: WorkerReport | None) -> float:
+    """Mean of the engine steps since an earlier report."""
+    num_steps = report.num_steps - (before.num_steps if before else 0)
+    count = report.num_request_steps - (before.num_request_steps if before else 0)
+    return count / num_steps if num_steps else 0.0
 
 
 def _wrong_weights(event: Answered, update: WeightUpdate) -> str:

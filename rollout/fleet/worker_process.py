@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -18,9 +18,10 @@ from rollout.fleet.faults import Faults
 from rollout.fleet.update_round import Phase
 from rollout.fleet.worker import Worker, WorkerReport
 from rollout.models.checkpoint import load_decoder, torch_dtype
-from rollout.weights.update import WeightUpdate
+from rollout.weights.collective import CollectiveReceiver
+from rollout.weights.manifest import Manifest
 
-__all__ = ["WorkerProcess", "WorkerSpec"]
+__all__ = ["Place", "WorkerProcess", "WorkerSpec"]
 
 _IDLE_SECONDS = 0.05  # between two looks for work
 _REPORT_SECONDS = 0.25
@@ -48,12 +49,25 @@ class WorkerSpec:
         return Worker(engine, faults=Faults(self.faults))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Of a worker, in a group that weights are broadcast to."""
+
+    address: tuple[str, int]
+    rank: int
+    size: int
+    generation: int
+
+
 class WorkerProcess:
     """Steps its worker for as long as it lives. Every public method may be called by any thread."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._worker = spec.make()
+        self._receiver = CollectiveReceiver()
+        self._generation = -1
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._pending: list[Future[None]] = []  # done when no commit waits; the engine thread's
         self._has_news = threading.Condition()  # guards the four below
         self._report = self._worker.report()
         self._completions: list[Completion] = []
@@ -81,41 +95,51 @@ class WorkerProcess:
             self._is_taken = True
             return self._report, completions
 
-    def ask(self, phase: Phase, update: WeightUpdate | None) -> tuple[WorkerReport, str]:
-        """Go through one phase of an update; returns what went wrong, too, or nothing.
+    def stage(self, manifest: Manifest, place: Place) -> tuple[WorkerReport, str]:
+        """Receive an update while the engine steps; returns what went wrong, too, or nothing."""
+        return self._try(lambda: self._stage(manifest, place))
 
-        Args:
-            phase: STAGE and VERIFY run here, while the engine steps; COMMIT and ROLLBACK between two of its steps.
-            update: of STAGE.
-        """
+    def ask(self, phase: Phase) -> tuple[WorkerReport, str]:
+        """Go through a later phase of an update: VERIFY while the engine steps, COMMIT and ROLLBACK between two steps."""
+        match phase:
+            case Phase.VERIFY:
+                return self._try(self._worker.verify)
+            case Phase.COMMIT:
+                return self._try(lambda: self._between_steps(self._worker.commit))
+            case Phase.ROLLBACK:
+                return self._try(lambda: self._between_steps(self._worker.rollback))
+        raise ValueError(f"no phase to ask for: {phase}")
+
+    def _stage(self, manifest: Manifest, place: Place) -> None:
+        if place.generation != self._generation:
+            self._receiver.join(place.address, place.rank, place.size, place.generation)
+            self._generation = place.generation
+        # of a WeightReceiver it uses no more than a StagingArea has
+        self._worker.stage(manifest, self._receiver.receive)  # pyrefly: ignore
+
+    def _try(self, action: Callable[[], None]) -> tuple[WorkerReport, str]:
+        error = ""
         try:
-            match phase:
-                case Phase.STAGE:
-                    assert update is not None, "nothing to stage"
-                    self._worker.stage(update)
-                case Phase.VERIFY:
-                    self._worker.verify()
-                case Phase.COMMIT:
-                    return self._between_steps(self._worker.commit), ""
-                case Phase.ROLLBACK:
-                    return self._between_steps(self._worker.rollback), ""
-        except (RuntimeError, ValueError) as error:
-            return self._report, str(error)
-        return self._report, ""
+            action()
+        except (RuntimeError, ValueError) as problem:
+            error = str(problem)
+        with self._has_news:
+            return replace(self._report, speculation=None), error
 
-    def _between_steps(self, action: Callable[[], None]) -> WorkerReport:
-        done: Future[WorkerReport] = Future()
+    def _between_steps(self, action: Callable[[], None]) -> None:
+        """Have the engine's thread do something, and wait until it is done, a commit for as long as that waits."""
+        done: Future[None] = Future()
 
         def run() -> None:
             try:
                 action()
-                self._publish([])
-                done.set_result(self._report)
             except (RuntimeError, ValueError) as error:
                 done.set_exception(error)
+            else:
+                self._pending.append(done)
 
         self._inbox.put(run)
-        return done.result()
+        done.result()
 
     def _run(self) -> None:
         reported_at = time.monotonic()
@@ -124,9 +148,14 @@ class WorkerProcess:
                 self._take_inbox()
                 completions = self._worker.turn()
                 now = time.monotonic()
-                if completions or now - reported_at > _REPORT_SECONDS:
+                is_settled = bool(self._pending) and not self._worker.is_commit_pending
+                if completions or is_settled or now - reported_at > _REPORT_SECONDS:
                     self._publish(completions)
                     reported_at = now
+                if is_settled:
+                    for done in self._pending:
+                        done.set_result(None)
+                    self._pending.clear()
         except BaseException as failure:  # noqa: BLE001 the thread's end is the process's, which says so in `poll`
             with self._has_news:
                 self._failure = failure

@@ -24,8 +24,9 @@ from rollout.engine.engine import EngineStats
 from rollout.fleet.faults import Faults
 from rollout.fleet.pool import Answered, Event, Lost, Reported
 from rollout.fleet.update_round import Phase
-from rollout.fleet.worker import Worker
-from rollout.weights.receiver import ReceiverState, WeightReceiver
+from rollout.fleet.worker import StagingArea, Worker
+from rollout.weights.manifest import Manifest
+from rollout.weights.receiver import HeldWeights, ReceiverState, WeightReceiver
 from rollout.weights.update import WeightUpdate, make_update
 
 _IDLE_SECONDS = 0.05
@@ -60,8 +61,15 @@ class SimulatedEngine:
     """Each step takes `step_seconds` of its own clock and gives every running request a token."""
 
     def __init__(
-        self, *, step_seconds: float, num_blocks: int = 10_000, max_requests: int = 8
+        self,
+        *,
+        step_seconds: float,
+        num_blocks: int = 10_000,
+        max_requests: int = 8,
+        drains: bool = False,
     ) -> None:
+        self.drains = drains
+        self.is_commit_pending = False
         self.block_size = 16
         self.num_blocks = self.num_free_blocks = num_blocks
         self.max_requests = max_requests
@@ -84,14 +92,14 @@ class SimulatedEngine:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._states or self._answered)
+        return bool(self._states or self._answered or self.is_commit_pending)
 
     @property
     def has_staged(self) -> bool:
         return self._receiver.state is not ReceiverState.IDLE
 
-    def weights_digest(self) -> str:
-        return self._receiver.digest()
+    def held_weights(self) -> HeldWeights:
+        return self._receiver.held()
 
     def add_request(self, request: Request) -> None:
         assert request.request_id not in self._states
@@ -105,7 +113,8 @@ class SimulatedEngine:
         self.seconds += self._step_seconds
         versions = {value for tensor in self._live.values() for value in tensor.tolist()}
         assert versions == {self.policy_version}, f"a step on mixed weights: {versions}"
-        for state in list(self._states.values())[: self.max_requests]:
+        states = [s for s in self._states.values() if s.num_output or not self.is_commit_pending]
+        for state in states[: self.max_requests]:
             key, position = state.request.key, state.num_output
             state.token_ids.append(token_of(key, position, self.policy_version))
             state.logprobs.append(0.0)
@@ -113,20 +122,31 @@ class SimulatedEngine:
             self.stats.num_sampled_tokens += 1
             if state.num_output == state.request.params.max_tokens:
                 self._finish(state, FinishReason.LENGTH)
+        self.stats.num_steps += 1
+        self._commit_if_ready()
         finished, self._answered = self._answered, []
         return finished
 
-    def stage(self, update: WeightUpdate) -> None:
-        self._receiver.stage(update)
+    def receiver_for(self, manifest: Manifest) -> WeightReceiver:
+        return self._receiver
 
     def verify(self) -> None:
         self._receiver.verify()
 
-    def commit(self) -> None:
-        self._receiver.commit()
+    def commit_when_ready(self) -> None:
+        self._receiver.require_verified()
+        self.is_commit_pending = True
+        self._commit_if_ready()
 
     def rollback(self) -> None:
+        self.is_commit_pending = False
         self._receiver.rollback()
+
+    def _commit_if_ready(self) -> None:
+        has_begun = any(state.num_output for state in self._states.values())
+        if self.is_commit_pending and not (self.drains and has_begun):
+            self.is_commit_pending = False
+            self._receiver.commit()
 
     def _swap(self) -> None:
         self._live, self._shadow = self._shadow, self._live
@@ -164,6 +184,7 @@ class _Process:
         self.engine = engine
         self.is_hung = False
         self.reported_at = 0.0
+        self.pending: tuple[Phase, int] | None = None
 
 
 class SimulatedPool:
@@ -258,6 +279,7 @@ class SimulatedPool:
             return
         try:
             action(process)
+            self._settle(worker_id, process)
         except _Killed:
             self.kill(worker_id)
         except _Hung:
@@ -310,25 +332,43 @@ class SimulatedPool:
         worker = process.worker
         if process.is_hung and phase in (Phase.COMMIT, Phase.ROLLBACK):
             return  # for the thread that steps
-        error = ""
         try:
             match phase:
                 case Phase.STAGE:
-                    worker.stage(update)
+                    worker.stage(update.manifest, partial(_receive, update))
                 case Phase.VERIFY:
                     worker.verify()
                 case Phase.COMMIT:
                     worker.commit()
+                    process.pending = (phase, update.version)
+                    return
                 case Phase.ROLLBACK:
                     worker.rollback()
         except (RuntimeError, ValueError) as problem:
-            error = str(problem)
+            self._answer(worker_id, process, phase, update.version, str(problem))
+        else:
+            self._answer(worker_id, process, phase, update.version)
+
+    def _settle(self, worker_id: str, process: _Process) -> None:
+        if process.pending is not None and not process.worker.is_commit_pending:
+            self._answer(worker_id, process, *process.pending)
+            process.pending = None
+
+    def _answer(
+        self, worker_id: str, process: _Process, phase: Phase, version: int, error: str = ""
+    ) -> None:
         self._emit(
             Answered(
                 worker_id=worker_id,
                 phase=phase,
-                version=update.version,
-                report=worker.report(),
+                version=version,
+                report=process.worker.report(),
                 error=error,
             )
         )
+
+
+def _receive(update: WeightUpdate, manifest: Manifest, area: StagingArea) -> None:
+    with area.staging(manifest) as shadows:
+        for name, shadow in shadows.items():
+            shadow.copy_(update.tensors[name])

@@ -51,8 +51,8 @@ def assert_serving_exactly(pool: SimulatedPool, fleet: WorkerFleet, version: int
     digest = update_to(version).manifest.digest
     for worker_id, state in fleet.workers.items():
         if state is WorkerState.SERVING and worker_id in pool.engines:
-            engine = pool.engines[worker_id]
-            assert (engine.policy_version, engine.weights_digest()) == (version, digest)
+            held = pool.engines[worker_id].held_weights()
+            assert (held.version, held.digest) == (version, digest)
 
 
 def broken_update(version: int) -> WeightUpdate:
