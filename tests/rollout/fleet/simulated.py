@@ -87,6 +87,10 @@ class SimulatedEngine:
         return self
 
     @property
+    def request_ids(self) -> list[str]:
+        return list(self._states)
+
+    @property
     def policy_version(self) -> int:
         return self._receiver.version
 
@@ -249,6 +253,14 @@ class SimulatedPool:
         """The process dies; word of it comes later."""
         if self._processes.pop(worker_id, None) is not None:
             self._emit(Lost(worker_id=worker_id, reason="it was killed"))
+
+    def pass_unattended(self, seconds: float) -> None:
+        """Time goes by while nobody waits."""
+        deadline = self._time + seconds
+        while self._heap and self._heap[0][0] <= deadline:
+            self._time, _, action = heapq.heappop(self._heap)
+            action()
+        self._time = deadline
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         deadline = self._time + timeout_seconds

@@ -135,3 +135,232 @@ def assert_are_the_tokens_of(
         assert completion.token_ids == expected
         assert set(completion.policy_versions) == {version}
         assert completion.finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("drains", [True, False])
+@pytest.mark.parametrize("seed", range(40))
+def test_updates_among_running_requests_leave_every_token_with_the_version_that_made_it(
+    seed, drains
+):
+    source = random.Random(seed)
+    faults = random_faults(source)
+    pool = SimulatedPool(seed=seed, faults=faults, speeds=[0.01, 0.03], drains=drains)
+    fleet = make_fleet(pool, max_replacements=100)
+    answers: dict[str, Completion] = {}
+    requests: list[Request] = []
+    for version in range(5):
+        new = batch(version)
+        requests += new
+        fleet.submit(new)
+        for _ in range(source.randint(0, 3)):
+            answers |= {c.request_id: c for c in fleet.poll(0.2)}
+        fleet.update_weights(update_to(version + 1))
+        assert_serving_exactly(pool, fleet, version + 1)
+    answers |= drain(fleet)
+    assert set(answers) == {request.request_id for request in requests}
+    for request in requests:
+        completion = answers[request.request_id]
+        versions = completion.policy_versions
+        assert versions == sorted(versions)
+        assert len(set(versions)) == 1 or not drains
+        expected = [token_of(request.key, i, version) for i, version in enumerate(versions)]
+        assert completion.token_ids == expected
+
+
+# --- requests
+
+
+def test_a_lost_workers_requests_are_answered_by_another():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    requests = batch(0)
+    fleet.submit(requests)
+    answers = {c.request_id: c for c in fleet.poll(0.1)}
+    pool.kill("worker-0")
+    assert_are_the_tokens_of(answers | drain(fleet), requests, 0)
+    metrics = fleet.take_metrics()
+    assert metrics["fleet/reissued_leases"] > 0
+    assert (metrics["fleet/replaced_workers"], metrics["fleet/num_workers"]) == (1, 1)
+
+
+def test_what_a_slow_worker_holds_for_too_long_another_answers_and_the_late_answer_is_discarded():
+    pool = SimulatedPool(speeds=[1.0, 0.01])
+    fleet = make_fleet(pool, silence_seconds=100.0)
+    requests = [make_request(i, 0, num_tokens=40) for i in range(4)]  # 40 s at the slow one
+    fleet.submit(requests)
+    answers = drain(fleet, limit_seconds=30)
+    assert_are_the_tokens_of(answers, requests, 0)
+    metrics = fleet.take_metrics()
+    assert metrics["fleet/reissued_leases"] == 2
+    assert metrics["fleet/replaced_workers"] == 0
+    fleet.submit([make_request(9, 0, num_tokens=4)])
+    drain(fleet)
+    assert not pool.engines["worker-0"].has_unfinished or pool.now() < 60  # it was told to stop
+
+
+def test_a_lone_worker_is_given_more_time_instead():
+    pool = SimulatedPool(speeds=[1.0])
+    fleet = make_fleet(pool, num_workers=1, silence_seconds=100.0)
+    requests = [make_request(0, 0, num_tokens=40)]
+    fleet.submit(requests)
+    assert_are_the_tokens_of(drain(fleet), requests, 0)
+    assert fleet.take_metrics()["fleet/reissued_leases"] == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_a_cancelled_request_is_answered_once_wherever_it_is(seconds):
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet.submit([make_request(0, 0, num_tokens=500), make_request(0, 1, num_tokens=3)])
+    answers = {c.request_id: c for c in fleet.poll(seconds)}
+    fleet.cancel(["0/0", "no such request"])
+    answers |= drain(fleet)
+    assert answers["0/0"].finish_reason is FinishReason.ABORTED
+    assert len(answers["0/0"].token_ids) < 500
+    status = fleet.status()
+    assert (status.finished, status.cancelled) == (1, 1)
+
+
+def test_a_cancelled_request_is_answered_even_if_its_worker_dies():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet.submit([make_request(0, 0, num_tokens=500)])
+    fleet.poll(0.1)
+    pool.kill("worker-0")
+    fleet.cancel(["0/0"])
+    assert drain(fleet)["0/0"].finish_reason is FinishReason.ABORTED
+
+
+def test_what_fits_nowhere_waits_and_is_begun_later():
+    pool = SimulatedPool(num_blocks=12, max_requests=4)
+    fleet = make_fleet(pool, num_workers=1)
+    requests = batch(0)
+    fleet.submit(requests)
+    fleet.poll(0.05)
+    assert len(pool.engines["worker-0"].request_ids) <= 4
+    assert_are_the_tokens_of(drain(fleet), requests, 0)
+
+
+def test_a_poll_waits_no_longer_than_told():
+    pool = SimulatedPool(speeds=[0.5])
+    fleet = make_fleet(pool)
+    fleet.submit([make_request(0, 0, num_tokens=100)])
+    start = pool.now()
+    assert fleet.poll(0.7) == []
+    assert pool.now() - start == pytest.approx(0.7)
+    assert fleet.poll(0.0) == []
+    assert pool.now() - start == pytest.approx(0.7)
+
+
+def test_time_in_which_nobody_asks_is_not_held_against_workers():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet.submit(batch(0))
+    pool.pass_unattended(500.0)  # a long training step
+    assert_are_the_tokens_of(drain(fleet), batch(0), 0)
+    metrics = fleet.take_metrics()
+    assert (metrics["fleet/reissued_leases"], metrics["fleet/replaced_workers"]) == (0, 0)
+
+
+def test_the_watchdog_says_who_waits_for_whom(caplog):
+    pool = SimulatedPool(speeds=[200.0])
+    fleet = make_fleet(pool, num_workers=1, silence_seconds=1000.0)
+    fleet.submit([make_request(0, 0, num_tokens=1)])
+    fleet.poll(65.0)
+    lines = [message for message in caplog.messages if message.startswith("nothing has come for")]
+    assert len(lines) == 2
+    assert "worker-0 has 1 requests, is serving since" in lines[0]
+
+
+def test_lengths_are_remembered_across_runs():
+    fleet, heir = (make_fleet(SimulatedPool()) for _ in range(2))
+    fleet.submit(batch(0))
+    drain(fleet)
+    saved = fleet.state_dict()
+    assert len(saved["lengths"]["means"]) == 1
+    heir.load_state_dict(saved)
+    assert heir.state_dict() == saved
+
+
+# --- workers and updates
+
+
+def test_a_joiner_serves_only_at_the_current_version():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet.update_weights(update_to(1))
+    joiner = fleet.add_worker()
+    while fleet.workers[joiner] is WorkerState.STARTING:
+        fleet.submit([make_request(0, 0, num_tokens=1)])
+        drain(fleet)
+        pool.pass_unattended(0.1)
+    while fleet.workers[joiner] is not WorkerState.SERVING:
+        assert not pool.engines[joiner].request_ids
+        fleet.poll(0.0)
+        pool.pass_unattended(0.01)
+    assert_serving_exactly(pool, fleet, 1)
+
+
+def test_a_leaver_ends_its_requests_gets_no_new_ones_and_is_not_replaced():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet.submit([make_request(i, 0, num_tokens=50) for i in range(4)])
+    fleet.poll(0.1)
+    fleet.remove_worker("worker-0")
+    fleet.submit([make_request(i, 1, num_tokens=50) for i in range(4)])
+    assert all(name.endswith("/1") for name in drain(fleet).keys() - {f"{i}/0" for i in range(4)})
+    assert list(fleet.workers) == ["worker-1"]
+    metrics = fleet.take_metrics()
+    assert (metrics["fleet/reissued_leases"], metrics["fleet/replaced_workers"]) == (0, 0)
+
+
+def test_an_update_that_nobody_can_take_leaves_the_old_version_serving():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    with pytest.raises(
+        RuntimeError, match=r"no worker took .* version 0 stays in force: worker-.: verify: "
+    ):
+        fleet.update_weights(broken_update(1))
+    assert_serving_exactly(pool, fleet, 0)
+    requests = batch(0)
+    fleet.submit(requests)
+    assert_are_the_tokens_of(drain(fleet), requests, 0)
+    with pytest.raises(ValueError, match="newer than version 0, got 0"):
+        fleet.update_weights(update_to(0))
+    fleet.update_weights(update_to(1))
+    assert_serving_exactly(pool, fleet, 1)
+
+
+def test_a_value_corrupted_on_the_way_is_found_and_sent_again():
+    pool = SimulatedPool(faults=[FaultConfig(kind=FaultKind.CORRUPT, worker=1)])
+    fleet = make_fleet(pool)
+    fleet.update_weights(update_to(1))
+    assert_serving_exactly(pool, fleet, 1)
+    assert fleet.take_metrics()["fleet/replaced_workers"] == 0
+
+
+def test_a_worker_that_fails_every_time_is_replaced_and_the_others_go_on():
+    faults = [FaultConfig(kind=FaultKind.CORRUPT, worker=1, after=i) for i in range(3)]
+    pool = SimulatedPool(faults=faults)
+    fleet = make_fleet(pool)
+    fleet.update_weights(update_to(1))
+    assert fleet.status().policy_version == 1
+    assert "worker-1" in pool.stopped
+    assert fleet.take_metrics()["fleet/replaced_workers"] == 1
+
+
+def test_workers_that_hold_other_weights_than_the_trainer_are_refused_at_the_start():
+    config = FleetConfig(kind=FleetKind.RAY, **LIMITS)
+    fleet = WorkerFleet(SimulatedPool(), config, policy_version=0, digest="another")
+    with pytest.raises(RuntimeError, match=r"are not the trainer's of version 0 \(another\)"):
+        fleet.start()
+
+
+def test_a_fleet_that_loses_too_many_workers_gives_up_and_says_why():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool, max_replacements=1)
+    fleet.submit(batch(0))
+    pool.kill("worker-0")
+    pool.kill("worker-1")
+    with pytest.raises(RuntimeError, match=r"fleet\.max_replacements=1 allows.*it was killed"):
+        drain(fleet)
