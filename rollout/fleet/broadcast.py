@@ -23,7 +23,7 @@ class Broadcast:
     def __init__(self, host: str) -> None:
         self._sender = CollectiveSender(host=host)
         self._members: tuple[str, ...] = ()
-        """Of the group; empty when there is none, or it failed."""
+        """Of the group; empty when there is none, or its last transfer failed or is under way."""
         self._generation = -1
         self._thread: Thread | None = None
 
@@ -31,10 +31,10 @@ class Broadcast:
         """Begin to send; returns where each worker stands. First waits for the last transfer, which all have answered."""
         self._join()
         is_new = self._members != tuple(worker_ids)
-        if is_new:
-            self._members = tuple(worker_ids)
-            self._generation += 1
-        self._thread = Thread(target=self._send, args=(update, is_new), name="weights", daemon=True)
+        self._members = ()
+        self._generation += is_new
+        arguments = (update, tuple(worker_ids), is_new)
+        self._thread = Thread(target=self._send, args=arguments, name="weights", daemon=True)
         self._thread.start()
         size = len(worker_ids) + 1
         return {
@@ -54,11 +54,12 @@ class Broadcast:
             self._thread.join()
             self._thread = None
 
-    def _send(self, update: WeightUpdate, is_new: bool) -> None:
+    def _send(self, update: WeightUpdate, worker_ids: tuple[str, ...], is_new: bool) -> None:
         try:
             if is_new:
-                self._sender.rebuild(len(self._members), self._generation)
+                self._sender.rebuild(len(worker_ids), self._generation)
             self._sender.send(update)
         except CollectiveError as error:
             logger.warning("%s", error)
-            self._members = ()
+        else:
+            self._members = worker_ids

@@ -1,8 +1,4 @@
-"""A fleet of workers that come, go and fail.
-
-    submit -> router: waits -> lease: a worker with room -> first valid answer -> poll
-                 ^                |
-                 └────────────────┘  its worker is gone, or the lease overdue
+"""A fleet of workers that come, go and fail: who lives, and which weights they hold. Where requests are is `Dispatcher`'s.
 
 Nothing here knows where workers run or what time it is: a `WorkerPool` does. So the same code runs over Ray, and in tests
 over simulated workers on a clock of their own.
@@ -14,19 +10,17 @@ over simulated workers on a clock of their own.
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
 from typing import Any, Self
 
 from rollout.config import FleetConfig
-from rollout.engine.core import Completion, FinishReason, Request
+from rollout.engine.core import Completion, Request
+from rollout.fleet.dispatcher import Dispatcher
 from rollout.fleet.fleet import FleetStatus
 from rollout.fleet.health import Health, Watchdog
-from rollout.fleet.leases import Lease, LeaseBook
-from rollout.fleet.lengths import LengthHistory
 from rollout.fleet.pool import Answered, Event, Lost, Reported, WorkerPool
-from rollout.fleet.router import Placement, Router
 from rollout.fleet.update_round import Phase, UpdateRound
 from rollout.fleet.worker import WorkerReport
 from rollout.speculation.stats import SpeculationStats
@@ -74,9 +68,7 @@ class WorkerFleet:
         self._version = policy_version
         self._digest = digest
         self._current: WeightUpdate | None = None  # None: what workers load themselves
-        self._lengths = LengthHistory()
-        self._router = Router(self._lengths)
-        self._leases = LeaseBook()
+        self._requests = Dispatcher(pool, lease_seconds=config.lease_seconds)
         self._health = Health()
         self._watchdog = Watchdog(patience_seconds=_PATIENCE_SECONDS)
         self._time = 0.0  # as deadlines count it, see `_pump`
@@ -86,7 +78,7 @@ class WorkerFleet:
         self._num_replaced = 0
         self._round: tuple[UpdateRound, WeightUpdate] | None = None
         self._phase_began = 0.0
-        self._completions: list[Completion] = []
+        self._num_answered = 0  # when the watchdog last looked
         self._last_loss = ""
         self._reported: Counter[str] = Counter()  # totals, when metrics were last taken
         self._counted: dict[str, WorkerReport] = {}  # the same
@@ -113,32 +105,21 @@ class WorkerFleet:
     # --- what a fleet does
 
     def submit(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self._leases.open(request)
-            self._router.enqueue(request)
-        self._route()
+        self._requests.submit(requests)
+        self._requests.route(self._time)
 
     def poll(self, timeout_seconds: float) -> list[Completion]:
         deadline = self._pool.now() + timeout_seconds
         self._pump(0.0)
-        while self._leases.running and not self._completions:
+        while self._requests.leases.running and not self._requests.has_completions:
             left = deadline - self._pool.now()
             if left <= 0:
                 break
             self._pump(min(left, _TICK_SECONDS))
-        completions, self._completions = self._completions, []
-        return completions
+        return self._requests.take_completions()
 
     def cancel(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            if not self._leases.is_open(request_id):
-                continue
-            leases = self._leases.cancel(request_id)
-            self._router.withdraw(request_id)
-            if not leases:
-                self._answer_cancelled(request_id)
-            for lease in leases:
-                self._pool.cancel(lease.worker_id, [str(lease.lease_id)])
+        self._requests.cancel(request_ids)
 
     def update_weights(self, update: WeightUpdate) -> None:
         """Stage at all workers, verify at all, commit at all; a worker that fails alone is replaced.
@@ -166,7 +147,7 @@ class WorkerFleet:
             logger.warning("%s (attempt %d of %d)", outcome, attempt, _MAX_UPDATE_ATTEMPTS)
 
     def status(self) -> FleetStatus:
-        book = self._leases
+        book = self._requests.leases
         return FleetStatus(
             issued=book.issued,
             running=book.running,
@@ -177,7 +158,7 @@ class WorkerFleet:
         )
 
     def take_metrics(self) -> dict[str, float]:
-        book = self._leases
+        book = self._requests.leases
         totals = {
             "fleet/reissued_leases": book.num_reissued,
             "fleet/discarded_completions": book.num_discarded,
@@ -185,7 +166,7 @@ class WorkerFleet:
         }
         reports = {w: m.report for w, m in self._members.items() if m.report is not None}
         metrics = {name: float(total - self._reported[name]) for name, total in totals.items()}
-        metrics["fleet/num_workers"] = float(len(self._router.worker_ids))
+        metrics["fleet/num_workers"] = float(len(self._requests.router.worker_ids))
         speeds = [report.tokens_per_second or 0.0 for report in reports.values()]
         metrics["fleet/tokens_per_second"] = sum(speeds)
         metrics["rollout/concurrency"] = sum(
@@ -200,11 +181,11 @@ class WorkerFleet:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lengths": self._lengths.state_dict()}
+        return {"lengths": self._requests.lengths.state_dict()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         if "lengths" in saved:
-            self._lengths.load_state_dict(saved["lengths"])
+            self._requests.lengths.load_state_dict(saved["lengths"])
 
     # --- workers
 
@@ -225,7 +206,7 @@ class WorkerFleet:
     def remove_worker(self, worker_id: str) -> None:
         """Give a worker nothing more, and end it when it has answered what it has."""
         self._enter(worker_id, WorkerState.LEAVING)
-        self._router.remove_worker(worker_id)
+        self._requests.router.remove_worker(worker_id)
 
     def _enter(self, worker_id: str, state: WorkerState) -> None:
         member = self._members[worker_id]
@@ -244,16 +225,13 @@ class WorkerFleet:
         member = self._members.pop(worker_id)
         self._pool.stop(worker_id)
         self._health.forget(worker_id)
-        self._router.remove_worker(worker_id)
         if self._round is not None:
             self._round[0].lose(worker_id, reason)
-        leases = self._leases.of_worker(worker_id)
-        for lease in leases:
-            self._give_back(lease)
+        num_requests = self._requests.lose(worker_id)
         if member.state is WorkerState.LEAVING:
             return
         self._last_loss = f"{worker_id} is gone: {reason}"
-        logger.warning("%s; its %d requests go to others", self._last_loss, len(leases))
+        logger.warning("%s; its %d requests go to others", self._last_loss, num_requests)
         self._num_replaced += 1
         if self._num_replaced > self._config.max_replacements:
             raise RuntimeError(
@@ -273,7 +251,7 @@ class WorkerFleet:
                 behind.append(worker_id)
             elif (report.policy_version, report.digest) == (self._version, self._digest):
                 self._enter(worker_id, WorkerState.SERVING)
-                self._router.add_worker(worker_id, report.capacity)
+                self._requests.router.add_worker(worker_id, report.capacity)
             else:
                 self._drop(
                     worker_id,
@@ -331,84 +309,10 @@ class WorkerFleet:
         if done.committed and not is_join:
             self._version, self._digest = done.version, update.manifest.digest
             self._current = _kept(update, self._current)
-            self._router.forget_prefixes()
+            self._requests.router.forget_prefixes()
         if done.committed or is_join:
             for worker_id in done.failures.keys() & self._members.keys():
                 self._drop(worker_id, done.failures[worker_id])
-
-    # --- requests
-
-    def _route(self) -> None:
-        batches: dict[str, list[Request]] = {}
-        for placement in self._router.place():
-            batches.setdefault(placement.worker_id, []).append(self._lease(placement))
-        for worker_id, requests in batches.items():
-            self._pool.submit(worker_id, requests)
-
-    def _lease(self, placement: Placement) -> Request:
-        """The request as its worker knows it: by the lease."""
-        request = placement.request
-        deadline = self._time + placement.predicted_seconds + self._config.lease_seconds
-        lease = self._leases.grant(request.request_id, placement.worker_id, deadline=deadline)
-        return replace(request, request_id=str(lease.lease_id))
-
-    def _lease_again(self, now: float) -> None:
-        """Let others try what is overdue."""
-        for lease in self._leases.take_overdue(now):
-            request_id = lease.request.request_id
-            if self._leases.is_cancelled(request_id):
-                self._answer_cancelled(request_id)  # its worker missed it
-                continue
-            holders = self._leases.holders(request_id)
-            placement = self._router.place_one(lease.request, excluding=holders)
-            if placement is None:
-                self._leases.extend(lease, deadline=now + self._config.lease_seconds)
-            else:
-                self._pool.submit(placement.worker_id, [self._lease(placement)])
-
-    def _give_back(self, lease: Lease) -> None:
-        """A worker will not answer a lease."""
-        self._router.ended(lease)
-        if not self._leases.give_back(lease):
-            return  # somebody else may
-        if self._leases.is_cancelled(lease.request.request_id):
-            self._answer_cancelled(lease.request.request_id)
-        else:
-            self._router.enqueue(lease.request, is_reissued=True)
-
-    def _take(self, completion: Completion) -> None:
-        """Book what a worker answered."""
-        reason = completion.finish_reason
-        lease = self._leases.find(int(completion.request_id))
-        if lease is None:
-            self._leases.discard(reason)
-        elif reason is FinishReason.ABORTED and not self._leases.is_cancelled(
-            lease.request.request_id
-        ):
-            self._give_back(lease)
-        else:
-            if reason in (FinishReason.STOP, FinishReason.LENGTH):
-                self._lengths.add(lease.request.token_ids, len(completion.token_ids))
-            self._answer(replace(completion, request_id=lease.request.request_id), by=lease)
-
-    def _answer(self, completion: Completion, *, by: Lease | None = None) -> None:
-        for lease in self._leases.close(completion.request_id, completion.finish_reason):
-            self._router.ended(lease)
-            if lease is not by:
-                self._pool.cancel(lease.worker_id, [str(lease.lease_id)])
-        self._completions.append(completion)
-        self._watchdog.moved(self._time)
-
-    def _answer_cancelled(self, request_id: str) -> None:
-        self._answer(
-            Completion(
-                request_id=request_id,
-                token_ids=[],
-                logprobs=[],
-                policy_versions=[],
-                finish_reason=FinishReason.ABORTED,
-            )
-        )
 
     # --- time
 
@@ -428,15 +332,17 @@ class WorkerFleet:
             silence = self._health.seconds_silent(worker_id, now)
             state = self._members[worker_id].state.value
             self._drop(worker_id, f"{state}, it gave no sign of life for {silence:.0f} s")
-        self._lease_again(now)
+        self._requests.lease_again(now)
         self._advance_round(now)
         if self._round is None:
             self._admit_joiners()
         for worker_id, member in list(self._members.items()):
-            if member.state is WorkerState.LEAVING and not self._leases.of_worker(worker_id):
+            if member.state is WorkerState.LEAVING and not self._requests.leases.of_worker(
+                worker_id
+            ):
                 self._drop(worker_id, "it left")
-        self._route()
-        self._leases.check()
+        self._requests.route(now)
+        self._requests.leases.check()
         self._watch(now)
 
     def _handle(self, event: Event) -> None:
@@ -446,7 +352,7 @@ class WorkerFleet:
         self._note(event.worker_id, event.report)
         if isinstance(event, Reported):
             for completion in event.completions:
-                self._take(completion)
+                self._requests.take(completion)
         elif self._round is not None:
             current, update = self._round
             error = event.error or _wrong_weights(event, update)
@@ -464,14 +370,16 @@ class WorkerFleet:
             self._enter(worker_id, WorkerState.JOINING)
             self._health.watch(worker_id, now, limit_seconds=self._config.silence_seconds)
         self._health.heard(worker_id, report.num_turns, now)
-        self._router.measured(
+        self._requests.router.measured(
             worker_id,
             tokens_per_second=report.tokens_per_second,
             num_sampled=report.num_sampled,
         )
 
     def _watch(self, now: float) -> None:
-        if not (self._leases.running or self._round):
+        num_answered, self._num_answered = self._num_answered, self._requests.num_answered
+        is_waiting = self._requests.leases.running or self._round is not None
+        if not is_waiting or num_answered != self._num_answered:
             self._watchdog.moved(now)
             return
         line = self._watchdog.line(now, list(self._awaited(now)))
@@ -481,14 +389,14 @@ class WorkerFleet:
     def _awaited(self, now: float) -> Iterator[str]:
         """Who is waited for."""
         for worker_id, member in self._members.items():
-            count = len(self._leases.of_worker(worker_id))
+            count = len(self._requests.leases.of_worker(worker_id))
             silence = self._health.seconds_silent(worker_id, now)
             yield (
                 f"{worker_id} has {count} requests, is {member.state.value} since {now - member.since:.0f} s and was "
                 f"heard of {silence:.0f} s ago"
             )
-        if self._router.num_waiting:
-            yield f"{self._router.num_waiting} requests wait for room"
+        if self._requests.router.num_waiting:
+            yield f"{self._requests.router.num_waiting} requests wait for room"
         if self._round is not None:
             current, since = self._round[0], now - self._phase_began
             names = ", ".join(current.pending)

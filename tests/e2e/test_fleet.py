@@ -78,7 +78,8 @@ def test_nothing_is_left_of_a_run_that_is_interrupted_or_killed(tmp_path, number
     process.send_signal(number)
     code = process.wait(60)
     assert code == (130 if number is signal.SIGINT else -signal.SIGKILL)
-    assert not wait_for_end_of(started)
+    # unattended, Ray's own agents look for its other processes for a minute before they follow them
+    assert not wait_for_end_of(started, seconds=20 if number is signal.SIGINT else 120)
 
 
 def test_a_trainer_killed_under_a_living_cluster_goes_on_in_it_as_if_it_had_not_been(tmp_path):
