@@ -15,15 +15,16 @@ from typing import Any
 
 from rl.checkpoint.checkpoint import Checkpointer, RunState
 from rl.config import RunMode, TrainConfig
-from rl.rollouts import NO_VERSION, RolloutGroup
+from rl.rollouts import RolloutGroup
 from rl.tracking.tracker import Tracker
 from rl.trainer.answers import Answers
-from rl.trainer.batches import Batches
+from rl.trainer.batches import Batch, Batches
 from rl.trainer.collector import Collector, count_unscored
 from rl.trainer.evaluation import Evaluation, evaluate
 from rl.trainer.learner import Learner
 from rl.trainer.metrics import memory_metrics, rollout_metrics, sample_rows
 from rl.trainer.prompts import EncodedPrompts
+from rl.trainer.staleness import Pipeline, check_staleness, staleness_metrics
 from rl.trainer.stop_signal import StopSignal
 from rl.trainer.stopwatch import Stopwatch
 from rollout.config import StorageDtype
@@ -131,6 +132,7 @@ class TrainLoop:
         else:
             self._version += 1
         metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
+        metrics |= self._predicted_staleness(batch, metrics)
         header = {"step": self._version, "policy_version": self._version}
         samples = sample_rows(groups, step=self._version)
         self._parts.tracker.step({**header, **metrics}, samples)
@@ -152,23 +154,31 @@ class TrainLoop:
     def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> dict[str, float]:
         """Learn from a batch and publish what came of it."""
         learner = self._parts.learner
-        self._check_versions(groups)
+        if self._config.mode is RunMode.FULL:
+            check_staleness(groups, self._version, max_staleness=self._config.max_staleness)
         metrics = learner.learn(groups, self._version, stopwatch)
+        if self._config.max_staleness:
+            metrics |= staleness_metrics(groups, self._version)
         self._check_mismatch(metrics)
         with stopwatch("publish"):
             self._publish()
         learner.published(self._version)
         return metrics
 
-    def _check_versions(self, groups: Sequence[RolloutGroup]) -> None:
-        """Refuse tokens of a policy that this step does not train."""
-        versions = {v for g in groups for r in g.rollouts for v in r.policy_versions} - {NO_VERSION}
-        sampled = {self._version} if self._parts.answers is None else set()
-        if self._config.mode is RunMode.FULL and versions != sampled:
-            raise RuntimeError(
-                f"step {self._version + 1} trains version {self._version}, "
-                f"but its rollouts come from versions {sorted(versions)}"
-            )
+    def _predicted_staleness(self, batch: Batch, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Where the batch has a staleness and the fleet has decoded since the last one."""
+        if not {"staleness/mean", "rollout/concurrency"} <= metrics.keys():
+            return {}
+        waited = sum(metrics.get(f"seconds/{phase}", 0.0) for phase in ("rollout", "score_wait"))
+        pipeline = Pipeline.measure(
+            batch.trained,
+            concurrency=metrics["rollout/concurrency"],
+            speed_ratio=1 - waited / metrics["seconds/step"]
+            if self._parts.fleet.is_concurrent
+            else 0.0,
+            num_waiting=batch.num_waiting,
+        )
+        return {"staleness/predicted": pipeline.staleness(max_staleness=self._config.max_staleness)}
 
     def _check_mismatch(self, metrics: Mapping[str, float]) -> None:
         """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
@@ -257,6 +267,7 @@ class TrainLoop:
                 named_weights=learner.backend.named_weights(),
                 trainer_state=learner.state_dict(),
                 fleet_state=self._parts.fleet.state_dict(),
+                write_beside=learner.backend.write_beside,
             )
         fields: Mapping[str, Any] = {
             "step": self._version,

@@ -11,11 +11,14 @@ from rollout.engine.core import FinishReason
 
 __all__ = ["is_uniform", "memory_metrics", "rollout_metrics", "sample_rows", "training_metrics"]
 
+_OF_FRESH_TOKENS = ("mismatch/k3", "mismatch/logprob_difference_mean")
+
 
 def rollout_metrics(
     groups: Sequence[RolloutGroup], *, num_new_tokens: int, seconds: float
 ) -> dict[str, float]:
-    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean.
+    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean; those in which the
+    policy sampled no token are in the empty fraction, and train nothing but their siblings' baseline.
 
     Args:
         groups: of a batch.
@@ -36,6 +39,7 @@ def rollout_metrics(
         "reward/zero_variance_groups": sum(is_uniform(group) for group in groups) / len(groups),
         "rollout/length_mean": sum(lengths) / len(lengths),
         "rollout/length_max": max(lengths),
+        "rollout/empty_fraction": lengths.count(0) / len(lengths),
         "rollout/truncated_fraction": sum(truncated) / len(truncated),
         "rollout/num_tokens": sum(lengths),
         **(speed if num_new_tokens else {}),
@@ -48,14 +52,25 @@ def is_uniform(group: RolloutGroup) -> bool:
 
 
 def training_metrics(
-    stats: BatchStats, *, grad_norm: float, learning_rate: float
+    stats: BatchStats, *, denominator: float, grad_norm: float, learning_rate: float
 ) -> dict[str, float]:
-    """Means over the tokens that were forwarded; absent where none were."""
+    """Losses over `denominator`, as their gradients; else means over the tokens that were forwarded, of a mismatch over the
+    fresh ones, of `staleness/k3` over the others; absent where there are none."""
     means = {
-        name: value / stats.num_tokens for name, value in stats.sums.items() if stats.num_tokens
+        name: value / (denominator if name.startswith("loss/") else stats.num_tokens)
+        for name, value in stats.sums.items()
+        if stats.num_tokens
     }
-    if stats.num_tokens:
+    num_fresh = stats.num_fresh_tokens
+    counts = dict.fromkeys(_OF_FRESH_TOKENS, num_fresh)
+    counts["staleness/k3"] = stats.num_tokens - num_fresh
+    for name in counts.keys() & means.keys():
+        means.pop(name)
+        if counts[name]:
+            means[name] = stats.sums[name] / counts[name]
+    if num_fresh:
         means["mismatch/logprob_difference_max"] = stats.max_logprob_difference
+    if stats.num_tokens:
         means["mismatch/effective_sample_fraction"] = effective_fraction(
             means["mismatch/importance_weight_mean"],
             means.pop("mismatch/importance_weight_squared_mean"),

@@ -95,7 +95,7 @@ class Runner:
         return decoder.logits(hidden_TH[inputs.last_rows_R], self._head_panels)
 
     def _lay_out(self, decoder: Decoder) -> None:
-        """Lay out the weights for the kernels: an engine has another decoder after every commit."""
+        """Lay out the weights for the kernels, after every `reset`."""
         self._native_layers = self._head_panels = None  # their memory is used again
         self._native_layers = native_layers(decoder, self._caches)
         self._head_panels = decoder.pack_head()
@@ -124,10 +124,12 @@ class Runner:
         return decoder(inputs.token_ids_T, inputs.positions_T, attend)
 
     def reset(self, kept_blocks: Collection[int] = ()) -> None:
-        """Forget all other blocks, so that a NaN of a bad update cannot linger in slots not yet written again.
+        """New weights: lay them out at the next step, and forget all other blocks, so that a NaN of a bad update cannot linger in slots not yet written again.
 
         A masked key has weight 0, and 0 * NaN is NaN. Costs little next to the forwards that wrote the blocks.
         """
+        # an engine has two decoders in turn: after a second commit without a step the same object holds other weights
+        self._native_decoder = None
         forgotten = self._written.difference(kept_blocks)
         blocks = torch.tensor(sorted(forgotten), dtype=torch.int64, device=self._device)
         for cache in self._caches:

@@ -34,6 +34,11 @@ class FleetStatus:
 class Fleet(Protocol):
     """One engine in this process, or many elsewhere."""
 
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether it generates while nobody polls."""
+        ...
+
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests."""
 
@@ -55,7 +60,7 @@ class Fleet(Protocol):
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """What is worth following besides, since the last call."""
+        """What is worth following besides, since the last call; `rollout/concurrency`: requests per engine step, the mean."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

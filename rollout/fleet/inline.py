@@ -16,6 +16,8 @@ __all__ = ["InlineFleet"]
 class InlineFleet:
     """Runs its engine inside `poll`, so that trainer and engine take turns on one device."""
 
+    is_concurrent = False
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._issued = 0

@@ -38,6 +38,9 @@ class RayPool:
     Args:
         spec: of every worker, `faults` aside.
         config: of the fleet.
+
+    Raises:
+        ValueError: an address, where Ray runs in this process already; without one it is used, and left running.
     """
 
     def __init__(self, spec: WorkerSpec, config: FleetConfig) -> None:
@@ -51,6 +54,10 @@ class RayPool:
         self._is_ours = not ray.is_initialized()
         if self._is_ours:
             _connect(config)
+        elif config.address:
+            raise ValueError(
+                f"fleet.address must be empty where this process has joined a Ray cluster already, got {config.address!r}"
+            )
         self._broadcast = Broadcast(ray.util.get_node_ip_address())
 
     def now(self) -> float:

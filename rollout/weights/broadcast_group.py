@@ -165,8 +165,10 @@ class BroadcastGroup:
         """Begin to send `flat`, or to receive into it; in the same order everywhere.
 
         Raises:
-            CollectiveError: a member is gone.
+            CollectiveError: a member is gone; this one, too, if another thread made it leave.
         """
+        if self._group is None:
+            raise CollectiveError(f"generation {self.generation} was left meanwhile")
         try:
             self._in_flight.append(self._group.broadcast(flat, SENDER, _left(deadline)))
         except RuntimeError as error:
@@ -178,6 +180,8 @@ class BroadcastGroup:
         Raises:
             CollectiveError: a member is gone, or the deadline is past.
         """
+        if not self._in_flight:
+            raise CollectiveError(f"generation {self.generation} was left meanwhile")
         work = self._in_flight.popleft()
         try:
             work.wait(_left(deadline))
@@ -188,8 +192,9 @@ class BroadcastGroup:
     def close(self) -> None:
         """Leave. Returns when no memory is written or read any more, for which deadlines must pass in the worst case."""
         self._in_flight.clear()
-        self._group.abort()
-        self._group = None
+        group, self._group = self._group, None
+        if group is not None:
+            group.abort()
 
     def report(self, complaint: str = "") -> None:
         """Of a receiver, that a transfer is over: well, or not.

@@ -14,6 +14,7 @@ A group that failed is left by all its members, and is of no more use; `rebuild`
 is still there.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -47,7 +48,7 @@ class TransferLimits:
     join_seconds: float = 30.0
     """For all members of a group to come, and again for them to connect."""
     floor_seconds: float = 10.0
-    """For a transfer of any size; a receiver's clock starts when it begins to wait."""
+    """For a transfer of any size, the gathering of sharded weights included; a receiver's begins when it begins to wait."""
     assumed_mb_per_second: float = 50.0
     """A transfer has its bytes over this (10^6 bytes/s) besides."""
     report_seconds: float = 2.0
@@ -100,8 +101,10 @@ class CollectiveSender(_Member):
         bucket_mb: float = 16.0,
         limits: TransferLimits | None = None,
     ) -> None:
+        if bucket_mb <= 0:
+            raise ValueError(f"bucket_mb must be > 0, got {bucket_mb}")
         super().__init__(device, limits)
-        self._bucket_bytes = max(1, -(-int(bucket_mb * 1e6) // ALIGNMENT)) * ALIGNMENT
+        self._bucket_bytes = math.ceil(bucket_mb * 1e6 / ALIGNMENT) * ALIGNMENT
         self._buffers = _make_buffers(self._bucket_bytes, self._device)
         self._store = open_store(host, self._limits.join_seconds)
         self.address = (host, self._store.port)

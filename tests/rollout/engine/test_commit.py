@@ -61,6 +61,7 @@ def run_with_updates(
         answers |= {c.request_id: c for c in engine.step()}
         engine.check_integrity()
         step += 1
+        assert step < 1000, "somebody waits for ever"
     assert step > max(updates)
     assert engine.policy_version == list(updates.values())[-1].version
     return answers
@@ -227,6 +228,15 @@ def test_kept_keys_are_those_of_the_old_weights_and_recomputed_ones_are_not(llam
 
 
 @pytest.mark.parametrize("on_update", AT_ONCE)
+def test_an_update_to_the_same_weights_changes_nothing_but_the_versions(llama, on_update):
+    engine = make_engine(llama, num_blocks=18, max_requests=7, on_update=on_update)
+    updates = {step: update_from(llama, step) for step in (3, 6, 15)}
+    answers = run_with_updates(engine, make_requests(), updates)
+    assert {v for c in answers.values() for v in c.policy_versions} == {0, *updates}
+    assert draws(answers) == draws(run(make_engine(llama), make_requests()))
+
+
+@pytest.mark.parametrize("on_update", AT_ONCE)
 def test_one_whose_prompt_is_half_computed_begins_anew_and_so_do_its_siblings(
     llama, other_llama, on_update
 ):
@@ -293,3 +303,11 @@ def test_evaluation_is_begun_before_training_that_waits(llama):
             )
         )
     assert list(run(engine)) == ["e0", "e1", "t0", "t1", "t2"]
+
+
+def test_what_a_sibling_has_sampled_is_found_again_within_its_version(llama):
+    engine = make_engine(llama)
+    answers = run(engine, make_group(0, prompt(40), size=2, max_tokens=40))
+    hits = engine.stats.num_prefix_hit_tokens
+    run(engine, [make_request("log", (*prompt(40), *answers["0/1"].token_ids), group_id=1)])
+    assert engine.stats.num_prefix_hit_tokens == hits + 64

@@ -61,6 +61,17 @@ def test_outputs_after_a_commit_are_those_of_an_engine_born_with_the_new_weights
     assert all(old[name] != new[name] for name in old)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_so_are_those_after_several_commits_with_nothing_run_in_between(
+    llama, other_llama, new, count
+):
+    engine = make_engine(llama)
+    run(engine, mixed_requests())  # lays out the old weights
+    for version in range(1, count + 1):
+        put_in_force(engine, update_from(other_llama, version))
+    assert draws(run(engine, mixed_requests())) == new
+
+
 def test_every_token_knows_the_version_that_drew_it(llama, other_llama):
     engine = make_engine(llama, policy_version=4)
     (before,) = run(engine, [make_request("a", prompt(5))]).values()

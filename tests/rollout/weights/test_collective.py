@@ -11,7 +11,7 @@ from rollout.weights.collective import CollectiveReceiver, CollectiveSender
 from rollout.weights.manifest import Manifest, describe_layout
 from rollout.weights.receiver import HeldWeights, ReceiverState
 from rollout.weights.update import WeightUpdate, make_update
-from tests.rollout.weights.workers import BUCKET_MB, LIMITS, Model, Worker, weights_of
+from tests.rollout.weights.workers import BUCKET_MB, LIMITS, SHORT_LIMITS, Model, Worker, weights_of
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def test_weights_changed_after_their_digest_are_refused_everywhere(sender, worke
 @pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest.mark.parametrize("rows", [90, 60_000], ids=["fits in socket buffers", "does not"])
 def test_a_member_lost_in_a_broadcast_is_named_and_the_survivor_goes_on_without_it(how, rows):
-    sender = CollectiveSender(bucket_mb=BUCKET_MB if rows == 90 else 1.0, limits=LIMITS)
-    lost, survivor = workers = [Worker(rows=rows), Worker(rows=rows)]
+    sender = CollectiveSender(bucket_mb=BUCKET_MB if rows == 90 else 1.0, limits=SHORT_LIMITS)
+    lost, survivor = workers = [Worker(rows=rows, limits=SHORT_LIMITS) for _ in range(2)]
     try:
         connect(sender, workers, 0)
         first, second = (make_update(v, weights_of(v, rows=rows).items()) for v in (1, 2))
@@ -140,8 +140,8 @@ def test_a_member_lost_in_a_broadcast_is_named_and_the_survivor_goes_on_without_
             sender.send(first)
         assert error.value.ranks == (1,)
         num_bytes = sum(tensor.nbytes for tensor in first.tensors.values())
-        deadline = LIMITS.transfer_seconds(num_bytes) + LIMITS.report_seconds
-        assert time.monotonic() - began < deadline + 3  # on a busy machine
+        deadline = SHORT_LIMITS.transfer_seconds(num_bytes) + SHORT_LIMITS.report_seconds
+        assert time.monotonic() - began < 3 * deadline, "it ends, on a busy machine too"
         try:
             survivor.end()  # its bytes may all have come before
             survivor("rollback")
@@ -251,7 +251,8 @@ def test_digests_are_taken_while_sending_and_follow_the_payload(sender, workers)
     assert_hold(workers, 1)
 
 
-def test_a_stream_is_taken_to_its_end_although_the_receivers_are_gone(sender, workers):
+def test_a_stream_is_taken_to_its_end_although_the_receivers_are_gone(workers):
+    sender = CollectiveSender(bucket_mb=BUCKET_MB, limits=SHORT_LIMITS)
     connect(sender, workers[:1], 0)
     layout, taken = describe_layout(1, weights_of(1).items()), []
 

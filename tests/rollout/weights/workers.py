@@ -12,7 +12,9 @@ from rollout.weights.broadcast_group import BroadcastGroup
 from rollout.weights.collective import CollectiveReceiver, TransferLimits
 from rollout.weights.receiver import WeightReceiver
 
-LIMITS = TransferLimits(join_seconds=5.0, floor_seconds=5.0, report_seconds=2.0)
+LIMITS = TransferLimits(join_seconds=60.0, floor_seconds=60.0)
+"""Where nobody is lost: never reached."""
+SHORT_LIMITS = TransferLimits(join_seconds=60.0, floor_seconds=3.0, report_seconds=2.0)
 BUCKET_MB = 0.004
 
 _context = multiprocessing.get_context("forkserver")
@@ -49,16 +51,16 @@ def _side(rows: int) -> dict[str, torch.Tensor]:
 class Worker:
     """Calls go to the process's `CollectiveReceiver` (`join`, `receive`, `leave`) or its `WeightReceiver` (all else)."""
 
-    def __init__(self, *, rows: int = 90) -> None:
+    def __init__(self, *, rows: int = 90, limits: TransferLimits = LIMITS) -> None:
         self._pipe, theirs = _context.Pipe()
-        self.process = _context.Process(target=_serve, args=(theirs, rows), daemon=True)
+        self.process = _context.Process(target=_serve, args=(theirs, rows, limits), daemon=True)
         self.process.start()
         theirs.close()
 
     def begin(self, call: str, *args: Any) -> None:
         self._pipe.send((call, args))
 
-    def end(self, seconds: float = 30.0) -> Any:
+    def end(self, seconds: float = 60.0) -> Any:
         """What the call gave; raises what it raised."""
         assert self._pipe.poll(seconds), "the worker hangs"
         value, error = self._pipe.recv()
@@ -79,9 +81,9 @@ class Worker:
         self.process.join()
 
 
-def _serve(pipe: Any, rows: int) -> None:
+def _serve(pipe: Any, rows: int, limits: TransferLimits) -> None:
     torch.set_num_threads(1)
-    model, receiver = Model(rows=rows), CollectiveReceiver(limits=LIMITS)
+    model, receiver = Model(rows=rows), CollectiveReceiver(limits=limits)
     while True:
         call, args = pipe.recv()
         try:
