@@ -13,6 +13,7 @@ from rl.algorithm_config import AlgorithmConfig, CorrectionConfig
 from rollout.config import (
     DrafterKind,
     EngineConfig,
+    FleetConfig,
     ModelConfig,
     SamplingConfig,
     Scenario,
@@ -315,6 +316,7 @@ class TrainConfig:
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
