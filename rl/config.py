@@ -13,6 +13,7 @@ from rl.algorithm_config import AlgorithmConfig, CorrectionConfig
 from rollout.config import (
     DrafterKind,
     EngineConfig,
+    FleetConfig,
     ModelConfig,
     SamplingConfig,
     Scenario,
@@ -305,12 +306,17 @@ class TrainConfig:
     """Prompts per optimiser step."""
     group_size: int = 8
     """Rollouts per prompt."""
+    max_staleness: int = 0
+    """Updates of the policy that may pass between a rollout's first token and the step that trains on it. 0: each batch is
+    sampled from the policy it trains, exactly. Above 0 rollouts of later batches are begun early, so that nothing waits
+    for the slowest of a batch; `correction` weights their tokens."""
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     algorithm: AlgorithmConfig = MISSING
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -329,6 +335,7 @@ class TrainConfig:
         require(
             self.group_size > 1, "group_size", "> 1 (advantages compare siblings)", self.group_size
         )
+        require(self.max_staleness >= 0, "max_staleness", ">= 0", self.max_staleness)
         require(
             self.trainer.steps_per_batch <= self.num_prompts_per_step,
             "trainer.steps_per_batch",
@@ -395,11 +402,14 @@ class BenchSpeculationConfig:
     )
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
     """Of all scenarios but UNPREDICTABLE, which has temperature 1.5."""
-    scenarios: list[Scenario] = field(
-        default_factory=lambda: [Scenario.SECOND_EPOCH, Scenario.UNPREDICTABLE, Scenario.TAIL]
-    )
-    concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
+    history_from: str = ""
+    """A run directory whose newest checkpoint's past rollouts are the history of SECOND_EPOCH and TAIL, with the prompts
+    they answer; `model` should be its policy. Empty: the bench makes the first epoch itself."""
+    scenarios: list[Scenario] = field(default_factory=lambda: list(Scenario))
+    concurrency: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 64, 256])
     """Requests in flight; TAIL has all of its own at once."""
+    paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
+    """Where SECOND_EPOCH and UNPREDICTABLE run `pairs` times, as TAIL does; other cells run once."""
     tokens_per_run: int = 1024
     """About how many tokens each run of a scenario decodes, at least one per request in flight."""
     pairs: int = 7
@@ -414,6 +424,63 @@ class BenchSpeculationConfig:
             "concurrency",
             "a list of positive numbers",
             self.concurrency,
+        )
+
+
+@dataclass(kw_only=True)
+class BenchFleetConfig:
+    """Of scripts/bench_fleet.py."""
+
+    model: ModelConfig = MISSING
+    """Whose weights travel."""
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(kv_cache_gb=0.25))
+    """Of each receiver."""
+    receivers: list[int] = field(default_factory=lambda: [1, 2, 4])
+    """Engines in processes of their own."""
+    concurrency: list[int] = field(default_factory=lambda: [0, 4])
+    """Requests each of them decodes meanwhile; 0: none, the transport alone."""
+    threads_per_receiver: int = 1
+    bucket_mb: float = 16.0
+    """Of the transport, in MB (10^6 bytes); two buffers of it at each end."""
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        is_counts = bool(self.receivers) and min(self.receivers) > 0
+        require(is_counts, "receivers", "a list of positive numbers", self.receivers)
+        is_counts = bool(self.concurrency) and min(self.concurrency) >= 0
+        require(is_counts, "concurrency", "a list of numbers >= 0", self.concurrency)
+        threads = self.threads_per_receiver
+        require(threads > 0, "threads_per_receiver", "> 0", threads)
+        require(self.bucket_mb > 0, "bucket_mb", "> 0", self.bucket_mb)
+        require(self.repeats > 0, "repeats", "> 0", self.repeats)
+
+
+@dataclass(kw_only=True)
+class BenchDriftConfig:
+    """Of scripts/bench_drift.py."""
+
+    run: str = MISSING
+    """A run directory with several weights/v*."""
+    versions: list[int] = field(default_factory=list)
+    """Of them; empty: all. Each is held in memory."""
+    task: TaskConfig = MISSING
+    """Whose training prompts are answered, as the run was trained."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    num_prompts: int = 8
+    group_size: int = 8
+    """Answers to each prompt: of the history, and as many again that are decoded."""
+    seed: int = 0
+    output: str = "drift.png"
+
+    def __post_init__(self) -> None:
+        require(self.num_prompts > 0, "num_prompts", "> 0", self.num_prompts)
+        require(self.group_size > 0, "group_size", "> 0", self.group_size)
+        require(
+            self.sampling.temperature > 0,
+            "sampling.temperature",
+            "> 0 (drift is measured between distributions)",
+            self.sampling.temperature,
         )
 
 

@@ -75,11 +75,10 @@ class TorchBackend:
             logprobs_N, entropy_N = self.logprobs(micro_batch)
             old_logprobs_N = micro_batch.extras.get("old_logprobs", logprobs_N.detach())
             importance_N = self._importance(old_logprobs_N, micro_batch)
-            output = loss_function(
-                self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
-            )
+            tokens = self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
+            output = loss_function(tokens)
             if not bool(output.loss.isfinite()):
-                stats.bad_sample = _first_bad_sample(logprobs_N, micro_batch)
+                stats.bad_sample = _first_bad_sample(tokens)
                 return stats
             started = time.perf_counter()
             (output.loss / denominator).backward()
@@ -160,10 +159,14 @@ class TorchBackend:
         self._weights.load_state_dict(state)
 
 
-def _first_bad_sample(logprobs_N: torch.Tensor, micro_batch: MicroBatch) -> int:
-    bad = ~(logprobs_N.isfinite() & micro_batch.advantages_N.to(logprobs_N.device).isfinite())
-    index = int(bad.nonzero()[0]) if bool(bad.any()) else 0
-    return int(micro_batch.sample_ids_N[index])
+def _first_bad_sample(tokens: Tokens) -> int:
+    """Of the first trained token with anything that is not finite."""
+    known = [tokens.logprobs_N, tokens.base_logprobs_N, tokens.advantages_N, tokens.loss_weights_N]
+    if tokens.ref_logprobs_N is not None:
+        known.append(tokens.ref_logprobs_N)
+    bad_N = ~torch.stack([x_N.isfinite() for x_N in known]).all(dim=0)
+    bad_N &= tokens.loss_weights_N != 0
+    return int(tokens.sample_ids_N[int(bad_N.int().argmax())])
 
 
 @torch.no_grad()
@@ -174,14 +177,20 @@ def _add_stats(
     metrics: Mapping[str, torch.Tensor],
 ) -> None:
     log_ratio_N = old_logprobs_N - micro_batch.rollout_logprobs_N.to(old_logprobs_N)
-    sums = {
-        **metrics,
-        "mismatch/logprob_difference_mean": log_ratio_N.abs().sum(),
-        # K3 of KL(engine || trainer): r - 1 - log r, r = trainer / engine
-        "mismatch/k3": (log_ratio_N.expm1() - log_ratio_N).sum(),
-    }
+    # K3 of KL(engine || trainer): r - 1 - log r, r = trainer / engine
+    k3_N = log_ratio_N.expm1() - log_ratio_N
+    difference_N = log_ratio_N.abs()
+    sums = {**metrics}
+    is_fresh_N = micro_batch.extras.get("is_fresh")
+    if is_fresh_N is not None:
+        sums["staleness/fresh_fraction"] = is_fresh_N.sum()
+        sums["staleness/k3"] = torch.where(is_fresh_N, 0.0, k3_N).sum()
+        k3_N = torch.where(is_fresh_N, k3_N, 0.0)
+        difference_N = torch.where(is_fresh_N, difference_N, 0.0)
+    sums["mismatch/logprob_difference_mean"] = difference_N.sum()
+    sums["mismatch/k3"] = k3_N.sum()
     for name, value in sums.items():
         stats.sums[name] = stats.sums.get(name, 0.0) + float(value)
-    greatest = float(log_ratio_N.abs().max())
+    greatest = float(difference_N.max())
     stats.max_logprob_difference = max(stats.max_logprob_difference, greatest)
     stats.num_tokens += log_ratio_N.numel()
