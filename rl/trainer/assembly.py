@@ -17,10 +17,13 @@ from rl.tracking.tracker import Tracker
 from rl.trainer.algorithm import make_algorithm
 from rl.trainer.answers import Answers
 from rl.trainer.collector import Collector
+from rl.trainer.follower import Follower, LeadingLearner
+from rl.trainer.learner import Learner
 from rl.trainer.learner_assembly import make_learner, num_frozen_decoders
 from rl.trainer.loop import Parts, TrainLoop
 from rl.trainer.prompts import EncodedPrompts
-from rl.trainer.validation import check_config, check_prompts
+from rl.trainer.ranks import ALONE, Ranks
+from rl.trainer.validation import check_config, check_prompts, check_ranks
 from rollout.config import StorageDtype
 from rollout.engine.engine import Engine
 from rollout.engine.text import load_tokenizer
@@ -31,7 +34,7 @@ from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.sources import resolve_model
 
-__all__ = ["Run", "assemble"]
+__all__ = ["Run", "assemble", "assemble_follower"]
 
 
 _NUM_CHECKED = 256
@@ -45,13 +48,14 @@ class Run:
     num_parameters: int  # of the policy
 
 
-def assemble(config: TrainConfig, stack: ExitStack) -> Run:
-    """Everything a run needs; what must be closed is left to `stack`.
+def assemble(config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE) -> Run:
+    """Everything a run needs; what must be closed is left to `stack`. On the first rank.
 
     Raises:
         ValueError: a user's mistake: key, rule, value and cure.
     """
     check_config(config)
+    check_ranks(config, ranks.count)
     task = load_task(config.task)
     source = resolve_model(config.model)
     tokenizer = load_tokenizer(source)
@@ -67,7 +71,15 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         lengths = prompts.lengths(count)
         check_prompts(config, lengths, max_context_tokens=limit, what=what)
     algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
-    learner = make_learner(config, algorithm, source=source, weights=start.weights, dtype=dtype)
+    learner = make_learner(
+        config,
+        algorithm,
+        source=source,
+        weights=start.weights,
+        dtype=dtype,
+        ranks=ranks,
+        kind=LeadingLearner if ranks.count > 1 else Learner,
+    )
     if start.trainer_state is not None:
         learner.load_state_dict(start.trainer_state)
     run_dir = Path(config.run_dir)
@@ -100,6 +112,30 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
     loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)
     return Run(loop=loop, tracker=tracker, plan=plan, num_parameters=_num_parameters(decoder))
+
+
+def assemble_follower(config: TrainConfig, ranks: Ranks) -> Follower:
+    """What a rank behind the first needs.
+
+    Raises:
+        ValueError: a user's mistake, on this rank or another.
+    """
+    try:
+        check_config(config)
+        check_ranks(config, ranks.count)
+        source = resolve_model(config.model)
+        start = _start(config, source)
+    except ValueError as error:
+        ranks.check(str(error))
+        raise
+    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
+    dtype = torch_dtype(config.model.dtype, "cpu")
+    learner = make_learner(
+        config, algorithm, source=source, weights=start.weights, dtype=dtype, ranks=ranks
+    )
+    if start.trainer_state is not None:
+        learner.load_state_dict(start.trainer_state)
+    return Follower(learner, ranks)
 
 
 def _start(config: TrainConfig, source: Path) -> Checkpoint:

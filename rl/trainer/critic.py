@@ -12,6 +12,7 @@ from rl.trainer.backend import BatchStats
 from rl.trainer.master_weights import MasterWeights
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, target_states
+from rl.trainer.ranks import ALONE, Ranks
 from rollout.models.decoder import Decoder
 
 __all__ = ["Critic"]
@@ -26,16 +27,24 @@ class Critic:
         decoder: its own, with the weights that it begins with.
         config: of the optimiser.
         value_clip: see `value_loss`.
+        ranks: each with a copy.
     """
 
-    def __init__(self, decoder: Decoder, config: TrainerConfig, *, value_clip: float) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: TrainerConfig,
+        *,
+        value_clip: float,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self._decoder = decoder.requires_grad_(True)
         weight = decoder.embed_tokens
         dtype = accumulate_dtype(weight.dtype)
         self._head = torch.nn.Parameter(
             torch.zeros(weight.shape[1], dtype=dtype, device=weight.device)
         )
-        self._weights = MasterWeights([*decoder.parameters(), self._head], config)
+        self._weights = MasterWeights([*decoder.parameters(), self._head], config, ranks=ranks)
         self._value_clip = value_clip
 
     def values(self, micro_batch: MicroBatch) -> torch.Tensor:
@@ -53,6 +62,8 @@ class Critic:
         """Accumulate the gradient of the value loss; extras hold `values` (before the step) and `returns`."""
         stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
         for batch in micro_batches:
+            if batch.is_filler:
+                continue
             values_N = self.values(batch)
             output = value_loss(
                 values_N,

@@ -1,5 +1,6 @@
-"""The policy's trainer in one process: forward and backward in the compute type, fp32 master weights, AdamW."""
+"""The policy's trainer: forward and backward in the compute type, fp32 master weights, AdamW."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from rl.trainer.backend import BatchStats, LossFunction
 from rl.trainer.master_weights import MasterWeights
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, policy_logprobs
+from rl.trainer.trained_weights import TrainedWeights
 from rollout.models.decoder import Decoder
 
 __all__ = ["TorchBackend"]
@@ -28,6 +30,7 @@ class TorchBackend:
         temperature: of the rollouts, > 0.
         corrector: of tokens, where the engine's policy differs from the trainer's; None weighs all alike.
         ratio_base: whose probability the loss divides by.
+        weights: the decoder's; None: `MasterWeights` in one process.
     """
 
     def __init__(
@@ -38,12 +41,13 @@ class TorchBackend:
         temperature: float,
         corrector: Corrector | None = None,
         ratio_base: RatioBase = RatioBase.OLD,
+        weights: TrainedWeights | None = None,
     ) -> None:
         self._decoder = decoder.requires_grad_(True)
         self._temperature = temperature
         self._corrector = corrector
         self._ratio_base = ratio_base
-        self._weights = MasterWeights(decoder.parameters(), config)
+        self._weights = weights or MasterWeights(decoder.parameters(), config)
 
     def forward_backward(
         self,
@@ -58,18 +62,25 @@ class TorchBackend:
         detached training forward.
         """
         stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
-        for micro_batch in micro_batches:
+        for index, micro_batch in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
             logprobs_N, entropy_N = self.logprobs(micro_batch)
+            if micro_batch.is_filler:
+                self._weights.backward(logprobs_N.sum(), is_last=is_last)
+                continue
             old_logprobs_N = micro_batch.extras.get("old_logprobs", logprobs_N.detach())
             importance_N = self._importance(old_logprobs_N, micro_batch)
             output = loss_function(
                 self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
             )
             if not bool(output.loss.isfinite()):
-                stats.bad_sample = _first_bad_sample(logprobs_N, micro_batch)
-                return stats
+                if stats.bad_sample is None:
+                    stats.bad_sample = _first_bad_sample(logprobs_N, micro_batch)
+                # goes on, since other ranks do; NaN everywhere, so that no step can be made of it
+                self._weights.backward(logprobs_N.sum() * math.nan, is_last=is_last)
+                continue
             started = time.perf_counter()
-            (output.loss / denominator).backward()
+            self._weights.backward(output.loss / denominator, is_last=is_last)
             stats.backward_seconds += time.perf_counter() - started
             metrics = {
                 **output.metrics,
@@ -84,7 +95,11 @@ class TorchBackend:
 
     def logprobs(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """[N] log-probabilities of the targets, with grad, and [N] entropies, both in nats."""
-        return policy_logprobs(self._decoder, micro_batch, temperature=self._temperature)
+
+        def logprobs(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            return policy_logprobs(self._decoder, batch, temperature=self._temperature)
+
+        return self._weights.forward(logprobs, micro_batch)
 
     def old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """[N] of all micro-batches, one after the other, without a gradient."""
@@ -124,8 +139,8 @@ class TorchBackend:
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Weights under Hugging Face's names, in the compute type, in a fixed order."""
-        for name, tensor in self._decoder.hf_tensors():
-            yield name, tensor.detach()
+        for module, tensors in self._decoder.hf_parts():
+            yield from self._weights.read(module, tensors)
 
     def state_dict(self) -> dict[str, Any]:
         return self._weights.state_dict()
