@@ -1,6 +1,6 @@
 """The processes of a trainer: which of them this is, and how they talk.
 
-torchrun (or Ray, `scripts/train_ray.py`) starts them and sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors go
+torchrun starts them and sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors go
 over the group of their device (NCCL for CUDA, gloo for CPUs), decisions and samples over a gloo group of their own: it
 waits for as long as the first rank generates, while a collective of tensors is late after minutes.
 """

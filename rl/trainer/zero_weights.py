@@ -127,7 +127,7 @@ class ZeroWeights:
                 moments[index] = {"step": counts[0].clone(), **whole}
         if not self._ranks.is_first:
             return {}
-        (group,) = self._adamw.state_dict()["param_groups"]
+        (group,) = self._adamw.param_groups
         groups = [{**group, "params": list(range(len(masters)))}]
         return {"masters": masters, "optimizer": {"state": moments, "param_groups": groups}}
 
