@@ -15,7 +15,7 @@ import torch
 
 from kernels.attention_layout import AttentionLayout
 from kernels.cpu.library import native_library
-from kernels.cpu.ops import pack_native
+from kernels.cpu.ops import int8_room, pack_native
 from kernels.int8_linear import activation_levels
 from kernels.paged_kv import PagedKV
 
@@ -117,8 +117,7 @@ class DecoderLayers:
             "gate_up": 2 * self._intermediate_size,
             "gated": self._intermediate_size,
         }
-        # of the inputs of linears in 8 bits, with eight more for the step and what fills a vector
-        self._integer_width = max(self._hidden_size, heads, self._intermediate_size) + 8
+        self._widest_input = max(self._hidden_size, heads, self._intermediate_size)
         self._dtype = first.input_norm.dtype
         panels: list[torch.Tensor] = []
         self._layers = (_Layer * len(layers))(
@@ -158,7 +157,7 @@ class DecoderLayers:
             sizes_of_rooms
         )
         logsumexp = torch.empty(num_rows * self._num_heads, dtype=torch.float32, device="cpu")
-        integers = torch.empty(num_rows * self._integer_width, dtype=torch.int16, device="cpu")
+        integers = int8_room(self._dtype, num_rows, self._widest_input)
         addresses = _Rooms(*(room.data_ptr() for room in (*rooms, logsumexp, integers)))
         sizes = _Sizes(
             T=num_rows,

@@ -1,12 +1,13 @@
 """y = x W^T + b with weights in 8 bits, and activations rounded to integers on the way.
 
     W[n] ~ scale[n] * q[n],   q int8, scale[n] = max |W[n]| / 127                      one scale per output channel
-    x[t] ~ step[t] * p[t],    p int16, step[t] = max |x[t]| / levels                   one step per token
+    x[t] ~ step[t] * p[t],    p int16, nearly all of 8 bits                            one step per token
     y[t, n] = (sum_k p[t, k] q[n, k]) * (step[t] * scale[n]) + b[n]
 
 The sum is of integers, exact in any order: a row has the same bits in any batch, on any machine, in C and in tensors.
-Activations have as many levels as keep the sum in 32 bits, 1,100 to 32,767 for the widths of language models: on the
-CPU measured (docs/adr/0008-int8-weights.md) 8-bit ones are 1.3 times as fast and ten times as far from the model.
+The step of a token is such that 6 root mean squares fit into 8 bits; what stands out takes up to 16, on as many levels as
+keep the sum in 32 bits. Multiplying 8 bits costs half of 16, and the few outliers are multiplied apart
+(docs/adr/0008-int8-weights.md has the mismatch of both).
 Forward only: the trainer keeps its weights.
 
 Shape legend: T = rows, K = in features, N = out features.
@@ -15,7 +16,7 @@ Shape legend: T = rows, K = in features, N = out features.
 import torch
 
 from kernels.cpu.ops import int8_linear_native, runs_natively
-from kernels.quantize import INT8_LEVELS, quantize_rows
+from kernels.quantize import INT8_LEVELS, quantize_activations, quantize_rows
 
 __all__ = [
     "activation_levels",
@@ -76,7 +77,7 @@ def _int8_linear_tensors(
     bias_N: torch.Tensor | None,
     levels: int,
 ) -> torch.Tensor:
-    integers_TK, step_T = quantize_rows(x_TK, levels)
+    integers_TK, step_T = quantize_activations(x_TK, levels)
     # integers below 2^53: exact
     sums_TN = (integers_TK.double() @ weight_NK.double().T).float()
     out_TN = sums_TN * (step_T[:, None] * scale_N)

@@ -6,6 +6,7 @@ Shape legend: T = rows, K = in features, N = out features. Traffic: reads T*K + 
 import torch
 from torch.nn import functional
 
+from kernels.cpu.library import widens_bfloat16
 from kernels.cpu.ops import linear_native, runs_natively
 from kernels.numerics import gemm_row_tile, pad_rows
 
@@ -63,7 +64,14 @@ class _Linear(torch.autograd.Function):
         x_TK, weight_NK = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            grad_TN @ weight_NK if needs_x else None,
-            grad_TN.T @ x_TK if needs_weight else None,
+            _product(grad_TN, weight_NK) if needs_x else None,
+            _product(grad_TN.T, x_TK) if needs_weight else None,
             grad_TN.sum(0) if needs_bias else None,
         )
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a b, rounded once, by whichever units of this processor are faster."""
+    if a.dtype == torch.bfloat16 and widens_bfloat16():
+        return (a.float() @ b.float()).to(a.dtype)
+    return a @ b

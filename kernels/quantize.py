@@ -5,9 +5,10 @@ C computes the same bits (`kernels/cpu/native/`), so what one wrote the other ma
 
 import torch
 
-__all__ = ["INT8_LEVELS", "int8_round_trip", "quantize_rows"]
+__all__ = ["INT8_LEVELS", "int8_round_trip", "quantize_activations", "quantize_rows"]
 
 INT8_LEVELS = 127
+_ROOT_MEAN_SQUARES = 6.0
 _SMALLEST = 1e-30  # a row below it counts as zero: its inverse would overflow
 
 
@@ -25,6 +26,24 @@ def quantize_rows(x: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Ten
     integers = torch.where(is_finite[..., None], (x * inverse[..., None]).round(), 0.0)
     step = torch.where(is_zero, 0.0, greatest / levels)
     return integers, torch.where(is_finite, step, float("nan"))
+
+
+def quantize_activations(x: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[..., K] -> integers and steps as of `quantize_rows`, with a step so large that what is below 6 root mean squares of
+    the row fits into 8 bits; outliers take more, at most `levels`.
+
+    A step of max / 127 would be coarse for all elements of a row where one stands out, as in language models they do.
+    """
+    fine, fine_step = quantize_rows(x, levels)
+    # of integers, so that it is the same in any order, in C too
+    squares = fine.double().square().sum(-1)
+    ratio = ((squares / x.shape[-1]).sqrt() * (_ROOT_MEAN_SQUARES / INT8_LEVELS)).float()
+    ratio = ratio.clamp(min=1)
+    greatest = x.float().abs().amax(-1)
+    is_known = greatest.isfinite() & (greatest >= _SMALLEST)
+    inverse = torch.where(is_known, torch.full_like(greatest, levels) / greatest / ratio, 0.0)
+    integers = torch.where(is_known[..., None], (x.float() * inverse[..., None]).round(), 0.0)
+    return integers, fine_step * ratio
 
 
 def int8_round_trip(x: torch.Tensor) -> torch.Tensor:

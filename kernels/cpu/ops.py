@@ -59,6 +59,7 @@ _ARGUMENTS = {
     "int8_linear": [*[_POINTER] * 2, ctypes.c_float, *[_POINTER] * 5, *[_SIZE] * 3, _THREADS],
     "int8_pack": [*[_POINTER] * 2, *[_SIZE] * 2, _THREADS],
     "int8_panel_places": [*[_SIZE] * 2],
+    "int8_room": [*[_SIZE] * 2],
     "rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, ctypes.c_float, _THREADS],
     "swiglu": [_POINTER, _POINTER, _SIZE, _SIZE, _THREADS],
     "rope": [_POINTER, _SIZE, _POINTER, _POINTER, *[_SIZE] * 3, _THREADS],
@@ -82,7 +83,7 @@ def _functions(dtype: torch.dtype) -> SimpleNamespace:
     for name, types in _ARGUMENTS.items():
         function = getattr(library, f"paceline_{name}")
         function.argtypes = types
-        function.restype = _SIZE if name.endswith(("lanes", "panel_places")) else None
+        function.restype = _SIZE if name.endswith(("lanes", "panel_places", "room")) else None
         setattr(functions, name, function)
     return functions
 
@@ -142,6 +143,12 @@ def linear_native(
     return out_TN
 
 
+def int8_room(dtype: torch.dtype, num_rows: int, in_features: int) -> torch.Tensor:
+    """What `int8_linear_native` needs for the integers that rows of type `dtype`, `in_features` wide or less, become."""
+    size = _functions(dtype).int8_room(num_rows, in_features)
+    return torch.empty(size, dtype=torch.int16, device="cpu")
+
+
 def int8_linear_native(
     x_TK: torch.Tensor,
     weight_NK: torch.Tensor,
@@ -158,7 +165,7 @@ def int8_linear_native(
     x_TK, weight_NK, scale_N = x_TK.contiguous(), weight_NK.contiguous(), scale_N.contiguous()
     bias_N = None if bias_N is None else bias_N.contiguous()
     (num_rows, in_features), out_features = x_TK.shape, weight_NK.shape[0]
-    room = torch.empty(num_rows, in_features + 8, dtype=torch.int16, device="cpu")
+    room = int8_room(x_TK.dtype, num_rows, in_features)
     out_TN = torch.empty(num_rows, out_features, dtype=x_TK.dtype, device="cpu")
     _functions(x_TK.dtype).int8_linear(
         x_TK.data_ptr(),

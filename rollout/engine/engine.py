@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from rollout.engine.core import (
 )
 from rollout.engine.costs import measure_costs
 from rollout.engine.runner import Runner, bytes_per_block
-from rollout.engine.sampler import sample_tokens
 from rollout.engine.scheduler import Scheduler
 from rollout.engine.text import Prompt, encode_prompt, ends_with_stop, load_tokenizer, text_of
 from rollout.engine.thread_policy import ThreadPolicy
+from rollout.engine.verification import draft_limits, draw, keep
 from rollout.models.checkpoint import empty_decoder, load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_decoder
@@ -256,7 +255,8 @@ class Engine:
         batch = self._scheduler.schedule()
         if batch is not None:
             if self.speculator is not None:
-                drafts = self.speculator.plan(batch, self._draft_limits(batch))
+                limits = draft_limits(batch, max_context_tokens=self.max_context_tokens)
+                drafts = self.speculator.plan(batch, limits)
                 batch = self._scheduler.with_drafts(batch, drafts)
                 self.speculator.begin(batch)
             logits_RV = self._runner.run(self._decoder, batch)
@@ -361,64 +361,26 @@ class Engine:
             drafters, costs, max_draft_tokens=self.config.speculation.max_draft_tokens
         )
 
-    def _draft_limits(self, batch: Batch) -> dict[RequestState, int]:
-        """How many tokens of a draft could be kept, of each request that draws alone; one more is drawn in any case."""
-        limits = {}
-        for chunk in batch.chunks:
-            state = chunk.state
-            if chunk.samples and not state.followers:
-                left = state.request.params.max_tokens - state.num_output
-                limit = min(left, self.max_context_tokens - len(state.token_ids)) - 1
-                if limit > 0:
-                    limits[state] = limit
-        return limits
-
     def _postprocess(self, batch: Batch, logits_RV: torch.Tensor) -> list[Completion]:
         """Draw a token at every position computed; keep those that the drafts had right, and the one behind them."""
-        rows: list[int] = []
-        states: list[RequestState] = []
-        positions: list[int] = []
-        drafts: list[tuple[RequestState, Sequence[int]]] = []
-        row = 0
-        for chunk in batch.chunks:
-            drawing, count = self._scheduler.computed(chunk), 1 + len(chunk.draft)
-            for state in drawing:
-                rows += range(row, row + count)
-                states += [state] * count
-                positions += range(len(state.token_ids), len(state.token_ids) + count)
-                drafts.append((state, chunk.draft))
-            row += count if drawing else 0
-        if not drafts:
-            return []
-        draws = zip(*sample_tokens(logits_RV, rows, states, positions), strict=True)
-        sampled: dict[RequestState, list[int]] = {}
+        sampled: dict[RequestState, Sequence[int]] = {}
         reasons: dict[RequestState, FinishReason] = {}
-        for state, draft in drafts:
+        for drawn in draw(self._scheduler, batch, logits_RV):
+            state = drawn.state
             num_before = len(state.token_ids)
-            reason = self._keep(state, draft, list(islice(draws, 1 + len(draft))))
+            reason = keep(
+                self._scheduler,
+                drawn,
+                policy_version=self.policy_version,
+                finish_reason=self._finish_reason,
+            )
             sampled[state] = state.token_ids[num_before:]
             if reason is not None:
                 reasons[state] = reason
         self._stats.num_sampled_tokens += sum(map(len, sampled.values()))
-        if self.speculator is not None:
+        if self.speculator is not None and sampled:
             self.speculator.observe(batch, sampled)
         return [self._finish(state, reason) for state, reason in reasons.items()]
-
-    def _keep(
-        self, state: RequestState, draft: Sequence[int], draws: Sequence[tuple[int, float]]
-    ) -> FinishReason | None:
-        """Add draws to the log up to the first that the draft had wrong: later ones were drawn behind another token."""
-        reason, num_accepted = None, 0
-        for num_accepted, (token_id, logprob) in enumerate(draws):
-            state.token_ids.append(token_id)
-            state.logprobs.append(logprob)
-            state.policy_versions.append(self.policy_version)
-            reason = self._finish_reason(state, token_id)
-            is_right = num_accepted < len(draft) and token_id == draft[num_accepted]
-            if reason is not None or not is_right:
-                break
-        self._scheduler.accept(state, num_accepted)
-        return reason
 
     def _finish_reason(self, state: RequestState, token_id: int) -> FinishReason | None:
         params = state.request.params

@@ -2,7 +2,8 @@
 
 import torch
 
-FLOOR = {torch.float32: 5e-7, torch.bfloat16: 1e-3}  # of the greatest value: 4 and 1/8 ulp
+# of the greatest value, 8 and 1/8 ulp: libraries sum some 1,500 products of float32 in parts, we in one sequence
+FLOOR = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
 
 
 def assert_as_accurate(got: torch.Tensor, *, peer: torch.Tensor, truth: torch.Tensor) -> None:

@@ -1,6 +1,11 @@
 /* y = x W^T + b with int8 weights, row against row: where there are no instructions for panels of bytes. */
 
-QUANTIZE_ROW(int16_t)
+static float quantize_row_int16_t(const element *x, int16_t *q, int64_t K, float levels) {
+    float inverse, step = activation_step(x, K, levels, &inverse);
+    for (int64_t k = 0; k < K; k++) /* infinity times 0 would be NaN, and no integer */
+        q[k] = inverse == 0 ? 0 : (int16_t)(int32_t)__builtin_rintf(as_float(x + k) * inverse);
+    return step;
+}
 
 typedef int16_t svec __attribute__((vector_size(4 * LANES)));
 typedef int16_t svec_unaligned __attribute__((vector_size(4 * LANES), aligned(2)));
@@ -110,6 +115,8 @@ int64_t paceline_int8_panel_places(int64_t K, int64_t N) {
 void paceline_int8_pack(const int8_t *w, int32_t *panels, int64_t K, int64_t N, int threads) {
     (void)w, (void)panels, (void)K, (void)N, (void)threads;
 }
+
+int64_t paceline_int8_room(int64_t M, int64_t K) { return M * (K + 2); }
 
 void paceline_int8_linear(const element *x, int16_t *room, float levels, const int8_t *w, const int32_t *panels,
                           const float *scale, const element *bias, element *y, int64_t M, int64_t K, int64_t N,

@@ -109,3 +109,6 @@ SUM_FOUR(sum_four_integers, integer_quad, ivec, fold_integers)
 #else
 #define IN_REGISTER(x) (void)(x)
 #endif
+
+/* Forget what is known of where `pointer` points, so that it is loaded again. */
+#define FROM_MEMORY(pointer) __asm__("" : "+r"(pointer))

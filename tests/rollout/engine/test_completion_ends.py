@@ -2,7 +2,7 @@
 
 import pytest
 
-import rollout.engine.engine as engine_module
+from rollout.engine import verification
 from rollout.engine.core import FinishReason
 from tests.rollout.engine.engines import make_engine, make_request, prompt, run
 
@@ -82,7 +82,7 @@ def says(monkeypatch):
         def sample(_logits_RV, _rows, states, _positions):
             return [text.encode()[state.num_output] for state in states], [-1.0] * len(states)
 
-        monkeypatch.setattr(engine_module, "sample_tokens", sample)
+        monkeypatch.setattr(verification, "sample_tokens", sample)
 
     return script
 
@@ -122,7 +122,7 @@ def test_a_stop_string_that_the_prompt_begins_is_not_one(llama, says):
 def test_the_text_leaves_special_tokens_out(llama, monkeypatch):
     script = [*b"hi", 257, *b"!", 258]
     monkeypatch.setattr(
-        engine_module,
+        verification,
         "sample_tokens",
         lambda _l, _r, states, _p: ([script[states[0].num_output]], [0]),
     )
