@@ -8,7 +8,7 @@ from typing import Any
 
 from rl.algorithm_config import PPOConfig
 from rl.checkpoint.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
-from rl.config import RunMode, TrainConfig
+from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
 from rl.data.task import Task, load_task
 from rl.environments import SingleTurn
 from rl.rewards.pool import ScorerPool
@@ -110,6 +110,10 @@ def assemble(config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE) -> Run
         answers=answers,
     )
     plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
+    if ranks.count > 1:
+        plan["processes"] = (
+            f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out"
+        )
     loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)
     return Run(loop=loop, tracker=tracker, plan=plan, num_parameters=_num_parameters(decoder))
 
@@ -152,6 +156,13 @@ def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, state: RunStat
         engine_config = replace(engine_config, weight_dtype=StorageDtype.PLAIN)
     engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
     return InlineFleet(engine)
+
+
+def _part(trainer: TrainerConfig) -> str:
+    """What of the trained weights is on each rank."""
+    if trainer.backend is TrainerBackend.DEEPSPEED:
+        return f"as ZeRO {trainer.zero_stage} shards it"
+    return "with a shard" if trainer.data_parallel is DataParallel.FSDP2 else "with a copy"
 
 
 def _pool(config: TrainConfig, task: Task) -> ScorerPool:

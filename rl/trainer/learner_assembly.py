@@ -11,7 +11,6 @@ from rl.trainer.algorithm import Algorithm
 from rl.trainer.critic import Critic
 from rl.trainer.frozen_policy import FrozenPolicy
 from rl.trainer.learner import Learner
-from rl.trainer.master_weights import MasterWeights
 from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.torch_backend import TorchBackend
 from rl.trainer.trained_weights import TrainedWeights
@@ -65,16 +64,16 @@ def make_learner(
         teacher = FrozenPolicy(
             _teacher(config, config.algorithm, policy=policy, dtype=dtype), temperature=temperature
         )
-    ranks.check(
-        None
-    )  # before the first collective of tensors: none may wait for a rank that found a mistake
+    # before the first collective of tensors, in which others would wait for a rank that found a mistake
+    ranks.check(None)
     backend = TorchBackend(
         policy,
         config.trainer,
         temperature=temperature,
         corrector=_corrector(config.correction) if is_sampled else None,
         ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.OLD,
-        weights=make_weights(policy, config.trainer, ranks=ranks),
+        weights=_shards(policy, config.trainer, ranks),
+        ranks=ranks,
     )
     return kind(
         config,
@@ -87,8 +86,8 @@ def make_learner(
     )
 
 
-def make_weights(policy: Decoder, config: TrainerConfig, *, ranks: Ranks) -> TrainedWeights:
-    """What holds the policy's weights while they are trained, as `trainer.backend` and `data_parallel` say."""
+def _shards(policy: Decoder, config: TrainerConfig, ranks: Ranks) -> TrainedWeights | None:
+    """What `trainer.backend` and `data_parallel` make of the weights; None where every rank has a copy."""
     if config.backend is TrainerBackend.DEEPSPEED:
         from rl.trainer.zero_weights import ZeroWeights
 
@@ -97,7 +96,7 @@ def make_weights(policy: Decoder, config: TrainerConfig, *, ranks: Ranks) -> Tra
         from rl.trainer.sharded_weights import ShardedWeights
 
         return ShardedWeights(policy, config, ranks=ranks)
-    return MasterWeights(policy.parameters(), config, ranks=ranks)
+    return None
 
 
 def num_frozen_decoders(config: TrainConfig) -> int:

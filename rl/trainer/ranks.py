@@ -66,9 +66,11 @@ class Ranks:
         """Let a user's mistake that one rank found end all of them.
 
         Raises:
-            ValueError: the first mistake, on every rank.
+            ValueError: the first mistake, on the first rank; the others leave.
         """
         for rank, found in enumerate(self.gather(mistake)):
+            if found is not None and not self.is_first:
+                raise SystemExit(2)
             if found is not None:
                 raise ValueError(found if rank == 0 else f"rank {rank}: {found}")
 
@@ -113,9 +115,17 @@ def join_ranks(
         dist.get_default_backend_for_device(device), store=store, rank=rank, world_size=count
     )
     try:
-        yield Ranks(rank, count, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(control, dist.ProcessGroup), "every rank belongs to it"
+        yield Ranks(rank, count, control)
     except Exception as error:
-        raise _named(error, store, rank, count) from error
+        first = _first_to_fail(error, store, rank)
+        if first is None:
+            error.add_note(f"This was rank {rank} of {count}; it ends the others.")
+            raise
+        if rank:
+            raise SystemExit(1) from error
+        raise RuntimeError(f"rank {first} failed and ended the run of {count} processes") from error
     finally:
         dist.destroy_process_group()
 
@@ -127,19 +137,13 @@ def _rendezvous(init_method: str) -> tuple[dist.Store, int, int]:
     return next(iter(dist.rendezvous(init_method, rank, count)))
 
 
-def _named(error: Exception, store: dist.Store, rank: int, count: int) -> BaseException:
-    """What this rank raises: its own error if it was the first to fail."""
+def _first_to_fail(error: Exception, store: dist.Store, rank: int) -> str | None:
+    """The number of another rank that failed before this one, and why."""
     try:
-        first = store.compare_set(_FAILED, "", f"{rank} {error}").decode()
+        first = store.compare_set(_FAILED, "", f"{rank} ({type(error).__name__}: {error})").decode()
     except dist.DistError:  # the store went with the rank that had it
-        first = f"0 {error}"
-    failed, _, message = first.partition(" ")
-    if int(failed) == rank:
-        error.add_note(f"This was rank {rank} of {count}; it ends the others.")
-        return error
-    if rank != 0:
-        return SystemExit(1)
-    return RuntimeError(f"rank {failed} of {count} failed and ended the run: {message}")
+        first = "0"
+    return None if first.startswith(f"{rank} (") else first
 
 
 def _be_quiet() -> None:

@@ -69,6 +69,7 @@ class ShardedWeights(MasterWeights):
         module.reshard()
         return iter(copies)
 
+    @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
         self._drop_gathered()
         state = _each_tensor(super().state_dict(), self._whole)
@@ -79,7 +80,7 @@ class ShardedWeights(MasterWeights):
         super().load_state_dict(_each_tensor(state, self._own_shard))
 
     def _whole(self, tensor: torch.Tensor, _index: int) -> torch.Tensor | None:
-        whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         return whole if self._first else None
 
     def _own_shard(self, tensor: torch.Tensor, index: int) -> torch.Tensor:

@@ -15,6 +15,7 @@ from rl.trainer.backend import BatchStats, LossFunction
 from rl.trainer.master_weights import MasterWeights
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, policy_logprobs
+from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.trained_weights import TrainedWeights
 from rollout.models.decoder import Decoder
 
@@ -30,7 +31,8 @@ class TorchBackend:
         temperature: of the rollouts, > 0.
         corrector: of tokens, where the engine's policy differs from the trainer's; None weighs all alike.
         ratio_base: whose probability the loss divides by.
-        weights: the decoder's; None: `MasterWeights` in one process.
+        weights: the decoder's, where they are sharded.
+        ranks: each with a copy of the weights, where they are not.
     """
 
     def __init__(
@@ -42,12 +44,13 @@ class TorchBackend:
         corrector: Corrector | None = None,
         ratio_base: RatioBase = RatioBase.OLD,
         weights: TrainedWeights | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._decoder = decoder.requires_grad_(True)
         self._temperature = temperature
         self._corrector = corrector
         self._ratio_base = ratio_base
-        self._weights = weights or MasterWeights(decoder.parameters(), config)
+        self._weights = weights or MasterWeights(decoder.parameters(), config, ranks=ranks)
 
     def forward_backward(
         self,

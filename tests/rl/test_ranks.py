@@ -18,14 +18,15 @@ from rl.algorithm_config import (
     PPOConfig,
     SFTConfig,
 )
-from rl.config import DataParallel, TrainConfig, TrainerBackend, TrainerConfig
+from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
 from rl.rollouts import RolloutGroup
 from rl.trainer.algorithm import make_algorithm
 from rl.trainer.learner import Learner
 from rl.trainer.learner_assembly import make_learner
 from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.stopwatch import Stopwatch
-from rollout.config import ModelConfig, ModelSource, SamplingConfig
+from rl.trainer.validation import check_ranks
+from rollout.config import Dtype, ModelConfig, ModelSource, SamplingConfig
 from rollout.models.sources.tiny import make_tiny_model
 from tests.rl.rank_pool import RankPool
 from tests.rl.rollout_factory import group, rollout
@@ -286,3 +287,55 @@ def test_a_checkpoint_of_any_trainer_is_gone_on_from_by_any_other(
         check(two_ranks(steps, tiny, trainers[name], truth_path, None)[0])
         next_one = trainers[names[(i + 1) % len(names)]]
         check(two_ranks(steps, tiny, next_one, path, None)[0])
+
+
+def sums(ranks: Ranks) -> list[torch.Tensor]:
+    """Several types, and one tensor larger than a message."""
+    sizes = [3, 5_000_000, 9_000_000, 2]
+    tensors = [torch.full((size,), float(ranks.rank + 1)) for size in sizes]
+    tensors.append(torch.full((2, 2), 10.0 * ranks.rank, dtype=torch.float64))
+    ranks.add_up(tensors)
+    return [torch.stack([t.min(), t.max()]) for t in tensors]
+
+
+def test_each_tensor_becomes_its_sum_over_the_ranks(two_ranks: RankPool):
+    for got in two_ranks(sums):
+        assert [t.tolist() for t in got] == [[3.0, 3.0]] * 4 + [[10.0, 10.0]]
+
+
+def config(**changes: Any) -> TrainConfig:
+    made = TrainConfig(
+        run_dir="x", model=ModelConfig(source=ModelSource.TINY), algorithm=GRPOConfig()
+    )
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "message"),
+    [
+        (
+            {"num_prompts_per_step": 4, "group_size": 2, "trainer": TrainerConfig(steps_per_batch=2)},
+            5,
+            r"5 processes need a sample each .*, got 2 prompts \(num_prompts_per_step=4 // .*=2\) x group_size=2 = 4 samples",
+        ),
+        ({"trainer": FSDP2}, 1, r"FSDP2 needs several processes, got 1: torchrun --nproc-per-node 2"),
+        ({"trainer": FSDP2, "algorithm": PPOConfig()}, 2, r"algorithm=ppo needs trainer\.backend=TORCH"),
+        ({"trainer": ZERO[2], "algorithm": PPOConfig()}, 2, r"algorithm=ppo needs trainer\.backend=TORCH"),
+        ({"trainer": replace(ZERO[0], offload_optimizer=True)}, 2, r"zero_stage from 1 on, got 0"),
+        ({"trainer": replace(DDP, offload_optimizer=True)}, 2, r"needs trainer\.backend=DEEPSPEED"),
+        (
+            {"trainer": ZERO[0], "model": ModelConfig(source=ModelSource.TINY, dtype=Dtype.BFLOAT16)},
+            2,
+            r"zero_stage=0 has no fp32 masters for bfloat16",
+        ),
+        (
+            {"trainer": replace(ZERO[1], data_parallel=DataParallel.FSDP2)},
+            2,
+            r"DEEPSPEED shards by trainer\.zero_stage",
+        ),
+        ({"mode": RunMode.ROLLOUT_ONLY}, 2, r"trains nothing: start 1 process, got 2"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_the_numbers(changes, count, message):
+    with pytest.raises(ValueError, match=message):
+        check_ranks(config(**changes), count)
