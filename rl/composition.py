@@ -26,6 +26,7 @@ from rl.algorithm_config import (
 )
 from rl.config import (
     ArithmeticConfig,
+    BenchFleetConfig,
     BenchRolloutConfig,
     BenchSpeculationConfig,
     DatasetConfig,
@@ -46,6 +47,7 @@ ROOTS: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "bench_rollout": BenchRolloutConfig,
+    "bench_fleet": BenchFleetConfig,
     "bench_speculation": BenchSpeculationConfig,
     "bench_train": TrainConfig,
     "report": ReportConfig,

@@ -80,8 +80,9 @@ def _panels() -> list[list[_Panel]]:
         "mismatch/logprob_difference_max",
         _draw_mismatch,
     )
+    staleness = _Panel("Staleness", "versions, mean and largest", "staleness/mean", _draw_staleness)
     seconds = _Panel("Time of a step", "seconds", "seconds/step", _draw_seconds)
-    return [[reward, accuracy], [length, entropy, speed, mismatch], [seconds]]
+    return [[reward, accuracy], [length, entropy, speed, mismatch, staleness], [seconds]]
 
 
 def _draw_panels(figure: "Figure", events: Rows) -> None:
@@ -144,6 +145,14 @@ def _draw_mismatch(axes: "Axes", events: Rows, key: str) -> None:
         0.5, 0.56, "0.0: bit for bit", transform=axes.transAxes, ha="center", size=11,
         weight="bold", color=_BLUE,
     )  # fmt: skip
+
+
+def _draw_staleness(axes: "Axes", events: Rows, key: str) -> None:
+    for name, color in (("staleness/max", MUTED), ("staleness/predicted", _GREEN)):
+        axes.plot(*points(events, name), ".", color=color, alpha=0.5, label=name.partition("/")[2])
+    _draw_trend(axes, events, key)
+    axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
+    axes.set_ylim(bottom=0)
 
 
 def _draw_seconds(axes: "Axes", events: Rows, key: str) -> None:

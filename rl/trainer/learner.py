@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
+from rl.algorithms.ppo import explained_variance
 from rl.algorithms.signals import Signals
 from rl.config import RunMode, TrainConfig
-from rl.rollouts import RolloutGroup
+from rl.rollouts import Rollout, RolloutGroup
 from rl.trainer.algorithm import Algorithm, needs_old_logprobs
 from rl.trainer.backend import Backend, BatchStats, over_ranks, over_steps
 from rl.trainer.critic import Critic
@@ -32,7 +33,9 @@ from rl.trainer.mismatch import check_mismatch
 from rl.trainer.packing import MicroBatch, TrainingSample, fill_up, loss_weights, pack
 from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.shares import share_out
+from rl.trainer.staleness import is_fresh
 from rl.trainer.stopwatch import Stopwatch
+from rollout.config import OnUpdate
 
 __all__ = ["Learner"]
 
@@ -86,9 +89,13 @@ class Learner:
         self._loss = algorithm.loss
         if self._penalty is not None:
             self._loss = self._penalty.added_to(algorithm.loss)
+        self._is_sampled = config.mode is RunMode.FULL and not algorithm.learns_answers
         self._asks_old_policy = needs_old_logprobs(
             config.algorithm, steps_per_batch=config.trainer.steps_per_batch
         )
+        # what has a gradient where the advantage is zero
+        is_in_loss = self._penalty is not None and self._penalty.is_in_loss
+        self._trains_all = critic is not None or is_in_loss
         self.is_updating = False
         """Weights are between two versions: from the first step on a batch until its new version is published."""
 
@@ -103,7 +110,10 @@ class Learner:
         with stopwatch("pack"):
             samples = [
                 TrainingSample(
-                    rollout=rollout, advantages=[0.0] * rollout.num_sampled_tokens, loss_weight=1.0
+                    rollout=rollout,
+                    advantages=[0.0] * rollout.num_sampled_tokens,
+                    loss_weight=1.0,
+                    extras=self._freshness(rollout, version),
                 )
                 for group in groups
                 for rollout in group.rollouts
@@ -114,22 +124,30 @@ class Learner:
                 samples = self._ask(samples)
         with stopwatch("pack"):
             samples = self._with_advantages(samples)
-        stats, norms = [], []
-        for mini_batch in self._mini_batches(groups, samples, stopwatch):
+        stats, norms, critic_norms = [], [], []
+        mini_batches = self._mini_batches(groups, samples, stopwatch)
+        for mini_batch in mini_batches:
             with stopwatch("forward_backward"):
                 stats.append(self._forward_backward(mini_batch, version))
             self.is_updating = True
             with stopwatch("optimizer"):
+                critic_norms.append(self._step_critic(version))
                 norms.append(self._step(stats[-1], mini_batch.samples, version))
         total = over_steps(stats)
         metrics = training_metrics(
             total,
+            denominator=sum(mini_batch.denominator for mini_batch in mini_batches),
             grad_norm=sum(norms) / len(norms),
             learning_rate=learning_rate(self._config.trainer, version),
         )
         if self._algorithm.learns_answers:  # nobody sampled them: there is nothing to compare with
             metrics = {k: v for k, v in metrics.items() if not k.startswith("mismatch/")}
         metrics["seconds/backward"] = total.backward_seconds  # of seconds/forward_backward
+        if self._critic is not None and samples:
+            metrics["optimizer/critic_grad_norm"] = sum(critic_norms) / len(critic_norms)
+            metrics["value/explained_variance"] = explained_variance(
+                _joined(samples, "values"), _joined(samples, "returns")
+            )
         return metrics | self._penalty_metrics(metrics)
 
     def published(self, version: int) -> None:
@@ -172,6 +190,12 @@ class Learner:
             self._penalty.coefficient = state["kl_coef"]
         if self._reference is not None and "reference" in state:
             self._reference.load(state["reference"].items())
+
+    def _freshness(self, rollout: Rollout, version: int) -> dict[str, torch.Tensor]:
+        if not (self._config.max_staleness and self._is_sampled):
+            return {}
+        keeps_kv = self._config.engine.on_update is OnUpdate.KEEP
+        return {"is_fresh": is_fresh(rollout, version, keeps_kv=keeps_kv)}
 
     def _ask(self, samples: list[TrainingSample]) -> list[TrainingSample]:
         """Samples with what others say of their tokens."""
@@ -248,13 +272,10 @@ class Learner:
             self._config.algorithm.loss_reduction,
             fixed_length=self._config.sampling.max_tokens,
         )
-        trains_all = self._critic is not None or (
-            self._penalty is not None and self._penalty.is_in_loss
-        )
         kept = [
             replace(sample, loss_weight=weight)
             for sample, weight in zip(samples, weights, strict=True)
-            if sample.advantages and (trains_all or any(sample.advantages))
+            if sample.advantages and (self._trains_all or any(sample.advantages))
         ]
         own = self._shares(kept)[self._ranks.rank]
         return _MiniBatch(
@@ -287,22 +308,27 @@ class Learner:
         if own.bad_sample is not None:
             own.bad_sample = mini_batch.own[own.bad_sample]
         stats = over_ranks(self._ranks.gather(own))
-        is_sampled = self._config.mode is RunMode.FULL and not self._algorithm.learns_answers
-        if stats.bad_sample is None and is_sampled:
+        if stats.bad_sample is None and self._is_sampled:
             check_mismatch(stats, self._config.correction, step=version + 1)
         if self._critic is not None:
-            critic = self._critic.forward_backward(micro_batches, denominator=denominator)
-            stats.sums |= over_ranks(self._ranks.gather(critic)).sums
+            own = self._critic.forward_backward(micro_batches, denominator=denominator)
+            critic = over_ranks(self._ranks.gather(own))
+            stats.sums |= critic.sums
+            stats.backward_seconds += critic.backward_seconds
         return stats
+
+    def _step_critic(self, version: int) -> float:
+        """The critic's step, where there is one; returns its gradient's norm."""
+        settings = self._algorithm.critic
+        if self._critic is None or settings is None:
+            return 0.0
+        norm = self._critic.step(settings.critic_learning_rate)
+        if not math.isfinite(norm):
+            logger.warning("step %d skipped by the critic: its gradient is not finite", version + 1)
+        return norm
 
     def _step(self, stats: BatchStats, samples: Sequence[TrainingSample], version: int) -> float:
         """Step, or skip it when a loss or the gradient is not finite; returns the gradient's norm."""
-        settings = self._algorithm.critic
-        if self._critic is not None and settings is not None:
-            self._critic.step(settings.critic_learning_rate)
-            if version < settings.num_critic_warmup_steps:
-                self.backend.clear_gradients()
-                return 0.0
         if stats.bad_sample is not None:
             rollout = samples[stats.bad_sample].rollout
             logger.warning(
@@ -313,6 +339,10 @@ class Learner:
             )
             self.backend.clear_gradients()
             return float("nan")
+        settings = self._algorithm.critic
+        if settings is not None and version < settings.num_critic_warmup_steps:
+            self.backend.clear_gradients()
+            return 0.0
         norm = self.backend.step(learning_rate(self._config.trainer, version))
         if not math.isfinite(norm):
             logger.warning("step %d skipped: the gradient is not finite", version + 1)

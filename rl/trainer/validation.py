@@ -4,13 +4,10 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 
-import torch
+from rl.algorithm_config import DAPOConfig, KLEstimator, KLPlacement, RatioBase
+from rl.config import RunMode, TrainConfig, WandbMode
 
-from rl.algorithm_config import DAPOConfig, KLEstimator, KLPlacement, PPOConfig, RatioBase
-from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, WandbMode
-from rollout.models.checkpoint import torch_dtype
-
-__all__ = ["check_config", "check_prompts", "check_ranks"]
+__all__ = ["check_config", "check_prompts"]
 
 logger = logging.getLogger("paceline")
 
@@ -51,6 +48,7 @@ def _check_algorithm(config: TrainConfig) -> None:
             f"{correction.max_importance_weight:g}: a ratio to the engine's probabilities carries the mismatch "
             "already, and weights would count it twice; vetoes (max_mean_log_ratio, max_sample_k3) stay possible"
         )
+    _check_staleness(config)
     is_in_loss = algorithm.kl_coef > 0 and algorithm.kl_placement is KLPlacement.LOSS
     if is_in_loss and algorithm.kl_estimator is KLEstimator.K1:
         logger.warning(
@@ -66,62 +64,20 @@ def _check_algorithm(config: TrainConfig) -> None:
             )
 
 
-def check_ranks(config: TrainConfig, count: int) -> None:
-    """Refuse what `count` trainer processes cannot do.
-
-    Raises:
-        ValueError: with the keys, the rule and the cure.
-    """
-    trainer = config.trainer
-    is_deepspeed = trainer.backend is TrainerBackend.DEEPSPEED
-    is_sharded = is_deepspeed or trainer.data_parallel is DataParallel.FSDP2
-    if is_deepspeed:
-        _check_deepspeed(config)
-    elif trainer.offload_optimizer:
-        raise ValueError("trainer.offload_optimizer=true needs trainer.backend=DEEPSPEED")
-    elif is_sharded and count == 1:
-        raise ValueError(
-            "trainer.data_parallel=FSDP2 needs several processes, got 1: torchrun --nproc-per-node 2 "
-            "scripts/train.py ..., or leave it at DDP"
-        )
-    if is_sharded and isinstance(config.algorithm, PPOConfig):
-        raise ValueError(
-            "algorithm=ppo needs trainer.backend=TORCH with trainer.data_parallel=DDP: its critic is not sharded"
-        )
-    if count > 1:
-        _check_shares(config, count)
-
-
-def _check_deepspeed(config: TrainConfig) -> None:
-    trainer = config.trainer
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ValueError(
-            'trainer.backend=DEEPSPEED needs the package deepspeed: pip install "paceline[deepspeed]"'
-        )
-    if trainer.data_parallel is DataParallel.FSDP2:
-        raise ValueError(
-            "trainer.data_parallel=FSDP2 is of trainer.backend=TORCH; DEEPSPEED shards by trainer.zero_stage"
-        )
-    if trainer.offload_optimizer and trainer.zero_stage == 0:
-        raise ValueError("trainer.offload_optimizer=true needs trainer.zero_stage from 1 on, got 0")
-    if trainer.zero_stage == 0 and torch_dtype(config.model.dtype, "cpu") is torch.bfloat16:
-        raise ValueError(
-            "trainer.zero_stage=0 has no fp32 masters for bfloat16; take stage 1, or trainer.backend=TORCH, "
-            "whose ranks hold copies too"
-        )
-
-
-def _check_shares(config: TrainConfig, count: int) -> None:
-    if config.mode is RunMode.ROLLOUT_ONLY:
-        raise ValueError(f"mode=ROLLOUT_ONLY trains nothing: start 1 process, got {count}")
-    steps = config.trainer.steps_per_batch
-    num_prompts = config.num_prompts_per_step // steps
-    num_samples = num_prompts * config.group_size
-    if num_samples < count:
-        raise ValueError(
-            f"{count} processes need a sample each in every optimiser step, got {num_prompts} prompts "
-            f"(num_prompts_per_step={config.num_prompts_per_step} // trainer.steps_per_batch={steps}) x "
-            f"group_size={config.group_size} = {num_samples} samples; raise one, or start fewer processes"
+def _check_staleness(config: TrainConfig) -> None:
+    """Warn where tokens of older policies would be taken for those of the one that is trained."""
+    correction = config.correction
+    corrects = (
+        correction.max_importance_weight
+        or correction.max_mean_log_ratio
+        or correction.max_sample_k3
+    )
+    is_carried = config.algorithm.ratio_base is RatioBase.ROLLOUT
+    if config.max_staleness and not (corrects or is_carried):
+        logger.warning(
+            "max_staleness=%d without a correction: tokens of older policies weigh as if the policy that is trained had "
+            "drawn them; take correction.max_importance_weight=2, or algorithm.ratio_base=ROLLOUT",
+            config.max_staleness,
         )
 
 

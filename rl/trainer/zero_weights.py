@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from rl.config import TrainerConfig
-from rl.trainer.master_weights import make_adamw
+from rl.trainer.optimizer import make_adamw
 from rl.trainer.packing import MicroBatch, fill_up
 from rl.trainer.policy_forward import policy_logprobs
 from rl.trainer.ranks import Ranks
@@ -129,11 +129,12 @@ class ZeroWeights:
             return {}
         (group,) = self._adamw.param_groups
         groups = [{**group, "params": list(range(len(masters)))}]
-        return {"masters": masters, "optimizer": {"state": moments, "param_groups": groups}}
+        adamw = {"state": moments, "param_groups": groups}
+        return {"masters": masters, "optimizer": {"adamw": adamw}}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        saved = state["optimizer"]["state"]
+        saved = state["optimizer"]["adamw"]["state"]
         if saved and not self._adamw.state:
             self._make_moments()
         for index, parameter in enumerate(self._parameters):

@@ -18,14 +18,22 @@ from rl.algorithm_config import (
     PPOConfig,
     SFTConfig,
 )
-from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
+from rl.config import (
+    DataParallel,
+    LoRAConfig,
+    OptimizerKind,
+    RunMode,
+    TrainConfig,
+    TrainerBackend,
+    TrainerConfig,
+)
 from rl.rollouts import RolloutGroup
 from rl.trainer.algorithm import make_algorithm
 from rl.trainer.learner import Learner
 from rl.trainer.learner_assembly import make_learner
+from rl.trainer.rank_validation import check_ranks
 from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.stopwatch import Stopwatch
-from rl.trainer.validation import check_ranks
 from rollout.config import Dtype, ModelConfig, ModelSource, SamplingConfig
 from rollout.models.sources.tiny import make_tiny_model
 from tests.rl.rank_pool import RankPool
@@ -95,7 +103,7 @@ def learner(
 
 
 def moments(state: dict[str, Any]) -> dict[int, dict[str, torch.Tensor]]:
-    return state["optimizer"]["state"]
+    return state["optimizer"]["adamw"]["state"]
 
 
 def gradient(state: dict[str, Any], *, of: str = "policy") -> list[torch.Tensor]:
@@ -225,8 +233,25 @@ def losses(ranks: Ranks, tiny: Path, trainer: TrainerConfig) -> tuple[list[float
 
 @pytest.mark.parametrize(
     "trainer",
-    [DDP, FSDP2, *ZERO, OFFLOAD],
-    ids=["ddp", "fsdp2", "zero0", "zero1", "zero2", "zero3", "offload"],
+    [
+        DDP,
+        FSDP2,
+        replace(FSDP2, activation_checkpointing=True),
+        *ZERO,
+        replace(ZERO[3], activation_checkpointing=True),
+        OFFLOAD,
+    ],
+    ids=[
+        "ddp",
+        "fsdp2",
+        "fsdp2_recomputed",
+        "zero0",
+        "zero1",
+        "zero2",
+        "zero3",
+        "zero3_recomputed",
+        "offload",
+    ],
 )
 def test_ten_steps_of_two_processes_have_the_losses_of_one(two_ranks: RankPool, tiny, trainer):
     (got, norms), _ = two_ranks(losses, tiny, trainer)
@@ -321,6 +346,13 @@ def config(**changes: Any) -> TrainConfig:
         ({"trainer": FSDP2}, 1, r"FSDP2 needs several processes, got 1: torchrun --nproc-per-node 2"),
         ({"trainer": FSDP2, "algorithm": PPOConfig()}, 2, r"algorithm=ppo needs trainer\.backend=TORCH"),
         ({"trainer": ZERO[2], "algorithm": PPOConfig()}, 2, r"algorithm=ppo needs trainer\.backend=TORCH"),
+        (
+            {"trainer": replace(FSDP2, optimizer=OptimizerKind.MUON)},
+            2,
+            r"optimizer=MUON needs .* it makes whole matrices orthogonal",
+        ),
+        ({"trainer": replace(ZERO[3], lora=LoRAConfig(rank=4))}, 2, r"lora\.rank needs .* merged"),
+        ({"trainer": replace(ZERO[3], ema_decay=0.9)}, 2, r"ema_decay needs .* is written whole"),
         ({"trainer": replace(ZERO[0], offload_optimizer=True)}, 2, r"zero_stage from 1 on, got 0"),
         ({"trainer": replace(DDP, offload_optimizer=True)}, 2, r"needs trainer\.backend=DEEPSPEED"),
         (
