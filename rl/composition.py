@@ -26,6 +26,7 @@ from rl.algorithm_config import (
 )
 from rl.config import (
     ArithmeticConfig,
+    BenchDriftConfig,
     BenchFleetConfig,
     BenchRolloutConfig,
     BenchSpeculationConfig,
@@ -49,6 +50,7 @@ ROOTS: Mapping[str, type] = {
     "bench_rollout": BenchRolloutConfig,
     "bench_fleet": BenchFleetConfig,
     "bench_speculation": BenchSpeculationConfig,
+    "bench_drift": BenchDriftConfig,
     "bench_train": TrainConfig,
     "report": ReportConfig,
 }

@@ -13,6 +13,7 @@ from rl.algorithm_config import AlgorithmConfig, CorrectionConfig
 from rollout.config import (
     DrafterKind,
     EngineConfig,
+    FleetConfig,
     ModelConfig,
     SamplingConfig,
     Scenario,
@@ -335,6 +336,7 @@ class TrainConfig:
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -471,6 +473,35 @@ class BenchFleetConfig:
         require(threads > 0, "threads_per_receiver", "> 0", threads)
         require(self.bucket_mb > 0, "bucket_mb", "> 0", self.bucket_mb)
         require(self.repeats > 0, "repeats", "> 0", self.repeats)
+
+
+@dataclass(kw_only=True)
+class BenchDriftConfig:
+    """Of scripts/bench_drift.py."""
+
+    run: str = MISSING
+    """A run directory with several weights/v*."""
+    versions: list[int] = field(default_factory=list)
+    """Of them; empty: all. Each is held in memory."""
+    task: TaskConfig = MISSING
+    """Whose training prompts are answered, as the run was trained."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    num_prompts: int = 8
+    group_size: int = 8
+    """Answers to each prompt: of the history, and as many again that are decoded."""
+    seed: int = 0
+    output: str = "drift.png"
+
+    def __post_init__(self) -> None:
+        require(self.num_prompts > 0, "num_prompts", "> 0", self.num_prompts)
+        require(self.group_size > 0, "group_size", "> 0", self.group_size)
+        require(
+            self.sampling.temperature > 0,
+            "sampling.temperature",
+            "> 0 (drift is measured between distributions)",
+            self.sampling.temperature,
+        )
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,8 @@ __all__ = ["Checkpoint", "Checkpointer", "RunState", "load_checkpoint"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where a run stands. With S = 0 everything else follows: data order and randomness are keyed."""
+    """Where a run stands. Everything else follows, since data order and randomness are keyed; rollouts that were in flight
+    (`max_staleness` above 0) are begun again."""
 
     policy_version: int
     accepted_groups: int

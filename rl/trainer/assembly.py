@@ -28,16 +28,21 @@ from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.rank_validation import check_ranks
 from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.validation import check_config, check_prompts
-from rollout.config import StorageDtype
+from rollout.config import FleetKind, StorageDtype
 from rollout.engine.engine import Engine
 from rollout.engine.text import load_tokenizer
 from rollout.fleet.fleet import Fleet
 from rollout.fleet.inline import InlineFleet
+from rollout.fleet.ray_pool import RayPool
 from rollout.fleet.synthetic import SyntheticFleet
+from rollout.fleet.worker_fleet import WorkerFleet
+from rollout.fleet.worker_process import WorkerSpec
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
+from rollout.models.int8 import int8_weights
 from rollout.models.sources import resolve_model
 from rollout.models.spec import read_spec
+from rollout.weights.update import make_update
 
 __all__ = ["Run", "assemble", "assemble_follower"]
 
@@ -98,7 +103,7 @@ def assemble(config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE) -> Run
         )
     )
     pool = stack.enter_context(_pool(config, task))
-    fleet = _fleet(config, decoder, tokenizer, start.state)
+    fleet = _fleet(config, decoder, tokenizer, start, stack)
     fleet.load_state_dict(start.fleet_state)
     answers = None
     if algorithm.learns_answers:
@@ -181,14 +186,36 @@ def _take_weights(decoder: Decoder, learner: Learner, *, is_resumed: bool) -> No
         own[name].copy_(tensor)
 
 
-def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, state: RunState) -> Fleet:
+def _fleet(
+    config: TrainConfig, decoder: Decoder, tokenizer: Any, start: Checkpoint, stack: ExitStack
+) -> Fleet:
+    state = start.state
     if config.mode is RunMode.TRAIN_ONLY:
         return SyntheticFleet(decoder.spec.vocab_size, policy_version=state.policy_version)
     engine_config = config.engine
     if state.gave_up_int8:
         engine_config = replace(engine_config, weight_dtype=StorageDtype.PLAIN)
-    engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
-    return InlineFleet(engine)
+    if config.fleet.kind is FleetKind.INLINE:
+        engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
+        return InlineFleet(engine)
+    weights = decoder.hf_tensors()
+    if engine_config.weight_dtype is StorageDtype.INT8:
+        weights = int8_weights(weights)
+    spec = WorkerSpec(
+        weights=start.weights,
+        dtype=config.model.dtype,
+        engine=engine_config,
+        policy_version=state.policy_version,
+        num_threads=config.fleet.threads_per_worker,
+    )
+    update = make_update(state.policy_version, weights)
+    fleet = WorkerFleet(
+        RayPool(spec, config.fleet),
+        config.fleet,
+        policy_version=state.policy_version,
+        digest=update.manifest.digest,
+    )
+    return stack.enter_context(fleet).start()
 
 
 def _part(trainer: TrainerConfig) -> str:
@@ -225,8 +252,10 @@ def _plan(
     """What the run will use; memory in GB (10^9 bytes)."""
     weight = decoder.embed_tokens
     num_parameters = _num_parameters(decoder)
-    # trainer's, engine's, the engine's shadow; a critic's; a reference's, taking a teacher to be as large
-    copies = 2 if config.mode is RunMode.TRAIN_ONLY else 3
+    is_ray = config.fleet.kind is FleetKind.RAY
+    num_engines = config.fleet.num_workers if is_ray else 1
+    # trainer's, engines' and their shadows, one for workers that join; a critic's; a reference's, taking a teacher to be as large
+    copies = 2 if config.mode is RunMode.TRAIN_ONLY else 1 + 2 * num_engines + int(is_ray)
     num_critics = int(isinstance(config.algorithm, PPOConfig))
     # adapters keep their base beside the merged weights
     copies += num_critics + num_frozen_decoders(config) + int(config.trainer.lora.rank > 0)
@@ -244,6 +273,10 @@ def _plan(
         "batch": f"{config.num_prompts_per_step} prompts x {config.group_size} rollouts of at most "
         f"{config.sampling.max_tokens} tokens",
         "memory": f"weights {weights_gb:.2f} GB, optimizer {optimizer_gb:.2f} GB, "
-        f"KV cache up to {config.engine.kv_cache_gb:.2f} GB, and activations",
+        f"KV cache up to {num_engines * config.engine.kv_cache_gb:.2f} GB, and activations",
+        "fleet": f"{num_engines} workers on Ray, {config.fleet.address or 'on this machine'}, "
+        f"{config.fleet.threads_per_worker} threads each"
+        if is_ray
+        else "one engine, in this process",
         "run directory": config.run_dir,
     }

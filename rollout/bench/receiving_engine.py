@@ -44,7 +44,7 @@ class _ReceivingEngine:
         self._between_steps: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._num_requests = 0
         self._running: set[str] = set()
-        self._step_ends: list[float] = []
+        self._step_ends: list[tuple[float, int]] = []  # and the version that it was computed with
 
     def run(self) -> None:
         """Decode for good; the thread's own work."""
@@ -83,13 +83,16 @@ class _ReceivingEngine:
         self._between_steps.put(commit)
         return taken.get()
 
-    def steps_since(self, start: float) -> list[float]:
-        """Seconds from the end of each step to the end of the next, of all since then and of `_STEPS_AFTER` more."""
+    def steps_since(self, start: float) -> list[tuple[float, int]]:
+        """Seconds from the end of each step to the end of the next, of all since then and of `_STEPS_AFTER` more.
+
+        Each with the version of the weights behind the later one.
+        """
         wanted = len(self._step_ends) + _STEPS_AFTER
         while self._concurrency and len(self._step_ends) < wanted:
             time.sleep(0.001)
-        ends = [end for end in self._step_ends if end >= start]
-        return [after - before for before, after in pairwise(ends)]
+        ends = [(end, version) for end, version in self._step_ends if end >= start]
+        return [(after - before, version) for (before, _), (after, version) in pairwise(ends)]
 
     def held(self) -> tuple[int, str]:
         """Version and digest of the weights in force, read from memory."""
@@ -107,7 +110,7 @@ class _ReceivingEngine:
             self._running.add(str(self._num_requests))
         for completion in self._engine.step():
             self._running.discard(completion.request_id)
-        self._step_ends.append(time.perf_counter())
+        self._step_ends.append((time.perf_counter(), self._engine.policy_version))
 
 
 def _request(number: int) -> Request:

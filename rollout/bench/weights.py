@@ -45,8 +45,8 @@ def measure_updates(
 
     Returns:
         medians over the repeats, of the slowest receiver: seconds to digest, stage, verify, from publish to commit; ms of
-        the commit alone; ms of an undisturbed step, and the longest from one step to the next between publish and
-        two steps after the commit.
+        the commit alone. Of engines that decode, ms from the end of a step to that of the next: median and longest before the
+        update, longest while it is staged, and of the first two with the new weights, which are laid out in the first.
 
     Raises:
         RuntimeError: a receiver does not hold what was sent.
@@ -124,9 +124,13 @@ def _update(
         "commit_ms": max(commits) * 1e3,
     }
     if all(before) and all(during):
-        row["step_ms"] = statistics.median(s for steps in before for s in steps) * 1e3
-        row["longest_step_before_ms"] = max(map(max, before)) * 1e3
-        row["longest_step_ms"] = max(map(max, during)) * 1e3
+        old = [s for steps in during for s, behind in steps if behind < version]
+        new = [s for steps in during for s, behind in steps if behind == version]
+        undisturbed_steps = [s for steps in before for s, _ in steps]
+        row["step_ms"] = statistics.median(undisturbed_steps) * 1e3
+        row["longest_step_undisturbed_ms"] = max(undisturbed_steps) * 1e3
+        row["longest_step_staging_ms"] = max(old, default=0.0) * 1e3
+        row["longest_step_new_ms"] = max(new) * 1e3
     return row
 
 

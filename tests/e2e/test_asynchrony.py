@@ -1,6 +1,7 @@
 """Whole runs of the tiny model with rollouts that begin before the weights are there that train on them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -111,6 +112,7 @@ def test_killed_and_resumed_nothing_is_lost_and_nothing_trained_twice(tmp_path, 
     process = subprocess.Popen(
         [sys.executable, *command(killed, *forever, "evaluation.every_steps=0")],
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -223,6 +223,8 @@ def test_a_receiver_that_refuses_says_why_to_the_sender(sender, workers):
     for worker in workers:
         with pytest.raises((ValueError, CollectiveError)):
             worker.end()
+        with pytest.raises(RuntimeError, match=r"not in a group, .*: join first"):
+            worker("receive", update(5).manifest)
     assert_hold(workers, 4)
 
 
