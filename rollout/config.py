@@ -25,6 +25,15 @@ class StorageDtype(Enum):
     """Less memory to read and to hold, and a slightly other policy."""
 
 
+class OnUpdate(Enum):
+    DRAIN = "drain"
+    """Requests that have begun end with the old weights before the new ones come into force, and no other one begins."""
+    KEEP = "keep"
+    """They go on with the new weights, and with the keys and values of the old ones."""
+    RECOMPUTE = "recompute"
+    """They go on with the new weights, which compute their keys and values anew."""
+
+
 class Scenario(Enum):
     SIBLINGS = "siblings"
     """The first epoch: drafts come from the request and its siblings in flight."""
@@ -127,6 +136,10 @@ class EngineConfig:
     kv_dtype: StorageDtype = StorageDtype.PLAIN
     """Of the KV cache. INT8: 8 bits with a scale per token and head; in the same memory 1.9 times the tokens of bf16,
     3.8 times those of float32."""
+    on_update: OnUpdate = OnUpdate.DRAIN
+    """What becomes of requests in flight at a weight update; at staleness 0 there are none. DRAIN: all tokens of a completion
+    come from one policy. RECOMPUTE: each comes from the newest, exactly. KEEP: from the newest, but for what it reads: the
+    cheapest, and approximate."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     """Several tokens of a request per step, where drafts say which they may be."""
 

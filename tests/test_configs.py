@@ -17,6 +17,7 @@ from rl import algorithm_config
 from rl import config as rl_config
 from rl.composition import ROOTS, known_keys, register_schemas, to_config
 from rl.config import (
+    BenchFleetConfig,
     BenchRolloutConfig,
     BenchSpeculationConfig,
     EvaluateConfig,
@@ -115,6 +116,7 @@ def test_the_other_scripts_compose():
     assert isinstance(load(name="evaluate"), EvaluateConfig)
     assert isinstance(load(name="generate"), GenerateConfig)
     assert isinstance(load(name="bench_rollout"), BenchRolloutConfig)
+    assert isinstance(load(name="bench_fleet"), BenchFleetConfig)
     speculation = load("task=reasoning_gym", "task.name=spell_backward", name="bench_speculation")
     assert isinstance(speculation, BenchSpeculationConfig)
     assert isinstance(load(name="bench_train"), TrainConfig)
@@ -158,6 +160,9 @@ def test_a_mandatory_value_that_is_missing_is_named():
         ("engine.max_tokens_per_step=8", r"must be >= engine\.max_requests \(256\)"),
         ("sampling.top_p=0", r"sampling\.top_p must be in \(0, 1\], got 0\.0"),
         ("trainer.max_grad_norm=0", r"trainer\.max_grad_norm must be > 0, got 0"),
+        ("trainer.ema_decay=1", r"trainer\.ema_decay must be in \[0, 1\), got 1"),
+        ("trainer.lora.targets=[q_proj,head]", r"trainer\.lora\.targets must be some of q_proj, "),
+        ("trainer.lora.path=x", r"trainer\.lora\.rank must be that of the adapter of .*, got 0"),
         ("reward.max_error_rate=2", r"reward\.max_error_rate must be in \[0, 1\], got 2"),
         ("seed=-1", r"seed must be >= 0, got -1"),
     ],

@@ -4,22 +4,26 @@ __all__ = ["Admission"]
 
 
 class Admission:
-    """running + accepted <= (policy_version + max_staleness + 1) * num_prompts_per_step.
+    """running + accepted <= min(policy_version + max_staleness + 1, num_steps) * num_prompts_per_step.
 
-    `accepted` is cumulative: groups that were trained on or wait to be, without those that dynamic sampling dropped.
-    With `max_staleness` 0 this is one batch per version, the synchronous loop.
+    `accepted` is cumulative: groups of the batches that were consumed, without those that dynamic sampling dropped.
+    `running` are the others that were begun, complete or not. With `max_staleness` 0 this is one batch per version, the
+    synchronous loop. Batches beyond `num_steps` are never begun: nobody would train on them.
     """
 
-    def __init__(self, *, num_prompts_per_step: int, max_staleness: int = 0) -> None:
+    def __init__(
+        self, *, num_prompts_per_step: int, num_steps: int, max_staleness: int = 0
+    ) -> None:
         self._num_prompts_per_step = num_prompts_per_step
+        self._num_steps = num_steps
         self._max_staleness = max_staleness
         self.running = 0
         self.accepted = 0
 
     def capacity(self, policy_version: int) -> int:
         """Groups that may be begun now."""
-        limit = (policy_version + self._max_staleness + 1) * self._num_prompts_per_step
-        return limit - self.running - self.accepted
+        num_batches = min(policy_version + self._max_staleness + 1, self._num_steps)
+        return num_batches * self._num_prompts_per_step - self.running - self.accepted
 
     def begin(self, num_groups: int = 1) -> None:
         self.running += num_groups

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl.algorithm_config import PPOConfig
 from rl.checkpoint.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
 from rl.config import RunMode, TrainConfig
@@ -17,8 +19,10 @@ from rl.tracking.tracker import Tracker
 from rl.trainer.algorithm import make_algorithm
 from rl.trainer.answers import Answers
 from rl.trainer.collector import Collector
+from rl.trainer.learner import Learner
 from rl.trainer.learner_assembly import make_learner, num_frozen_decoders
 from rl.trainer.loop import Parts, TrainLoop
+from rl.trainer.lora import count_adapter_parameters
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.validation import check_config, check_prompts
 from rollout.config import StorageDtype
@@ -30,6 +34,7 @@ from rollout.fleet.synthetic import SyntheticFleet
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.sources import resolve_model
+from rollout.models.spec import read_spec
 
 __all__ = ["Run", "assemble"]
 
@@ -70,6 +75,7 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     learner = make_learner(config, algorithm, source=source, weights=start.weights, dtype=dtype)
     if start.trainer_state is not None:
         learner.load_state_dict(start.trainer_state)
+    _take_weights(decoder, learner, is_resumed=start.trainer_state is not None)
     run_dir = Path(config.run_dir)
     tracker = stack.enter_context(
         Tracker(
@@ -104,8 +110,35 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
 
 def _start(config: TrainConfig, source: Path) -> Checkpoint:
     if config.resume_from:
-        return load_checkpoint(Path(config.resume_from))
+        checkpoint = load_checkpoint(Path(config.resume_from))
+        _check_architecture(config.resume_from, checkpoint.weights, source)
+        return checkpoint
     return Checkpoint(weights=source, state=RunState(policy_version=0, accepted_groups=0))
+
+
+def _check_architecture(resume_from: str, weights: Path, source: Path) -> None:
+    theirs, ours = asdict(read_spec(weights)), asdict(read_spec(source))
+    # where completions end is a matter of taste
+    names = [n for n in ours if theirs[n] != ours[n] and n != "eos_token_ids"]
+    if names:
+        differences = ", ".join(f"{n} {theirs[n]} instead of {ours[n]}" for n in names)
+        raise ValueError(
+            f"resume_from must be a run of the model in `model`, got {resume_from!r} with {differences}; "
+            "resume with that run's own model"
+        )
+
+
+@torch.no_grad()
+def _take_weights(decoder: Decoder, learner: Learner, *, is_resumed: bool) -> None:
+    """Let the engine begin with what the trainer has, which a checkpoint's weights must be already."""
+    own = dict(decoder.hf_tensors())
+    for name, tensor in learner.backend.named_weights():
+        if is_resumed and not torch.equal(own[name], tensor):
+            raise ValueError(
+                f"resume_from holds another {name} than its optimiser state gives in this run; keep model.path and "
+                "model.dtype as they were (of adapters, model.path is the base)"
+            )
+        own[name].copy_(tensor)
 
 
 def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, state: RunState) -> Fleet:
@@ -132,6 +165,13 @@ def _num_parameters(decoder: Decoder) -> int:
     return sum(parameter.numel() for parameter in decoder.parameters())
 
 
+def _num_trained(config: TrainConfig, decoder: Decoder) -> int:
+    """Parameters of the policy that have a gradient."""
+    if config.trainer.lora.rank:
+        return count_adapter_parameters(decoder, config.trainer.lora)
+    return _num_parameters(decoder)
+
+
 def _plan(
     config: TrainConfig, task: Task, decoder: Decoder, lengths: Sequence[int]
 ) -> dict[str, str]:
@@ -140,13 +180,18 @@ def _plan(
     num_parameters = _num_parameters(decoder)
     # trainer's, engine's, the engine's shadow; a critic's; a reference's, taking a teacher to be as large
     copies = 2 if config.mode is RunMode.TRAIN_ONLY else 3
-    num_trained = 2 if isinstance(config.algorithm, PPOConfig) else 1
-    copies += num_trained - 1 + num_frozen_decoders(config)
+    num_critics = int(isinstance(config.algorithm, PPOConfig))
+    # adapters keep their base beside the merged weights
+    copies += num_critics + num_frozen_decoders(config) + int(config.trainer.lora.rank > 0)
     weights_gb = copies * num_parameters * weight.itemsize / 1e9
+    num_trained = _num_trained(config, decoder)
     # fp32 gradient and two AdamW moments, and masters where the compute type is narrower
-    optimizer_gb = num_trained * num_parameters * 4 * (3 if weight.itemsize >= 4 else 4) / 1e9
+    tensors = 3 if weight.itemsize >= 4 else 4
+    optimizer_gb = (num_critics * num_parameters + num_trained) * 4 * tensors / 1e9
+    optimizer_gb += num_trained * 4 * int(config.trainer.ema_decay > 0) / 1e9
+    trained = f", {num_trained / 1e6:.2f} M trained" if num_trained < num_parameters else ""
     return {
-        "model": f"{num_parameters / 1e6:.1f} M parameters, {str(weight.dtype).removeprefix('torch.')}",
+        "model": f"{num_parameters / 1e6:.1f} M parameters{trained}, {str(weight.dtype).removeprefix('torch.')}",
         "task": f"{task.name}: {len(task.train):,} prompts to train on (mean {sum(lengths) / len(lengths):.0f} "
         f"tokens), {len(task.held_out):,} held out",
         "batch": f"{config.num_prompts_per_step} prompts x {config.group_size} rollouts of at most "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,12 +23,17 @@ class BatchStats:
 
     sums: dict[str, float]
     max_logprob_difference: float
-    """Greatest |old_logprobs - rollout_logprobs|: 0.0 in exact mode."""
+    """Greatest |old_logprobs - rollout_logprobs| of fresh tokens: 0.0 in exact mode."""
     num_tokens: int
     bad_sample: int | None
     """Index of the first sample whose loss is not finite."""
     backward_seconds: float = 0.0
     """Spent in backward passes."""
+
+    @property
+    def num_fresh_tokens(self) -> int:
+        """Tokens that count in `mismatch/k3` and the like: all where the extras say nothing of `is_fresh`."""
+        return int(self.sums.get("staleness/fresh_fraction", self.num_tokens))
 
 
 class Backend(Protocol):
@@ -55,6 +61,9 @@ class Backend(Protocol):
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Weights under Hugging Face's names, in the compute type, in a fixed order."""
         ...
+
+    def write_beside(self, directory: Path) -> None:
+        """Add to a Hugging Face directory of the weights what is not in them: adapters, an average."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

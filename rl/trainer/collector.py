@@ -3,7 +3,8 @@
 begin(prompt) -> requests -> fleet -> completion -> environment: reply, or done -> scorer pool -> group
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from rl.data.prompts import Prompt
@@ -17,6 +18,13 @@ from rollout.fleet.fleet import Fleet
 __all__ = ["Collector"]
 
 
+_GroupKey = tuple[Purpose, int]  # and group_id
+_PRIORITY = {
+    Purpose.TRAINING: 0,
+    Purpose.EVALUATION: 1,
+}  # training runs ahead, evaluation is waited for
+
+
 @dataclass(slots=True)
 class _Attempt:
     """A rollout in the making."""
@@ -25,25 +33,33 @@ class _Attempt:
     rollout: Rollout
     params: SamplingParams
 
+    @property
+    def key(self) -> _GroupKey:
+        return (self.group.purpose, self.group.group_id)
+
 
 class Collector:
-    """Owns everything between a prompt and its scored group. One for the run, training and evaluation alike."""
+    """Owns everything between a prompt and its scored group. One for the run, training and evaluation alike.
+
+    Groups of both purposes may be in flight together; whoever polls for one gets none of the other, which are kept.
+    """
 
     def __init__(self, fleet: Fleet, pool: ScorerPool, environment: Environment) -> None:
         self._fleet = fleet
         self._pool = pool
         self._environment = environment
         self._attempts: dict[str, _Attempt] = {}
+        self._num_generating: Counter[_GroupKey] = Counter()
         self._tickets: list[tuple[ScoreTicket, list[_Attempt]]] = []
+        self._complete: list[RolloutGroup] = []
 
     @property
     def is_idle(self) -> bool:
-        return not (self._attempts or self._tickets)
+        return not (self._attempts or self._tickets or self._complete)
 
-    @property
-    def is_generated(self) -> bool:
-        """Nothing is left to generate: what is in flight, if anything, is being scored."""
-        return not self._attempts
+    def is_generating(self, purpose: Purpose, group_ids: Collection[int]) -> bool:
+        """Whether some of these groups have tokens to come; if not, all that is missing of them are scores."""
+        return any(self._num_generating[purpose, group_id] for group_id in group_ids)
 
     def begin(
         self,
@@ -71,6 +87,7 @@ class Collector:
             ],
         )
         attempts = [_Attempt(group, rollout, params) for rollout in group.rollouts]
+        self._num_generating[purpose, group_id] = group_size
         self._fleet.submit([self._request(attempt) for attempt in attempts])
 
     def demonstrate(
@@ -105,8 +122,39 @@ class Collector:
         ticket = self._pool.submit([ScoreJob(completion=text, row=prompt.row)])
         self._tickets.append((ticket, [_Attempt(group, rollout, SamplingParams())]))
 
-    def poll(self, timeout_seconds: float) -> list[RolloutGroup]:
-        """Groups that became complete: every sibling is scored, or has the reason why it is not."""
+    def poll(
+        self,
+        timeout_seconds: float,
+        *,
+        purpose: Purpose = Purpose.TRAINING,
+        wanted: Collection[int] | None = None,
+    ) -> list[RolloutGroup]:
+        """Groups of a purpose that became complete: every sibling is scored, or has the reason why it is not.
+
+        The fleet is polled while some wanted group has tokens to come, and no longer: then there are scores to wait for.
+        So how far an inline fleet has come when the last wanted group is complete depends on tokens alone, and never
+        on how long anything took.
+
+        Args:
+            timeout_seconds: to wait for the fleet.
+            purpose: of the groups.
+            wanted: their `group_id`s; None: of all that are in flight.
+        """
+        if wanted is None:
+            wanted = self._in_flight(purpose)
+        if self.is_generating(purpose, wanted):
+            self._take_completions(timeout_seconds)
+        must_wait = not self.is_generating(purpose, wanted)
+        self._book_scores({(purpose, group_id) for group_id in wanted} if must_wait else set())
+        complete = [group for group in self._complete if group.purpose is purpose]
+        self._complete = [group for group in self._complete if group.purpose is not purpose]
+        return complete
+
+    def _in_flight(self, purpose: Purpose) -> set[int]:
+        attempts = [*self._attempts.values(), *(a for _, scored in self._tickets for a in scored)]
+        return {a.group.group_id for a in attempts if a.group.purpose is purpose}
+
+    def _take_completions(self, timeout_seconds: float) -> None:
         done = []
         for completion in self._fleet.poll(timeout_seconds):
             attempt = self._attempts.pop(completion.request_id)
@@ -115,7 +163,8 @@ class Collector:
         if done:
             jobs = [ScoreJob(completion=a.rollout.text, row=a.group.prompt.row) for a in done]
             self._tickets.append((self._pool.submit(jobs), done))
-        return self._book_scores()
+        self._fleet.status().check()
+        self._num_generating -= Counter(attempt.key for attempt in done)
 
     def _is_done(self, attempt: _Attempt, completion: Completion) -> bool:
         """Append a completion; True if it is to be scored, False if it goes on or could not be computed."""
@@ -132,21 +181,18 @@ class Collector:
         self._fleet.submit([self._request(attempt)])
         return False
 
-    def _book_scores(self) -> list[RolloutGroup]:
-        # with nothing left to generate there is nothing to overlap with: wait for the scores
-        must_wait = not self._attempts
-        complete: list[RolloutGroup] = []
+    def _book_scores(self, awaited: Collection[_GroupKey]) -> None:
+        """Book the scores that are there, and wait for those of some groups."""
         pending = []
         for ticket, attempts in self._tickets:
-            if not (must_wait or ticket.done()):
+            if not (ticket.done() or any(attempt.key in awaited for attempt in attempts)):
                 pending.append((ticket, attempts))
                 continue
             for attempt, outcome in zip(attempts, ticket.outcomes(), strict=True):
                 attempt.rollout.outcome = outcome
                 if attempt.group.is_complete:
-                    complete.append(attempt.group)
+                    self._complete.append(attempt.group)
         self._tickets = pending
-        return complete
 
     def _request(self, attempt: _Attempt) -> Request:
         rollout, group = attempt.rollout, attempt.group
@@ -158,6 +204,7 @@ class Collector:
             token_ids=tuple(rollout.token_ids),
             params=replace(attempt.params, n=1),
             key=SampleKey(attempt.params.seed, group.group_id, rollout.sample_index),
+            priority=_PRIORITY[group.purpose],
         )
 
 

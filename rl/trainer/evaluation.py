@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rl.data.prompts import Prompt
-from rl.rollouts import Purpose, RolloutGroup
+from rl.rollouts import NO_VERSION, Purpose, RolloutGroup
 from rl.trainer.collector import Collector, count_unscored
 from rollout.engine.core import SamplingParams
 
@@ -44,12 +44,17 @@ def evaluate(
 ) -> Evaluation | None:
     """One greedy completion of each (prompt, token ids); None if it was told to stop half-way.
 
+    Training groups may be in flight; they go on meanwhile, and are left to whoever asks for them.
+
     Args:
-        collector: with nothing else in flight.
+        collector: with no other evaluation in flight.
         prompts: held out.
         params: temperature 0.
         progress: called with (done, total).
         should_stop: asked between engine steps.
+
+    Raises:
+        RuntimeError: the completions come from several policies.
     """
     for index, (prompt, token_ids) in enumerate(prompts):
         collector.begin(
@@ -61,13 +66,16 @@ def evaluate(
             purpose=Purpose.EVALUATION,
         )
     groups: list[RolloutGroup] = []
-    while not collector.is_idle:
+    while len(groups) < len(prompts):
         if should_stop():
             return None
-        groups += collector.poll(_POLL_SECONDS)
+        groups += collector.poll(_POLL_SECONDS, purpose=Purpose.EVALUATION)
         progress(len(groups), len(prompts))
     groups.sort(key=lambda group: group.group_id)
     rollouts = [group.rollouts[0] for group in groups]
+    versions = {version for r in rollouts for version in r.policy_versions} - {NO_VERSION}
+    if len(versions) > 1:
+        raise RuntimeError(f"an evaluation must be of one policy, got versions {sorted(versions)}")
     correct = sum(r.reward for r in rollouts if r.reward is not None)
     return Evaluation(
         groups=groups,

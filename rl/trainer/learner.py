@@ -20,7 +20,7 @@ import torch
 from rl.algorithms.ppo import explained_variance
 from rl.algorithms.signals import Signals
 from rl.config import RunMode, TrainConfig
-from rl.rollouts import RolloutGroup
+from rl.rollouts import Rollout, RolloutGroup
 from rl.trainer.algorithm import Algorithm, needs_old_logprobs
 from rl.trainer.backend import Backend, BatchStats
 from rl.trainer.critic import Critic
@@ -30,7 +30,9 @@ from rl.trainer.lr_schedule import learning_rate
 from rl.trainer.metrics import training_metrics
 from rl.trainer.mismatch import check_mismatch
 from rl.trainer.packing import MicroBatch, TrainingSample, loss_weights, pack
+from rl.trainer.staleness import is_fresh
 from rl.trainer.stopwatch import Stopwatch
+from rollout.config import OnUpdate
 
 __all__ = ["Learner"]
 
@@ -78,9 +80,13 @@ class Learner:
         self._loss = algorithm.loss
         if self._penalty is not None:
             self._loss = self._penalty.added_to(algorithm.loss)
+        self._is_sampled = config.mode is RunMode.FULL and not algorithm.learns_answers
         self._asks_old_policy = needs_old_logprobs(
             config.algorithm, steps_per_batch=config.trainer.steps_per_batch
         )
+        # what has a gradient where the advantage is zero
+        is_in_loss = self._penalty is not None and self._penalty.is_in_loss
+        self._trains_all = critic is not None or is_in_loss
         self.is_updating = False
         """Weights are between two versions: from the first step on a batch until its new version is published."""
 
@@ -95,7 +101,10 @@ class Learner:
         with stopwatch("pack"):
             samples = [
                 TrainingSample(
-                    rollout=rollout, advantages=[0.0] * rollout.num_sampled_tokens, loss_weight=1.0
+                    rollout=rollout,
+                    advantages=[0.0] * rollout.num_sampled_tokens,
+                    loss_weight=1.0,
+                    extras=self._freshness(rollout, version),
                 )
                 for group in groups
                 for rollout in group.rollouts
@@ -168,6 +177,12 @@ class Learner:
         if self._reference is not None and "reference" in state:
             self._reference.load(state["reference"].items())
 
+    def _freshness(self, rollout: Rollout, version: int) -> dict[str, torch.Tensor]:
+        if not (self._config.max_staleness and self._is_sampled):
+            return {}
+        keeps_kv = self._config.engine.on_update is OnUpdate.KEEP
+        return {"is_fresh": is_fresh(rollout, version, keeps_kv=keeps_kv)}
+
     def _ask(self, samples: list[TrainingSample]) -> list[TrainingSample]:
         """Samples with what others say of their tokens."""
         micro_batches = self._pack(samples)
@@ -239,13 +254,10 @@ class Learner:
             self._config.algorithm.loss_reduction,
             fixed_length=self._config.sampling.max_tokens,
         )
-        trains_all = self._critic is not None or (
-            self._penalty is not None and self._penalty.is_in_loss
-        )
         kept = [
             replace(sample, loss_weight=weight)
             for sample, weight in zip(samples, weights, strict=True)
-            if sample.advantages and (trains_all or any(sample.advantages))
+            if sample.advantages and (self._trains_all or any(sample.advantages))
         ]
         return _MiniBatch(
             samples=kept, micro_batches=self._pack(kept), denominator=max(denominator, 1.0)
@@ -262,12 +274,12 @@ class Learner:
     def _forward_backward(self, mini_batch: _MiniBatch, version: int) -> BatchStats:
         micro_batches, denominator = mini_batch.micro_batches, mini_batch.denominator
         stats = self.backend.forward_backward(micro_batches, self._loss, denominator=denominator)
-        is_sampled = self._config.mode is RunMode.FULL and not self._algorithm.learns_answers
-        if stats.bad_sample is None and is_sampled:
+        if stats.bad_sample is None and self._is_sampled:
             check_mismatch(stats, self._config.correction, step=version + 1)
         if self._critic is not None:
             critic = self._critic.forward_backward(micro_batches, denominator=denominator)
             stats.sums |= critic.sums
+            stats.backward_seconds += critic.backward_seconds
         return stats
 
     def _step_critic(self, version: int) -> float:

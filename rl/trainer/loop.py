@@ -15,16 +15,16 @@ from typing import Any
 
 from rl.checkpoint.checkpoint import Checkpointer, RunState
 from rl.config import RunMode, TrainConfig
-from rl.data.prompts import Prompt, PromptOrder
-from rl.rollouts import NO_VERSION, Purpose, RolloutGroup
+from rl.rollouts import RolloutGroup
 from rl.tracking.tracker import Tracker
-from rl.trainer.admission import Admission
 from rl.trainer.answers import Answers
+from rl.trainer.batches import Batch, Batches
 from rl.trainer.collector import Collector, count_unscored
 from rl.trainer.evaluation import Evaluation, evaluate
 from rl.trainer.learner import Learner
-from rl.trainer.metrics import is_uniform, memory_metrics, rollout_metrics, sample_rows
+from rl.trainer.metrics import memory_metrics, rollout_metrics, sample_rows
 from rl.trainer.prompts import EncodedPrompts
+from rl.trainer.staleness import Pipeline, check_staleness, staleness_metrics
 from rl.trainer.stop_signal import StopSignal
 from rl.trainer.stopwatch import Stopwatch
 from rollout.config import StorageDtype
@@ -36,8 +36,6 @@ from rollout.weights.update import make_update
 __all__ = ["Parts", "ScoringError", "TrainLoop"]
 
 logger = logging.getLogger("paceline")
-
-_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +66,14 @@ class TrainLoop:
         self._config = config
         self._parts = parts
         self._version = state.policy_version
-        self._order = PromptOrder(len(parts.train_prompts), seed=config.seed)
-        self._dropped = state.dropped_groups
-        self._next_group = state.accepted_groups + state.dropped_groups
-        self._admission = Admission(num_prompts_per_step=config.num_prompts_per_step)
-        self._admission.accepted = state.accepted_groups
-        self._complete: dict[int, RolloutGroup] = {}
-        self._max_dropped = max_refills * config.num_prompts_per_step
+        self._batches = Batches(
+            config,
+            parts.train_prompts,
+            parts.collector,
+            state,
+            answers=parts.answers,
+            max_refills=max_refills,
+        )
         self._stop = StopSignal()
         self._gave_up_int8 = state.gave_up_int8
         self.first_evaluation: Evaluation | None = None
@@ -114,101 +113,30 @@ class TrainLoop:
         stopwatch = Stopwatch()
         progress = self._parts.tracker.progress
         progress.begin_phase("rollout")
-        groups = self._collect(stopwatch)
-        if groups is None:
+        batch = self._batches.next(
+            self._version,
+            stopwatch,
+            progress=progress.advance,
+            should_stop=lambda: self._stop.requested,
+        )
+        if batch is None:
             return False
+        groups = batch.groups
         self._check_scores(groups)
         seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
-        metrics = rollout_metrics(groups, seconds=seconds)
-        batch = self._without_dropped(groups)
-        metrics["rollout/num_dropped_groups"] = len(groups) - len(batch)
+        metrics = rollout_metrics(groups, num_new_tokens=batch.num_new_tokens, seconds=seconds)
+        metrics["rollout/num_dropped_groups"] = len(groups) - len(batch.trained)
         if self._config.mode is not RunMode.ROLLOUT_ONLY:
             progress.begin_phase("training")
-            metrics |= self._train(batch, stopwatch)
+            metrics |= self._train(batch.trained, stopwatch)
         else:
             self._version += 1
         metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
+        metrics |= self._predicted_staleness(batch, metrics)
         header = {"step": self._version, "policy_version": self._version}
         samples = sample_rows(groups, step=self._version)
         self._parts.tracker.step({**header, **metrics}, samples)
         return True
-
-    def _collect(self, stopwatch: Stopwatch) -> list[RolloutGroup] | None:
-        """The groups of the next batch, and those that it replaced, in `group_id` order; None when told to stop before
-        they were complete.
-
-        A group that is dropped makes room for one more when it arrives. How many are begun depends on their rewards
-        alone, and which of them are dropped is decided in `group_id` order: a batch never depends on who was fast.
-        """
-        size = self._config.num_prompts_per_step
-        first = self._admission.accepted + self._dropped
-        num_dropped = 0
-        collector, progress = self._parts.collector, self._parts.tracker.progress
-        while not all(first + i in self._complete for i in range(size + num_dropped)):
-            if self._stop.requested:
-                return None
-            self._admit()
-            with stopwatch("score_wait" if collector.is_generated else "rollout"):
-                for group in collector.poll(_POLL_SECONDS):
-                    self._complete[group.group_id] = group
-                    if is_uniform(group) and num_dropped < self._max_dropped:
-                        num_dropped += 1
-                        self._admission.drop()
-            self._parts.fleet.status().check()
-            progress.advance(len(self._complete) - num_dropped, size)
-        self._admission.accept(size)
-        self._dropped += num_dropped
-        return [self._complete.pop(first + i) for i in range(size + num_dropped)]
-
-    def _without_dropped(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
-        """A batch of `num_prompts_per_step` groups: the first ones without signal are left out."""
-        batch, num_dropped = [], len(groups) - self._config.num_prompts_per_step
-        for group in groups:
-            if is_uniform(group) and num_dropped:
-                num_dropped -= 1
-            else:
-                batch.append(group)
-        num_left = sum(map(is_uniform, batch))
-        if self._max_dropped and num_left:
-            logger.warning(
-                "step %d: %d of %d groups scored the same throughout and train nothing; algorithm.max_refills=%d "
-                "was not enough to replace them",
-                self._version + 1,
-                num_left,
-                len(batch),
-                self._max_dropped // self._config.num_prompts_per_step,
-            )
-        return batch
-
-    def _admit(self) -> None:
-        capacity = self._admission.capacity(self._version)
-        for _ in range(capacity):
-            prompt_id = self._order.prompt_id(self._next_group)
-            prompt, token_ids = self._parts.train_prompts[prompt_id]
-            self._begin(prompt, token_ids)
-            self._next_group += 1
-        self._admission.begin(capacity)
-
-    def _begin(self, prompt: Prompt, token_ids: Sequence[int]) -> None:
-        collector, answers = self._parts.collector, self._parts.answers
-        if answers is not None:
-            text, answer_ids = answers(prompt)
-            collector.demonstrate(
-                prompt, token_ids, text=text, answer_ids=answer_ids, group_id=self._next_group
-            )
-            return
-        collector.begin(
-            prompt,
-            token_ids,
-            group_id=self._next_group,
-            group_size=self._config.group_size,
-            params=self._params(self._config.sampling.temperature),
-            purpose=Purpose.TRAINING,
-        )
-
-    def _params(self, temperature: float) -> SamplingParams:
-        params = SamplingParams.of(self._config.sampling, seed=self._config.seed)
-        return replace(params, temperature=temperature)
 
     def _check_scores(self, groups: Sequence[RolloutGroup]) -> None:
         num_unscored, first = count_unscored(groups)
@@ -226,23 +154,31 @@ class TrainLoop:
     def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> dict[str, float]:
         """Learn from a batch and publish what came of it."""
         learner = self._parts.learner
-        self._check_versions(groups)
+        if self._config.mode is RunMode.FULL:
+            check_staleness(groups, self._version, max_staleness=self._config.max_staleness)
         metrics = learner.learn(groups, self._version, stopwatch)
+        if self._config.max_staleness:
+            metrics |= staleness_metrics(groups, self._version)
         self._check_mismatch(metrics)
         with stopwatch("publish"):
             self._publish()
         learner.published(self._version)
         return metrics
 
-    def _check_versions(self, groups: Sequence[RolloutGroup]) -> None:
-        """Refuse tokens of a policy that this step does not train."""
-        versions = {v for g in groups for r in g.rollouts for v in r.policy_versions} - {NO_VERSION}
-        sampled = {self._version} if self._parts.answers is None else set()
-        if self._config.mode is RunMode.FULL and versions != sampled:
-            raise RuntimeError(
-                f"step {self._version + 1} trains version {self._version}, "
-                f"but its rollouts come from versions {sorted(versions)}"
-            )
+    def _predicted_staleness(self, batch: Batch, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Where the batch has a staleness and the fleet has decoded since the last one."""
+        if not {"staleness/mean", "rollout/concurrency"} <= metrics.keys():
+            return {}
+        waited = sum(metrics.get(f"seconds/{phase}", 0.0) for phase in ("rollout", "score_wait"))
+        pipeline = Pipeline.measure(
+            batch.trained,
+            concurrency=metrics["rollout/concurrency"],
+            speed_ratio=1 - waited / metrics["seconds/step"]
+            if self._parts.fleet.is_concurrent
+            else 0.0,
+            num_waiting=batch.num_waiting,
+        )
+        return {"staleness/predicted": pipeline.staleness(max_staleness=self._config.max_staleness)}
 
     def _check_mismatch(self, metrics: Mapping[str, float]) -> None:
         """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
@@ -290,6 +226,7 @@ class TrainLoop:
         count = len(held_out)
         if not is_full and config.evaluation.num_prompts:
             count = min(count, config.evaluation.num_prompts)
+        sampling = SamplingParams.of(config.sampling, seed=config.seed)
         progress = self._parts.tracker.progress
         progress.begin_phase("evaluation")
         stopwatch = Stopwatch()
@@ -297,7 +234,7 @@ class TrainLoop:
             evaluation = evaluate(
                 self._parts.collector,
                 [held_out[i] for i in range(count)],
-                params=self._params(temperature=0.0),
+                params=replace(sampling, temperature=0.0),
                 progress=progress.advance,
                 should_stop=lambda: self._stop.requested,
             )
@@ -320,8 +257,8 @@ class TrainLoop:
         learner = self._parts.learner
         state = RunState(
             policy_version=self._version,
-            accepted_groups=self._admission.accepted,
-            dropped_groups=self._dropped,
+            accepted_groups=self._batches.num_accepted,
+            dropped_groups=self._batches.num_dropped,
             gave_up_int8=self._gave_up_int8,
         )
         with stopwatch("checkpoint"):
@@ -330,6 +267,7 @@ class TrainLoop:
                 named_weights=learner.backend.named_weights(),
                 trainer_state=learner.state_dict(),
                 fleet_state=self._parts.fleet.state_dict(),
+                write_beside=learner.backend.write_beside,
             )
         fields: Mapping[str, Any] = {
             "step": self._version,

@@ -11,15 +11,27 @@ from rollout.engine.core import FinishReason
 
 __all__ = ["is_uniform", "memory_metrics", "rollout_metrics", "sample_rows", "training_metrics"]
 
+_OF_FRESH_TOKENS = ("mismatch/k3", "mismatch/logprob_difference_mean")
 
-def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[str, float]:
-    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean."""
+
+def rollout_metrics(
+    groups: Sequence[RolloutGroup], *, num_new_tokens: int, seconds: float
+) -> dict[str, float]:
+    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean; those in which the
+    policy sampled no token are in the empty fraction, and train nothing but their siblings' baseline.
+
+    Args:
+        groups: of a batch.
+        num_new_tokens: sampled in `seconds`, of groups of later batches too; where there are none, there is no speed.
+        seconds: spent on rollouts since the last batch.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else float("nan")
     variance = sum((x - mean) ** 2 for x in rewards) / len(rewards) if rewards else float("nan")
     lengths = [rollout.num_sampled_tokens for rollout in rollouts]
     truncated = [rollout.turns[-1].finish_reason is FinishReason.LENGTH for rollout in rollouts]
+    speed = {"rollout/tokens_per_second": num_new_tokens / max(seconds, 1e-9)}
     return {
         "reward/mean": mean,
         "reward/std": variance**0.5,
@@ -27,9 +39,10 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[s
         "reward/zero_variance_groups": sum(is_uniform(group) for group in groups) / len(groups),
         "rollout/length_mean": sum(lengths) / len(lengths),
         "rollout/length_max": max(lengths),
+        "rollout/empty_fraction": lengths.count(0) / len(lengths),
         "rollout/truncated_fraction": sum(truncated) / len(truncated),
         "rollout/num_tokens": sum(lengths),
-        "rollout/tokens_per_second": sum(lengths) / max(seconds, 1e-9),
+        **(speed if num_new_tokens else {}),
     }
 
 
@@ -41,15 +54,23 @@ def is_uniform(group: RolloutGroup) -> bool:
 def training_metrics(
     stats: BatchStats, *, denominator: float, grad_norm: float, learning_rate: float
 ) -> dict[str, float]:
-    """Losses over `denominator`, as their gradients; else means over the tokens that were forwarded, absent where none
-    were."""
+    """Losses over `denominator`, as their gradients; else means over the tokens that were forwarded, of a mismatch over the
+    fresh ones, of `staleness/k3` over the others; absent where there are none."""
     means = {
         name: value / (denominator if name.startswith("loss/") else stats.num_tokens)
         for name, value in stats.sums.items()
         if stats.num_tokens
     }
-    if stats.num_tokens:
+    num_fresh = stats.num_fresh_tokens
+    counts = dict.fromkeys(_OF_FRESH_TOKENS, num_fresh)
+    counts["staleness/k3"] = stats.num_tokens - num_fresh
+    for name in counts.keys() & means.keys():
+        means.pop(name)
+        if counts[name]:
+            means[name] = stats.sums[name] / counts[name]
+    if num_fresh:
         means["mismatch/logprob_difference_max"] = stats.max_logprob_difference
+    if stats.num_tokens:
         means["mismatch/effective_sample_fraction"] = effective_fraction(
             means["mismatch/importance_weight_mean"],
             means.pop("mismatch/importance_weight_squared_mean"),

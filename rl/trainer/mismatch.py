@@ -15,14 +15,14 @@ class MismatchError(RuntimeError):
 
 
 def check_mismatch(stats: BatchStats, config: CorrectionConfig, *, step: int) -> None:
-    """Before the optimiser's step.
+    """Before the optimiser's step. Tokens of earlier versions do not count: those differ because the policy has moved.
 
     Raises:
         MismatchError: past `correction.stop_k3`.
     """
-    if not stats.num_tokens:
+    if not stats.num_fresh_tokens:
         return
-    k3 = stats.sums["mismatch/k3"] / stats.num_tokens
+    k3 = stats.sums["mismatch/k3"] / stats.num_fresh_tokens
     summary = (
         f"step {step}: the engine's policy is {k3:.3g} nats per token (K3) from the trainer's, at most "
         f"{stats.max_logprob_difference:.3g} at one token"

@@ -31,7 +31,8 @@ class TrainingSample:
     loss_weight: float
     """Of every trained token; never 0."""
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """More of each trained token: `old_logprobs`, `ref_logprobs`, `values`, `returns`. All samples have the same."""
+    """More of each trained token: `old_logprobs`, `ref_logprobs`, `values`, `returns`, `is_fresh`. All samples have the
+    same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""The policy's trainer in one process: forward and backward in the compute type, fp32 master weights, AdamW."""
+"""The policy's trainer in one process: forward and backward in the compute type, fp32 master weights."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +12,19 @@ from rl.algorithms.correction import Corrector
 from rl.algorithms.signals import Tokens
 from rl.config import TrainerConfig
 from rl.trainer.backend import BatchStats, LossFunction
+from rl.trainer.lora import Adapters
 from rl.trainer.master_weights import MasterWeights
+from rl.trainer.optimizer import hidden_matrices
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, policy_logprobs
+from rollout.models.checkpoint import save_checkpoint
 from rollout.models.decoder import Decoder
 
 __all__ = ["TorchBackend"]
 
 
 class TorchBackend:
-    """Trains a decoder in place (`MasterWeights`).
+    """Trains a decoder in place (`MasterWeights`), all of its parameters that are not frozen.
 
     Args:
         decoder: its weights and compute type.
@@ -28,6 +32,7 @@ class TorchBackend:
         temperature: of the rollouts, > 0.
         corrector: of tokens, where the engine's policy differs from the trainer's; None weighs all alike.
         ratio_base: whose probability the loss divides by.
+        adapters: the decoder's, where only they are trained.
     """
 
     def __init__(
@@ -38,12 +43,20 @@ class TorchBackend:
         temperature: float,
         corrector: Corrector | None = None,
         ratio_base: RatioBase = RatioBase.OLD,
+        adapters: Adapters | None = None,
     ) -> None:
-        self._decoder = decoder.requires_grad_(True)
+        self._decoder = decoder
+        self._adapters = adapters
         self._temperature = temperature
         self._corrector = corrector
         self._ratio_base = ratio_base
-        self._weights = MasterWeights(decoder.parameters(), config)
+        self._weights = MasterWeights(
+            (p for p in decoder.parameters() if p.requires_grad),
+            config,
+            matrices=hidden_matrices(decoder),
+            on_change=None if adapters is None else adapters.merge,
+            ema_decay=config.ema_decay,
+        )
 
     def forward_backward(
         self,
@@ -115,7 +128,7 @@ class TorchBackend:
         return self._corrector(old_logprobs_N, rollout_logprobs_N, micro_batch.sample_ids_N)
 
     def step(self, learning_rate: float) -> float:
-        """AdamW; returns the gradient's norm before clipping. NaN or inf: no update."""
+        """Update the weights; returns the gradient's norm before clipping. NaN or inf: no update."""
         return self._weights.step(learning_rate)
 
     def clear_gradients(self) -> None:
@@ -125,6 +138,19 @@ class TorchBackend:
         """Weights under Hugging Face's names, in the compute type, in a fixed order."""
         for name, tensor in self._decoder.hf_tensors():
             yield name, tensor.detach()
+
+    def write_beside(self, directory: Path) -> None:
+        """Add to a Hugging Face directory of the weights what is not in them: `adapter/`, in peft's format, and `ema/`, a
+        Hugging Face directory of their average in the compute type."""
+        if self._adapters is not None:
+            self._adapters.save(directory / "adapter")
+        if self._weights.has_average:
+            average = directory / "ema"
+            average.mkdir()
+            with self._weights.averaged():
+                weights = dict(self.named_weights())
+                dtype = self._decoder.embed_tokens.dtype
+                save_checkpoint(weights, source=directory, directory=average, dtype=dtype)
 
     def state_dict(self) -> dict[str, Any]:
         return self._weights.state_dict()
@@ -151,14 +177,20 @@ def _add_stats(
     metrics: Mapping[str, torch.Tensor],
 ) -> None:
     log_ratio_N = old_logprobs_N - micro_batch.rollout_logprobs_N.to(old_logprobs_N)
-    sums = {
-        **metrics,
-        "mismatch/logprob_difference_mean": log_ratio_N.abs().sum(),
-        # K3 of KL(engine || trainer): r - 1 - log r, r = trainer / engine
-        "mismatch/k3": (log_ratio_N.expm1() - log_ratio_N).sum(),
-    }
+    # K3 of KL(engine || trainer): r - 1 - log r, r = trainer / engine
+    k3_N = log_ratio_N.expm1() - log_ratio_N
+    difference_N = log_ratio_N.abs()
+    sums = {**metrics}
+    is_fresh_N = micro_batch.extras.get("is_fresh")
+    if is_fresh_N is not None:
+        sums["staleness/fresh_fraction"] = is_fresh_N.sum()
+        sums["staleness/k3"] = torch.where(is_fresh_N, 0.0, k3_N).sum()
+        k3_N = torch.where(is_fresh_N, k3_N, 0.0)
+        difference_N = torch.where(is_fresh_N, difference_N, 0.0)
+    sums["mismatch/logprob_difference_mean"] = difference_N.sum()
+    sums["mismatch/k3"] = k3_N.sum()
     for name, value in sums.items():
         stats.sums[name] = stats.sums.get(name, 0.0) + float(value)
-    greatest = float(log_ratio_N.abs().max())
+    greatest = float(difference_N.max())
     stats.max_logprob_difference = max(stats.max_logprob_difference, greatest)
     stats.num_tokens += log_ratio_N.numel()

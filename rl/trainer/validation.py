@@ -48,6 +48,7 @@ def _check_algorithm(config: TrainConfig) -> None:
             f"{correction.max_importance_weight:g}: a ratio to the engine's probabilities carries the mismatch "
             "already, and weights would count it twice; vetoes (max_mean_log_ratio, max_sample_k3) stay possible"
         )
+    _check_staleness(config)
     is_in_loss = algorithm.kl_coef > 0 and algorithm.kl_placement is KLPlacement.LOSS
     if is_in_loss and algorithm.kl_estimator is KLEstimator.K1:
         logger.warning(
@@ -61,6 +62,23 @@ def _check_algorithm(config: TrainConfig) -> None:
                 f"algorithm.num_overlong_tokens must be <= sampling.max_tokens ({limit}), got "
                 f"{algorithm.num_overlong_tokens}"
             )
+
+
+def _check_staleness(config: TrainConfig) -> None:
+    """Warn where tokens of older policies would be taken for those of the one that is trained."""
+    correction = config.correction
+    corrects = (
+        correction.max_importance_weight
+        or correction.max_mean_log_ratio
+        or correction.max_sample_k3
+    )
+    is_carried = config.algorithm.ratio_base is RatioBase.ROLLOUT
+    if config.max_staleness and not (corrects or is_carried):
+        logger.warning(
+            "max_staleness=%d without a correction: tokens of older policies weigh as if the policy that is trained had "
+            "drawn them; take correction.max_importance_weight=2, or algorithm.ratio_base=ROLLOUT",
+            config.max_staleness,
+        )
 
 
 def check_prompts(

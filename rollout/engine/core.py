@@ -87,6 +87,8 @@ class Request:
     token_ids: tuple[int, ...]
     params: SamplingParams
     key: SampleKey
+    priority: int = 0
+    """Of those that wait, higher ones are begun first."""
 
 
 class FinishReason(StrEnum):
@@ -136,6 +138,8 @@ class RequestState:
     num_prompt_tokens: int
     status: Status = Status.WAITING
     num_computed: int = 0
+    kv_version: int = -1
+    """Of the weights that computed the first of its keys and values."""
     block_table: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     policy_versions: list[int] = field(default_factory=list)

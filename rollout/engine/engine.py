@@ -16,6 +16,7 @@ from rollout.config import (
     StorageDtype,
 )
 from rollout.engine.block_manager import BlockManager
+from rollout.engine.committer import Committer
 from rollout.engine.core import (
     Batch,
     Completion,
@@ -38,7 +39,8 @@ from rollout.models.int8 import int8_decoder
 from rollout.models.sources import resolve_model
 from rollout.speculation.drafters.make import make_drafters
 from rollout.speculation.speculator import Speculator
-from rollout.weights.receiver import WeightReceiver
+from rollout.weights.manifest import Manifest
+from rollout.weights.receiver import HeldWeights, WeightReceiver
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["Engine", "EngineStats"]
@@ -49,6 +51,7 @@ class EngineStats:
     """Counts since the engine was made."""
 
     num_steps: int = 0
+    num_request_steps: int = 0  # requests of a batch, summed over steps
     num_computed_tokens: int = 0  # prefilled and decoded
     num_sampled_tokens: int = 0
     num_preemptions: int = 0
@@ -59,7 +62,7 @@ class Engine:
     """Continuous batching over a paged KV cache, on one device, in the caller's thread.
 
     `generate` is a wrapper; beneath it are `add_request`, `step` and `abort`. Weights are replaced by
-    `stage`, `verify` and `commit`, between two steps and while no request is unfinished.
+    `stage`, `verify` and `commit`, between two steps; what becomes of requests in flight is `config.on_update`'s to say.
 
     Args:
         decoder: the model; the engine runs it, or a copy in 8 bits, and at a commit replaces it.
@@ -112,6 +115,7 @@ class Engine:
             version=policy_version,
             swap=self._swap_decoders,
         )
+        self._committer = Committer(self._receiver, self._scheduler, self._runner, config.on_update)
         is_free = config.yield_threads and runs_natively(weight)  # of threads, to the last bit
         self._threads = ThreadPolicy() if is_free else contextlib.nullcontext()
         self.speculator = self._build_speculator()
@@ -159,7 +163,8 @@ class Engine:
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._states or self._answered)
+        """Whether `step` has anything to do: requests, or a commit that waited for them."""
+        return bool(self._states or self._answered or self.is_commit_pending)
 
     @property
     def num_running(self) -> int:
@@ -251,6 +256,7 @@ class Engine:
             return self._step()
 
     def _step(self) -> list[Completion]:
+        self._committer.advance()  # before anything that an error could lose
         finished, self._answered = list(self._answered.values()), {}
         batch = self._scheduler.schedule()
         if batch is not None:
@@ -262,47 +268,63 @@ class Engine:
             logits_RV = self._runner.run(self._decoder, batch)
             finished += self._postprocess(batch, logits_RV)
             self._stats.num_steps += 1
+            self._stats.num_request_steps += len(batch.chunks)
             self._stats.num_computed_tokens += sum(chunk.num_rows for chunk in batch.chunks)
         if not self._states:
             self.check_integrity()
         return finished
 
     def stage(self, update: WeightUpdate) -> None:
-        """Copy new weights beside the live ones; see `rollout.weights.receiver`.
+        """Copy new weights beside the live ones; see `rollout.weights.receiver`."""
+        self.receiver_for(update.manifest).stage(update)
+
+    def receiver_for(self, manifest: Manifest) -> WeightReceiver:
+        """Where a transport stages what `manifest` announces, beside the live weights and while the engine steps.
 
         With `engine.weight_dtype=INT8` plain weights are taken too: from their commit on the engine is a plain one.
         """
         takes_both = self.config.weight_dtype is StorageDtype.INT8
-        if takes_both and self._shadow.is_int8 != update.is_int8:
-            shadow = self._empty_decoder(is_int8=update.is_int8)
+        if takes_both and self._shadow.is_int8 != manifest.is_int8:
+            shadow = self._empty_decoder(is_int8=manifest.is_int8)
             self._receiver.replace_shadows(dict(shadow.hf_tensors()))
             self._shadow = shadow
-        self._receiver.stage(update)
+        return self._receiver
 
-    def verify(self) -> None:
-        """Compare the staged bytes with the manifest's digests."""
-        self._receiver.verify()
+    def verify(self, manifest: Manifest | None = None) -> None:
+        """Compare the staged bytes with the manifest's digests; `manifest` has them where staging began without."""
+        self._receiver.verify(manifest)
 
     def commit(self) -> None:
-        """Put the verified weights in force.
+        """Put the verified weights in force now; see `rollout.engine.committer`.
 
         Raises:
-            RuntimeError: requests are unfinished: their tokens would come from two versions.
+            RuntimeError: nothing is verified; or requests have begun that `config.on_update`, DRAIN, lets end first.
         """
-        if self._states:
-            raise RuntimeError(
-                f"commit needs a drained engine; {len(self._states)} requests are unfinished"
-            )
-        self._receiver.commit()
-        self._scheduler.policy_version = self._receiver.version
-        self._runner.reset()
+        self._committer.commit()
+
+    def commit_when_ready(self) -> None:
+        """Put them in force as soon as `config.on_update` allows: now, or at the `step` after that which ends what is in the way.
+
+        Raises:
+            RuntimeError: nothing is verified.
+        """
+        self._committer.commit_when_ready()
+
+    @property
+    def is_commit_pending(self) -> bool:
+        """Whether a commit waits for requests to end; no other one begins until then."""
+        return self._committer.is_pending
 
     def rollback(self) -> None:
-        """Drop staged weights; the old version stays in force."""
-        self._receiver.rollback()
+        """Drop staged weights, whatever waits for them; the old version stays in force."""
+        self._committer.rollback()
+
+    def held_weights(self) -> HeldWeights:
+        """Version and digest of the weights in force, as they were verified; any thread may ask."""
+        return self._receiver.held()
 
     def weights_digest(self) -> str:
-        """One digest over the live weights."""
+        """One digest over the live weights, read now."""
         return self._receiver.digest()
 
     def clear_prefix_cache(self) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +95,7 @@ class Runner:
         return decoder.logits(hidden_TH[inputs.last_rows_R], self._head_panels)
 
     def _lay_out(self, decoder: Decoder) -> None:
-        """Lay out the weights for the kernels, before the first forward and after every commit."""
+        """Lay out the weights for the kernels, after every `reset`."""
         self._native_layers = self._head_panels = None  # their memory is used again
         self._native_layers = native_layers(decoder, self._caches)
         self._head_panels = decoder.pack_head()
@@ -123,17 +123,18 @@ class Runner:
 
         return decoder(inputs.token_ids_T, inputs.positions_T, attend)
 
-    def reset(self) -> None:
-        """Forget everything, so that a NaN of a bad update cannot linger in slots not yet written again, and how weights
-        were laid out: after two commits the same decoder is back, with other weights.
+    def reset(self, kept_blocks: Collection[int] = ()) -> None:
+        """New weights: lay them out at the next step, and forget all other blocks, so that a NaN of a bad update cannot linger in slots not yet written again.
 
         A masked key has weight 0, and 0 * NaN is NaN. Costs little next to the forwards that wrote the blocks.
         """
-        blocks = torch.tensor(sorted(self._written), dtype=torch.int64, device=self._device)
+        # an engine has two decoders in turn: after a second commit without a step the same object holds other weights
+        self._native_decoder = None
+        forgotten = self._written.difference(kept_blocks)
+        blocks = torch.tensor(sorted(forgotten), dtype=torch.int64, device=self._device)
         for cache in self._caches:
             cache.clear_blocks(blocks)
-        self._written.clear()
-        self._native_decoder = None
+        self._written -= forgotten
 
     def _copy_blocks(self, batch: Batch) -> None:
         if not batch.block_copies:

@@ -23,6 +23,8 @@ class Scheduler:
     ) -> None:
         self.blocks = blocks
         self.policy_version = 0
+        self.is_draining = False
+        """No request is begun; one that was preempted goes on if it has drawn tokens, which must not be of two versions."""
         self.num_preemptions = 0
         self.num_prefix_hit_tokens = 0
         self._max_requests = max_requests
@@ -41,8 +43,17 @@ class Scheduler:
     def num_running(self) -> int:
         return sum(1 + len(state.followers) for state in self._running)
 
+    @property
+    def num_begun(self) -> int:
+        """Requests that have drawn a token, or are being computed."""
+        return self.num_running + sum(state.num_output > 0 for state in self._waiting)
+
     def add(self, state: RequestState) -> None:
-        self._waiting.append(state)
+        """Queue a request behind those of its priority and above."""
+        index = len(self._waiting)
+        while index and self._waiting[index - 1].request.priority < state.request.priority:
+            index -= 1
+        self._waiting.insert(index, state)
 
     def states(self) -> Iterator[RequestState]:
         """Every unfinished request."""
@@ -50,6 +61,17 @@ class Scheduler:
         for state in self._running:
             yield state
             yield from state.followers
+
+    def blocks_in_use(self) -> set[int]:
+        return {block for state in self.states() for block in state.block_table}
+
+    def begin_version(self, policy_version: int, *, keeps_kv: bool) -> None:
+        """From now on other weights compute. Requests in flight return to the queue, oldest first, to be computed anew;
+        with `keeps_kv` those alone that have drawn no token yet."""
+        for state in reversed(self._running.copy()):
+            if not (keeps_kv and state.num_output):
+                self._preempt(state)
+        self.policy_version = policy_version
 
     def schedule(self) -> Batch | None:
         """The next step's work, blocks allocated; None when there is nothing to do."""
@@ -67,11 +89,11 @@ class Scheduler:
             self._take(state, num_tokens, chunks, copies)
             scheduled.add(state)
             budget -= num_tokens
-        while self._waiting and self.num_running < self._max_requests:
-            num_tokens = self._admit(self._waiting[0], budget)
+        while self.num_running < self._max_requests and (state := self._next_waiting()):
+            num_tokens = self._admit(state, budget)
             if num_tokens is None:
                 break
-            state = self._waiting.popleft()
+            self._waiting.remove(state)
             if state.status is Status.RUNNING:
                 self._take(state, num_tokens, chunks, copies)
                 budget -= num_tokens
@@ -106,13 +128,16 @@ class Scheduler:
         if not samples:
             return []
         followers, state.followers = state.followers, []
-        if state.num_output == 0:
-            self._remember(state)
+        if chunk.num_tokens > 1 or state.num_output == 0:
+            self._remember(
+                state
+            )  # a prompt, or all of a request that is computed anew, for its siblings
         if self._leaders.get(state.group) is state:
             del self._leaders[state.group]
         for follower in followers:
             follower.block_table = self.blocks.fork(state.block_table)
             follower.num_computed = state.num_computed
+            follower.kv_version = state.kv_version
             follower.status = Status.RUNNING
         self._running.extend(followers)
         return [state, *followers]
@@ -177,6 +202,7 @@ class Scheduler:
         while self._num_missing(state, num_tokens) > self.blocks.num_available:
             victim = next(s for s in reversed(self._running) if s not in scheduled)
             self._preempt(victim)
+            self.num_preemptions += 1
             if victim is state:
                 return False
         return True
@@ -191,6 +217,9 @@ class Scheduler:
         copy = self.blocks.grow(state.block_table, num_computed=state.num_computed, num_tokens=end)
         assert copy is None, "the chunk itself has had the shared block copied"
         return True
+
+    def _next_waiting(self) -> RequestState | None:
+        return next((s for s in self._waiting if s.num_output or not self.is_draining), None)
 
     def _admit(self, state: RequestState, budget: int) -> int | None:
         """Move the head of the queue to RUNNING or FOLLOWING: tokens to compute now; None: it must wait."""
@@ -216,6 +245,7 @@ class Scheduler:
             state.num_computed = 0
             return None
         state.status = Status.RUNNING
+        state.kv_version = self.policy_version
         self._running.append(state)
         self.num_prefix_hit_tokens += state.num_computed
         if state.num_output == 0:
@@ -228,7 +258,6 @@ class Scheduler:
         self._dismiss(state)
         state.status = Status.WAITING
         self._waiting.appendleft(state)
-        self.num_preemptions += 1
 
     def _dismiss(self, state: RequestState) -> None:
         """Free the blocks of a request that leaves, and send its followers back to the queue."""
@@ -242,6 +271,9 @@ class Scheduler:
         state.followers = []
 
     def _remember(self, state: RequestState) -> None:
+        """Let later requests of this version find its blocks, unless an earlier version computed some of them."""
+        if state.kv_version != self.policy_version:
+            return
         self.blocks.remember(
             state.block_table,
             state.token_ids,

@@ -34,6 +34,11 @@ class FleetStatus:
 class Fleet(Protocol):
     """One engine in this process, or many elsewhere."""
 
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether it generates while nobody polls."""
+        ...
+
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests."""
 
@@ -45,14 +50,17 @@ class Fleet(Protocol):
         """End requests; each is still answered, as aborted, by a later `poll`."""
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Stage, verify and commit; on an error the old version stays in force everywhere."""
+        """Stage, verify and commit; on an error the old version stays in force everywhere.
+
+        What becomes of requests in flight is `engine.on_update`'s to say; those that end meanwhile are `poll`'s to return.
+        """
 
     def status(self) -> FleetStatus:
         """Counts since the start."""
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """What is worth following besides, since the last call."""
+        """What is worth following besides, since the last call; `rollout/concurrency`: requests per engine step, the mean."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,11 +16,18 @@ __all__ = ["InlineFleet"]
 class InlineFleet:
     """Runs its engine inside `poll`, so that trainer and engine take turns on one device."""
 
+    is_concurrent = False
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._issued = 0
         self._running: set[str] = set()
         self._finished: Counter[FinishReason] = Counter()
+        self._kept: list[Completion] = []  # that ended within `update_weights`
+        self._num_steps = self._num_request_steps = (
+            0  # of the engine, as of the last `take_metrics`
+        )
+        self._drain_seconds = 0.0
 
     def submit(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -30,7 +37,7 @@ class InlineFleet:
 
     def poll(self, timeout_seconds: float) -> list[Completion]:
         deadline = time.monotonic() + timeout_seconds
-        completions: list[Completion] = []
+        completions, self._kept = self._kept, []
         while self.engine.has_unfinished and not completions:
             completions = self.engine.step()
             if time.monotonic() > deadline:
@@ -48,7 +55,11 @@ class InlineFleet:
         self.engine.stage(update)
         self.engine.verify()  # which drops what it finds wrong
         try:
-            self.engine.commit()
+            self.engine.commit_when_ready()
+            start = time.monotonic()
+            while self.engine.is_commit_pending:
+                self._kept += self.engine.step()
+                self._drain_seconds = time.monotonic() - start
         except RuntimeError:
             self.engine.rollback()
             raise
@@ -65,8 +76,17 @@ class InlineFleet:
         )
 
     def take_metrics(self) -> dict[str, float]:
-        speculator = self.engine.speculator
-        return {} if speculator is None else speculator.take_stats().metrics()
+        stats, speculator = self.engine.stats, self.engine.speculator
+        metrics = {} if speculator is None else speculator.take_stats().metrics()
+        num_steps = stats.num_steps - self._num_steps
+        if num_steps:
+            num_request_steps = stats.num_request_steps - self._num_request_steps
+            metrics["rollout/concurrency"] = num_request_steps / num_steps
+        if self._drain_seconds:
+            metrics["rollout/drain_seconds"] = self._drain_seconds
+        self._num_steps, self._num_request_steps = stats.num_steps, stats.num_request_steps
+        self._drain_seconds = 0.0
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         speculator = self.engine.speculator

@@ -14,6 +14,8 @@ __all__ = ["SyntheticFleet"]
 class SyntheticFleet:
     """Answers every request with `max_tokens` random tokens, a function of its sample key alone."""
 
+    is_concurrent = False
+
     def __init__(self, vocab_size: int, *, policy_version: int = 0) -> None:
         self._vocab_size = vocab_size
         self._policy_version = policy_version

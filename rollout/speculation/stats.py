@@ -25,6 +25,13 @@ class SpeculationStats:
     """Sampled in steps that would have had drafts and were run without, which took `control_seconds`."""
     control_seconds: float = 0.0
 
+    compared_tokens: int = 0
+    """Sampled in steps with drafts that only decoded, which took `compared_seconds`; `expected_tokens` and
+    `expected_seconds` are what the estimates had said of them."""
+    compared_seconds: float = 0.0
+    expected_tokens: float = 0.0
+    expected_seconds: float = 0.0
+
     def count(self, num_proposed: int, num_accepted: int) -> None:
         """One verified draft."""
         self.num_proposed += num_proposed
@@ -53,6 +60,13 @@ class SpeculationStats:
         if self.drafted_seconds:
             metrics["speculation/tokens_per_second_with"] = (
                 self.drafted_tokens / self.drafted_seconds
+            )
+        if self.compared_tokens:
+            metrics["speculation/tokens_over_expected"] = (
+                self.compared_tokens / self.expected_tokens
+            )
+            metrics["speculation/seconds_over_expected"] = (
+                self.compared_seconds / self.expected_seconds
             )
         if self.control_seconds:
             metrics["speculation/tokens_per_second_without"] = (

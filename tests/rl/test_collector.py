@@ -6,6 +6,7 @@ from rl.rollouts import NO_VERSION, Purpose, Rollout
 from rl.trainer.collector import Collector, count_unscored
 from rl.trainer.evaluation import evaluate
 from rollout.engine.core import Completion, FinishReason, Request, SamplingParams
+from rollout.fleet.fleet import FleetStatus
 from tests.rl.rollout_factory import group, rollout
 
 PROMPT = Prompt(prompt_id=3, messages=(), row={"question": "1 + 1 =", "answer": "2"})
@@ -39,6 +40,17 @@ class ScriptedFleet:
                 message="too long",
             )
         ]
+
+    def status(self):
+        issued, running = len(self.seen), len(self.queue)
+        return FleetStatus(
+            issued=issued,
+            running=running,
+            finished=issued - running,
+            rejected=0,
+            cancelled=0,
+            policy_version=7,
+        )
 
 
 class ScriptedPool:

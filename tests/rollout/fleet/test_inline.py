@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rollout.config import DrafterKind, SpeculationConfig
+from rollout.config import DrafterKind, OnUpdate, SpeculationConfig
 from rollout.engine.core import FinishReason, Request
 from rollout.fleet.fleet import FleetStatus
 from rollout.fleet.inline import InlineFleet
@@ -201,15 +201,45 @@ def test_a_bad_update_leaves_the_old_version_serving_and_the_next_update_welcome
     assert_still_serves_the_old_version_and_takes_the_next(fleet, llama, other_llama)
 
 
-def test_an_update_refused_because_requests_run_is_dropped_and_the_next_one_welcome(
-    llama, other_llama
-):
-    fleet = make_fleet(llama)
-    fleet.submit([make_request("running", prompt(5))])
+def test_what_has_begun_ends_with_the_old_weights_and_is_kept_for_the_next_poll(llama, other_llama):
+    fleet = make_fleet(llama, max_requests=2)
+    fleet.submit([make_request(name, prompt(5), group_id=i) for i, name in enumerate("abc")])
     fleet.poll(0.0)
-    with pytest.raises(RuntimeError, match="commit needs a drained engine; 1 requests"):
-        fleet.update_weights(update_from(other_llama, 1))
-    assert drain(fleet)["running"].policy_versions == [0] * 8
+    fleet.update_weights(update_from(other_llama, 1))
+    assert counts(fleet) == (3, 3, 0, 0, 0), "nobody has been told of them yet"
+    assert fleet.take_metrics()["rollout/drain_seconds"] > 0
+    steps = fleet.engine.stats.num_steps
+    assert {c.request_id for c in fleet.poll(0.0)} == {"a", "b"}
+    assert fleet.engine.stats.num_steps == steps, "what is there is not held back by a step"
+    versions = {name: set(c.policy_versions) for name, c in drain(fleet).items()}
+    assert versions == {"c": {1}}
+
+
+@pytest.mark.parametrize("on_update", [OnUpdate.KEEP, OnUpdate.RECOMPUTE])
+def test_an_update_that_waits_for_nobody_changes_the_version_of_the_next_token(
+    llama, other_llama, on_update
+):
+    fleet = make_fleet(llama, on_update=on_update)
+    fleet.submit([make_request("a", prompt(5))])
+    fleet.poll(0.0)
+    fleet.update_weights(update_from(other_llama, 1))
+    assert fleet.take_metrics().keys() == {"rollout/concurrency"}
+    assert drain(fleet)["a"].policy_versions == [0] + [1] * 7
+
+
+def test_an_update_that_fails_while_it_waits_loses_no_answer(llama, other_llama, monkeypatch):
+    fleet = make_fleet(llama)
+    fleet.submit(batch())
+    fleet.poll(0.0)
+
+    def fail() -> None:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fleet.engine._receiver, "_swap", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            fleet.update_weights(update_from(other_llama, 1))
+    assert draws(drain(fleet)) == draws(run(make_engine(llama), batch()))
     assert_still_serves_the_old_version_and_takes_the_next(fleet, llama, other_llama)
 
 

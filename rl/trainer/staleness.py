@@ -1,0 +1,119 @@
+"""How old what a batch consists of is: bounded, measured, and predicted.
+
+staleness of a rollout = trainer's version - the oldest version among its tokens, when it is trained on
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rl.rollouts import NO_VERSION, Rollout, RolloutGroup
+
+__all__ = ["Pipeline", "check_staleness", "is_fresh", "staleness_metrics"]
+
+
+def check_staleness(
+    groups: Sequence[RolloutGroup], policy_version: int, *, max_staleness: int
+) -> None:
+    """Refuse tokens of a policy that a step must not train on.
+
+    Args:
+        groups: of a batch.
+        policy_version: that the batch trains.
+        max_staleness: in versions.
+
+    Raises:
+        RuntimeError: some are older, or newer than what is trained.
+    """
+    versions = {v for rollout in _sampled(groups) for v in _versions(rollout)}
+    allowed = range(policy_version - max_staleness, policy_version + 1)
+    if not all(version in allowed for version in versions):
+        raise RuntimeError(
+            f"step {policy_version + 1} trains version {policy_version} at max_staleness={max_staleness}, "
+            f"but its rollouts come from versions {sorted(versions)}"
+        )
+
+
+def staleness_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> dict[str, float]:
+    """Mean and maximum over the rollouts of a batch; empty where nothing was sampled."""
+    staleness = [policy_version - min(_versions(rollout)) for rollout in _sampled(groups)]
+    if not staleness:
+        return {}
+    mean = sum(staleness) / len(staleness)
+    return {"staleness/mean": mean, "staleness/max": max(staleness)}
+
+
+def is_fresh(rollout: Rollout, policy_version: int, *, keeps_kv: bool) -> torch.Tensor:
+    """[n] of each sampled token: whether the engine drew it with the very weights that are trained, so that in exact mode
+    its log-probability is the trainer's own. Others differ because a policy has moved, and tell nothing of the engine.
+
+    Args:
+        rollout: with n sampled tokens.
+        policy_version: that is trained.
+        keeps_kv: tokens behind an older one of their rollout were drawn with keys and values of older weights.
+    """
+    versions = torch.tensor(_versions(rollout), dtype=torch.int64)
+    fresh_n = versions == policy_version
+    return fresh_n & fresh_n.all() if keeps_kv else fresh_n
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """Rates and sizes that staleness follows from, as measured in a step."""
+
+    concurrency: float
+    """Rollouts decoded at the same time, mean of the engine's steps."""
+    batch_size: int
+    """Rollouts of a batch."""
+    tail: float
+    """How much longer the longest of a batch takes than a rollout on average."""
+    speed_ratio: float
+    """Rollouts per second that are generated, over those that could be trained; 0 where both take turns, since nothing is
+    generated while one trains."""
+    queue: float
+    """Batches that are complete and wait."""
+
+    @classmethod
+    def measure(
+        cls,
+        groups: Sequence[RolloutGroup],
+        *,
+        concurrency: float,
+        speed_ratio: float,
+        num_waiting: int,
+    ) -> "Pipeline":
+        lengths = [r.num_sampled_tokens for group in groups for r in group.rollouts]
+        mean = sum(lengths) / len(lengths)
+        return cls(
+            concurrency=concurrency,
+            batch_size=len(lengths),
+            tail=max(lengths) / max(mean, 1.0),
+            speed_ratio=speed_ratio,
+            queue=num_waiting / len(groups),
+        )
+
+    def staleness(self, *, max_staleness: int) -> float:
+        """Mean staleness that these rates lead to.
+
+        With C, B, M, rho and q the fields in their order: C M / B + rho where rollouts are the slower ones (rho < 1),
+        C M / (rho B) + (2 q + rho - 1) / (2 rho) where training is (Applied Compute, "Staleness in fully async RL").
+        Theirs is a run that begins a rollout whenever one ends and trains on whatever groups are complete. Departures:
+        1. batches are made in `group_id` order, so M is the tail of a batch, where theirs is that of a group;
+        2. admission caps it. Where the cap is the lower, rollouts are begun in bursts, when an update allows it, and how
+           many find the engine free decides how far below the cap they stay; DRAIN does the same.
+        """
+        generating = self.concurrency * self.tail / self.batch_size
+        rho = self.speed_ratio
+        if rho < 1:
+            return min(generating + rho, max_staleness)
+        return min(generating / rho + (2 * self.queue + rho - 1) / (2 * rho), max_staleness)
+
+
+def _sampled(groups: Sequence[RolloutGroup]) -> Iterator[Rollout]:
+    return (r for group in groups for r in group.rollouts if _versions(r))
+
+
+def _versions(rollout: Rollout) -> list[int]:
+    """Of its sampled tokens; empty where no policy sampled them."""
+    return [v for v in rollout.policy_versions if v != NO_VERSION]
