@@ -164,6 +164,8 @@ def test_a_mandatory_value_that_is_missing_is_named():
         ("trainer.lora.targets=[q_proj,head]", r"trainer\.lora\.targets must be some of q_proj, "),
         ("trainer.lora.path=x", r"trainer\.lora\.rank must be that of the adapter of .*, got 0"),
         ("reward.max_error_rate=2", r"reward\.max_error_rate must be in \[0, 1\], got 2"),
+        ("fleet.num_workers=0", r"fleet\.num_workers must be > 0, got 0"),
+        ("fleet.faults=[{kind: HANG}]", r"fleet\.faults must be empty when fleet\.kind is INLINE"),
         ("seed=-1", r"seed must be >= 0, got -1"),
     ],
 )
@@ -231,6 +233,7 @@ def test_yaml_holds_only_departures_from_the_schema():
             hints = {k for root in ROOTS.values() for k in get_type_hints(root)}
             known = hints | {
                 "source",
+                "kind",
                 "path",
                 "dtype",
                 "output_subdir",

@@ -40,7 +40,7 @@ from rollout.models.sources import resolve_model
 from rollout.speculation.drafters.make import make_drafters
 from rollout.speculation.speculator import Speculator
 from rollout.weights.manifest import Manifest
-from rollout.weights.receiver import HeldWeights, WeightReceiver
+from rollout.weights.receiver import HeldWeights, ReceiverState, WeightReceiver
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["Engine", "EngineStats"]
@@ -169,6 +169,21 @@ class Engine:
     @property
     def num_running(self) -> int:
         return self._scheduler.num_running
+
+    @property
+    def num_blocks(self) -> int:
+        """Of the KV cache."""
+        return self._blocks.num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Those that can be had by forgetting finished prompts among them."""
+        return self._blocks.num_available
+
+    @property
+    def has_staged(self) -> bool:
+        """Whether an update waits to be verified, committed or rolled back."""
+        return self._receiver.state is not ReceiverState.IDLE
 
     @property
     def stats(self) -> EngineStats:

@@ -1,6 +1,6 @@
 """Counts of speculation. No torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 
 __all__ = ["SpeculationStats"]
@@ -43,6 +43,16 @@ class SpeculationStats:
             counts += [0] * (length - len(counts))
             for position in range(length):
                 counts[position] += 1
+
+    def add(self, other: "SpeculationStats") -> None:
+        """Take in the counts of another engine."""
+        for field_ in fields(self):
+            mine, its = getattr(self, field_.name), getattr(other, field_.name)
+            if isinstance(mine, list):
+                its = [a + b for a, b in zip_longest(mine, its, fillvalue=0)]
+            else:
+                its += mine
+            setattr(self, field_.name, its)
 
     def metrics(self) -> dict[str, float]:
         """Rates that have nothing to stand on are left out."""
