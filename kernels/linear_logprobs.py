@@ -35,42 +35,75 @@ def linear_logprobs_reference(
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TH, weight_VH, token_ids_T, inverse_temperature):  # pyrefly: ignore
-        logprobs, entropies, maxima, totals = [], [], [], []
-        for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
-            logits_TV = linear(hidden_TH[rows], weight_VH)
-            inverse_T = logits_TV.new_full(
-                (len(logits_TV),), inverse_temperature, dtype=torch.float64
-            )
-            sums = vocab_sums(logits_TV, inverse_T, with_moment=True)
-            logprobs.append(sums.logprobs(token_ids_T[rows]))
-            entropies.append(sums.entropy())
-            maxima.append(sums.maximum_T)
-            totals.append(sums.total_T)
-        ctx.save_for_backward(
-            hidden_TH, weight_VH, token_ids_T, torch.cat(maxima), torch.cat(totals)
-        )
+        chunks = [
+            _chunk_forward(hidden_TH[rows], weight_VH, token_ids_T[rows], inverse_temperature)
+            for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0])
+        ]
+        logprobs_T, entropy_T, maximum_T, total_T = map(torch.cat, zip(*chunks, strict=True))
+        ctx.save_for_backward(hidden_TH, weight_VH, token_ids_T, maximum_T, total_T)
         ctx.inverse_temperature = inverse_temperature
-        entropy_T = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_T)
-        return torch.cat(logprobs), entropy_T
+        return logprobs_T, entropy_T
 
     @staticmethod
     def backward(ctx, grad_logprobs_T, _grad_entropy_T):  # pyrefly: ignore
         hidden_TH, weight_VH, token_ids_T, maximum_T, total_T = ctx.saved_tensors
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         dtype = accumulate_dtype(weight_VH.dtype)
-        grad_hidden_TH = torch.zeros_like(hidden_TH)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype)
+        grad_hidden_TH = torch.zeros_like(hidden_TH) if needs_hidden else None
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
         for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
-            hidden = hidden_TH[rows]
-            grad = grad_logprobs_T[rows, None] * ctx.inverse_temperature
-            logits = linear(hidden, weight_VH).to(dtype).mul_(ctx.inverse_temperature)
-            weights = logits.sub_(maximum_T[rows, None]).exp_()
-            grad_logits = weights.mul_(-grad / total_T[rows, None])
-            grad_logits.scatter_add_(-1, token_ids_T[rows, None], grad)
-            grad_logits = grad_logits.to(weight_VH.dtype)
-            grad_hidden_TH[rows] = grad_logits @ weight_VH
-            grad_weight_VH += grad_logits.T @ hidden
-        return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), None, None
+            grad_logits = _chunk_backward(
+                grad_logprobs_T[rows],
+                hidden_TH[rows],
+                weight_VH,
+                token_ids_T[rows],
+                (maximum_T[rows], total_T[rows]),
+                ctx.inverse_temperature,
+            )
+            if grad_hidden_TH is not None:
+                grad_hidden_TH[rows] = grad_logits @ weight_VH
+            if grad_weight_VH is not None:
+                grad_weight_VH += grad_logits.T @ hidden_TH[rows]
+            del grad_logits  # before the next one is made
+        if grad_weight_VH is not None:
+            grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
+        return grad_hidden_TH, grad_weight_VH, None, None
+
+
+# functions of their own, so that the logits of a chunk are gone when the next are made
+
+
+def _chunk_forward(
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    token_ids_T: torch.Tensor,
+    inverse_temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[T] log-probabilities, entropies, and maxima and totals of `VocabSums`."""
+    logits_TV = linear(hidden_TH, weight_VH)
+    inverse_T = logits_TV.new_full((len(logits_TV),), inverse_temperature, dtype=torch.float64)
+    sums = vocab_sums(logits_TV, inverse_T, with_moment=True)
+    # a copy: the total is a slice of all blocks' sums
+    return sums.logprobs(token_ids_T), sums.entropy(), sums.maximum_T, sums.total_T.clone()
+
+
+def _chunk_backward(
+    grad_logprobs_T: torch.Tensor,
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    token_ids_T: torch.Tensor,
+    sums: tuple[torch.Tensor, torch.Tensor],
+    inverse_temperature: float,
+) -> torch.Tensor:
+    """[T, V] gradient of the logits; `sums` are their maxima and totals."""
+    maximum_T, total_T = sums
+    grad_T1 = grad_logprobs_T[:, None] * inverse_temperature
+    logits = linear(hidden_TH, weight_VH).to(maximum_T.dtype).mul_(inverse_temperature)
+    weights = logits.sub_(maximum_T[:, None]).exp_()
+    grad_logits = weights.mul_(-grad_T1 / total_T[:, None])
+    grad_logits.scatter_add_(-1, token_ids_T[:, None], grad_T1)
+    return grad_logits.to(weight_VH.dtype)
 
 
 def _chunks(num_rows: int, vocab_size: int) -> list[slice]:

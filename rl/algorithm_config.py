@@ -156,6 +156,15 @@ class CISPOConfig(AlgorithmConfig):
 class MaxRLConfig(AlgorithmConfig):
     loss_reduction: LossReduction = LossReduction.FIXED_LENGTH
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.kl_coef == 0 or self.kl_placement is KLPlacement.LOSS,
+            "algorithm.kl_placement",
+            "LOSS when algorithm=maxrl, which divides by a mean reward that a penalty would shift",
+            self.kl_placement.name,
+        )
+
 
 @dataclass(kw_only=True)
 class PPOConfig(ClippedConfig):
@@ -164,8 +173,9 @@ class PPOConfig(ClippedConfig):
     gae_lambda: float = 1.0
     """1: the score alone says what a token was worth; towards 0: the critic does."""
     value_clip: float = 0.2
-    """How far a value may move on one batch and still lower the critic's loss."""
+    """How far a value may move on one batch and still lower the critic's loss; felt with trainer.steps_per_batch > 1."""
     critic_learning_rate: float = 1e-5
+    """The same at every step, whatever `trainer.lr_schedule` is."""
     num_critic_warmup_steps: int = 0
     """Steps at the beginning in which only the critic learns."""
 
@@ -197,6 +207,15 @@ class DistillationConfig(AlgorithmConfig):
 @dataclass(kw_only=True)
 class SFTConfig(AlgorithmConfig):
     """One answer per prompt, whatever `group_size` is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.kl_coef == 0,
+            "algorithm.kl_coef",
+            "0 when algorithm=sft: the policy sampled no answer, so nothing would estimate its divergence",
+            self.kl_coef,
+        )
 
 
 @dataclass(kw_only=True)
@@ -240,6 +259,12 @@ class CorrectionConfig:
             self.mode is CorrectionMode.MASK or self.min_importance_weight == 0,
             "correction.min_importance_weight",
             "0 where correction.mode is TRUNCATE, which has no lower limit",
+            self.min_importance_weight,
+        )
+        require(
+            self.max_importance_weight > 0 or self.min_importance_weight == 0,
+            "correction.min_importance_weight",
+            "0 where correction.max_importance_weight is, which weighs all alike",
             self.min_importance_weight,
         )
         require(self.max_k3 > 0, "correction.max_k3", "> 0", self.max_k3)

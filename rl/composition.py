@@ -26,6 +26,8 @@ from rl.algorithm_config import (
 )
 from rl.config import (
     ArithmeticConfig,
+    BenchDriftConfig,
+    BenchFleetConfig,
     BenchRolloutConfig,
     BenchSpeculationConfig,
     DatasetConfig,
@@ -46,7 +48,9 @@ ROOTS: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "bench_rollout": BenchRolloutConfig,
+    "bench_fleet": BenchFleetConfig,
     "bench_speculation": BenchSpeculationConfig,
+    "bench_drift": BenchDriftConfig,
     "bench_train": TrainConfig,
     "report": ReportConfig,
 }

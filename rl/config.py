@@ -13,6 +13,7 @@ from rl.algorithm_config import AlgorithmConfig, CorrectionConfig
 from rollout.config import (
     DrafterKind,
     EngineConfig,
+    FleetConfig,
     ModelConfig,
     SamplingConfig,
     Scenario,
@@ -25,6 +26,13 @@ class LRSchedule(Enum):
     CONSTANT = "constant"
     LINEAR = "linear"
     COSINE = "cosine"
+
+
+class OptimizerKind(Enum):
+    ADAMW = "adamw"
+    MUON = "muon"
+    """For the matrices of the layers; embedding, head, norms and biases keep AdamW. Its iterations are in bf16, slow on a CPU
+    without bf16 instructions."""
 
 
 class WandbMode(Enum):
@@ -145,6 +153,37 @@ class RewardConfig:
         )
 
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(kw_only=True)
+class LoRAConfig:
+    """Train low-rank adapters of the policy instead of its weights; a critic is trained whole."""
+
+    rank: int = 0
+    """Of the adapters; 0: none, all weights are trained."""
+    alpha: float = 32.0
+    """An adapter's product is scaled by alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
+    """Matrices that have one, of every layer."""
+    path: str = ""
+    """A directory with an adapter in peft's format to begin with; empty: a new one."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "trainer.lora.rank", ">= 0", self.rank)
+        require(self.alpha > 0, "trainer.lora.alpha", "> 0", self.alpha)
+        is_known = bool(self.targets) and set(self.targets) <= set(LORA_TARGETS)
+        require(
+            is_known, "trainer.lora.targets", f"some of {', '.join(LORA_TARGETS)}", self.targets
+        )
+        require(
+            self.rank > 0 or not self.path,
+            "trainer.lora.rank",
+            "that of the adapter of trainer.lora.path",
+            self.rank,
+        )
+
+
 @dataclass(kw_only=True)
 class TrainerConfig:
     num_steps: int = 100
@@ -154,10 +193,13 @@ class TrainerConfig:
     """After warm-up: CONSTANT, or LINEAR or COSINE decay to 0 at `num_steps`."""
     num_warmup_steps: int = 0
     """The learning rate rises linearly over these steps."""
+    optimizer: OptimizerKind = OptimizerKind.ADAMW
+    """ADAMW, or MUON for the matrices of the layers, with steps as large as AdamW's at the same learning rate."""
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+    muon_momentum: float = 0.95
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
     steps_per_batch: int = 1
@@ -167,6 +209,13 @@ class TrainerConfig:
     """Packed tokens of one forward and backward; the longest sample must fit."""
     share_prompts: bool = True
     """Compute the prompt of a group, and what it shares with the last group's, once; the gradient is the same."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the backward and compute the layer again there: less memory, a forward
+    more, and the same gradient bit for bit."""
+    ema_decay: float = 0.0
+    """Of an exponential moving average of the trained weights, kept in fp32; every checkpoint holds it as a Hugging Face
+    directory, weights/v<version>/ema. 0: none."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 0, "trainer.num_steps", ">= 0", self.num_steps)
@@ -178,6 +227,10 @@ class TrainerConfig:
         require(0 <= self.adam_beta1 < 1, "trainer.adam_beta1", "in [0, 1)", self.adam_beta1)
         require(0 <= self.adam_beta2 < 1, "trainer.adam_beta2", "in [0, 1)", self.adam_beta2)
         require(self.adam_epsilon > 0, "trainer.adam_epsilon", "> 0", self.adam_epsilon)
+        require(
+            0 <= self.muon_momentum < 1, "trainer.muon_momentum", "in [0, 1)", self.muon_momentum
+        )
+        require(0 <= self.ema_decay < 1, "trainer.ema_decay", "in [0, 1)", self.ema_decay)
         require(self.max_grad_norm > 0, "trainer.max_grad_norm", "> 0", self.max_grad_norm)
         require(self.steps_per_batch > 0, "trainer.steps_per_batch", "> 0", self.steps_per_batch)
         require(
@@ -263,6 +316,7 @@ class TrainConfig:
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -348,11 +402,14 @@ class BenchSpeculationConfig:
     )
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
     """Of all scenarios but UNPREDICTABLE, which has temperature 1.5."""
-    scenarios: list[Scenario] = field(
-        default_factory=lambda: [Scenario.SECOND_EPOCH, Scenario.UNPREDICTABLE, Scenario.TAIL]
-    )
-    concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
+    history_from: str = ""
+    """A run directory whose newest checkpoint's past rollouts are the history of SECOND_EPOCH and TAIL, with the prompts
+    they answer; `model` should be its policy. Empty: the bench makes the first epoch itself."""
+    scenarios: list[Scenario] = field(default_factory=lambda: list(Scenario))
+    concurrency: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 64, 256])
     """Requests in flight; TAIL has all of its own at once."""
+    paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
+    """Where SECOND_EPOCH and UNPREDICTABLE run `pairs` times, as TAIL does; other cells run once."""
     tokens_per_run: int = 1024
     """About how many tokens each run of a scenario decodes, at least one per request in flight."""
     pairs: int = 7
@@ -367,6 +424,63 @@ class BenchSpeculationConfig:
             "concurrency",
             "a list of positive numbers",
             self.concurrency,
+        )
+
+
+@dataclass(kw_only=True)
+class BenchFleetConfig:
+    """Of scripts/bench_fleet.py."""
+
+    model: ModelConfig = MISSING
+    """Whose weights travel."""
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(kv_cache_gb=0.25))
+    """Of each receiver."""
+    receivers: list[int] = field(default_factory=lambda: [1, 2, 4])
+    """Engines in processes of their own."""
+    concurrency: list[int] = field(default_factory=lambda: [0, 4])
+    """Requests each of them decodes meanwhile; 0: none, the transport alone."""
+    threads_per_receiver: int = 1
+    bucket_mb: float = 16.0
+    """Of the transport, in MB (10^6 bytes); two buffers of it at each end."""
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        is_counts = bool(self.receivers) and min(self.receivers) > 0
+        require(is_counts, "receivers", "a list of positive numbers", self.receivers)
+        is_counts = bool(self.concurrency) and min(self.concurrency) >= 0
+        require(is_counts, "concurrency", "a list of numbers >= 0", self.concurrency)
+        threads = self.threads_per_receiver
+        require(threads > 0, "threads_per_receiver", "> 0", threads)
+        require(self.bucket_mb > 0, "bucket_mb", "> 0", self.bucket_mb)
+        require(self.repeats > 0, "repeats", "> 0", self.repeats)
+
+
+@dataclass(kw_only=True)
+class BenchDriftConfig:
+    """Of scripts/bench_drift.py."""
+
+    run: str = MISSING
+    """A run directory with several weights/v*."""
+    versions: list[int] = field(default_factory=list)
+    """Of them; empty: all. Each is held in memory."""
+    task: TaskConfig = MISSING
+    """Whose training prompts are answered, as the run was trained."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    num_prompts: int = 8
+    group_size: int = 8
+    """Answers to each prompt: of the history, and as many again that are decoded."""
+    seed: int = 0
+    output: str = "drift.png"
+
+    def __post_init__(self) -> None:
+        require(self.num_prompts > 0, "num_prompts", "> 0", self.num_prompts)
+        require(self.group_size > 0, "group_size", "> 0", self.group_size)
+        require(
+            self.sampling.temperature > 0,
+            "sampling.temperature",
+            "> 0 (drift is measured between distributions)",
+            self.sampling.temperature,
         )
 
 

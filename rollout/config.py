@@ -163,6 +163,78 @@ class EngineConfig:
         )
 
 
+class FleetKind(Enum):
+    INLINE = "inline"
+    RAY = "ray"
+
+
+class FaultKind(Enum):
+    KILL_DECODING = "kill_decoding"
+    KILL_STAGING = "kill_staging"
+    """While an update is on its way in."""
+    KILL_VERIFIED = "kill_verified"
+    """When an update was verified and is not in force yet."""
+    HANG = "hang"
+    """The engine stops, and its process goes on."""
+    SLOW = "slow"
+    """Ten times slower."""
+    CORRUPT = "corrupt"
+    """An update arrives with a wrong value."""
+
+
+@dataclass(kw_only=True)
+class FaultConfig:
+    """Something that goes wrong on purpose, once."""
+
+    kind: FaultKind
+    worker: int = 0
+    """Which; they are numbered from 0 as they are started, replacements too."""
+    after: int = 0
+    """Engine steps, or updates, that go well before."""
+
+    def __post_init__(self) -> None:
+        require(self.worker >= 0, "fleet.faults.worker", ">= 0", self.worker)
+        require(self.after >= 0, "fleet.faults.after", ">= 0", self.after)
+
+
+@dataclass(kw_only=True)
+class FleetConfig:
+    kind: FleetKind = FleetKind.INLINE
+    """INLINE: one engine in the trainer's process, which takes turns with it; RAY: workers of their own. The other keys
+    are for RAY."""
+    num_workers: int = 2
+    """Engines, each with the memory that `engine` says."""
+    threads_per_worker: int = 1
+    """CPU threads of a worker, and cores that it asks a cluster for."""
+    address: str = ""
+    """Of a Ray cluster, as `ray.init` takes it; empty: one is started on this machine and ends with the run."""
+    lease_seconds: float = 60.0
+    """A request that is answered so much later than predicted is given to another worker as well."""
+    silence_seconds: float = 60.0
+    """A worker whose engine gives no sign of life for so long is replaced; it must exceed the longest engine step."""
+    start_seconds: float = 300.0
+    """A worker that needs longer to load, or to take an update, is replaced."""
+    max_replacements: int = 10
+    """Workers that may be replaced before the run gives up."""
+    faults: list[FaultConfig] = field(default_factory=list)
+    """What goes wrong on purpose; `debug=chaos` has some of each kind."""
+
+    def __post_init__(self) -> None:
+        require(self.num_workers > 0, "fleet.num_workers", "> 0", self.num_workers)
+        require(
+            self.threads_per_worker > 0, "fleet.threads_per_worker", "> 0", self.threads_per_worker
+        )
+        require(self.lease_seconds > 0, "fleet.lease_seconds", "> 0", self.lease_seconds)
+        require(self.silence_seconds > 0, "fleet.silence_seconds", "> 0", self.silence_seconds)
+        require(self.start_seconds > 0, "fleet.start_seconds", "> 0", self.start_seconds)
+        require(self.max_replacements >= 0, "fleet.max_replacements", ">= 0", self.max_replacements)
+        if self.faults and self.kind is FleetKind.INLINE:
+            raise ValueError(
+                "fleet.faults must be empty when fleet.kind is INLINE: its engine is the run's own process; "
+                "choose fleet=ray"
+            )
+
+
 @dataclass(kw_only=True)
 class SamplingConfig:
     temperature: float = 1.0

@@ -1,14 +1,20 @@
 """Rollouts with drafts and without, in turn, one JSON line per cell. `python scripts/bench_speculation.py task.name=number_sorting`."""
 
 import json
+import sys
+from pathlib import Path
 
+from rich.console import Console
+from rich.progress import Progress
+
+from rl.bench.speculation import answered_prompts, past_rollouts
 from rl.cli import UserError, launch
 from rl.config import BenchSpeculationConfig
 from rl.data.task import load_task
 from rl.trainer.prompts import EncodedPrompts
 from rollout.bench.machine import busy_cores, warn_if_busy
-from rollout.bench.speculation import make_cell, measure_speculation
-from rollout.config import Scenario
+from rollout.bench.speculation import measure_speculation
+from rollout.bench.speculation_cells import expected_seconds, make_cells
 from rollout.engine.core import SamplingParams
 from rollout.engine.engine import Engine
 
@@ -16,21 +22,30 @@ from rollout.engine.engine import Engine
 def bench(config: BenchSpeculationConfig) -> None:
     warn_if_busy(busy_cores())
     try:
+        past = past_rollouts(Path(config.history_from)) if config.history_from else None
         engine = Engine.from_config(config.model, config.engine)
+        if engine.speculator is None:
+            raise ValueError("engine.speculation.drafter must not be OFF: nothing to compare")
+        costs = engine.speculator.costs
         prompts = EncodedPrompts(load_task(config.task).train, engine.tokenizer)
-        params = SamplingParams.of(config.sampling, seed=config.seed)
-        for scenario in config.scenarios:
-            is_tail = scenario is Scenario.TAIL
-            for concurrency in [128] if is_tail else config.concurrency:
-                cell = make_cell(
-                    scenario,
-                    lambda i: prompts[i][1],
-                    params,
-                    concurrency=concurrency,
-                    tokens_per_run=config.tokens_per_run,
-                )
-                result = measure_speculation(engine, cell, pairs=config.pairs)
-                print(json.dumps(result), flush=True)
+        cells = make_cells(
+            config.scenarios,
+            config.concurrency,
+            paired=config.paired_concurrency,
+            pairs=config.pairs,
+            prompt=lambda i: prompts[i][1],
+            answered=answered_prompts(past, prompts) if past else lambda i: prompts[i][1],
+            params=SamplingParams.of(config.sampling, seed=config.seed),
+            tokens_per_run=config.tokens_per_run,
+        )
+        seconds = [expected_seconds(cell, costs) for cell in cells]
+        sys.stderr.write(f"{len(cells)} cells, at most {sum(seconds) / 60:.0f} minutes\n")
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=sum(seconds))
+            for cell, cell_seconds in zip(cells, seconds, strict=True):
+                bar.update(task, description=f"{cell.scenario.value}, {cell.concurrency}")
+                print(json.dumps(measure_speculation(engine, cell, past=past)), flush=True)
+                bar.advance(task, cell_seconds)
     except ValueError as error:
         raise UserError(str(error)) from error
 

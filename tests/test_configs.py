@@ -17,6 +17,7 @@ from rl import algorithm_config
 from rl import config as rl_config
 from rl.composition import ROOTS, known_keys, register_schemas, to_config
 from rl.config import (
+    BenchFleetConfig,
     BenchRolloutConfig,
     BenchSpeculationConfig,
     EvaluateConfig,
@@ -25,6 +26,7 @@ from rl.config import (
     RunMode,
     TrainConfig,
 )
+from rl.trainer.validation import check_config
 from rollout import config as rollout_config
 from rollout.config import ModelSource
 
@@ -57,15 +59,34 @@ def fail(*arguments: str) -> str:
     return output.getvalue().replace("\n", " ")
 
 
+def experiment(name: str) -> list[str]:
+    """What its command line must say."""
+    is_taught = name.endswith("distillation")
+    return [f"experiment={name}", *["algorithm.teacher_path=x"][: int(is_taught)]]
+
+
 @pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_composes(name):
-    assert isinstance(load(f"experiment={name}"), TrainConfig)
+def test_every_experiment_composes_and_its_header_has_its_command_and_what_to_expect(name):
+    config = load(*experiment(name))
+    assert isinstance(config, TrainConfig)
+    check_config(config)
+    header = (CONF / "experiment" / f"{name}.yaml").read_text().partition("defaults:")[0]
+    assert f"python scripts/train.py experiment={name}" in header
+    assert "xpect" in header
+
+
+@pytest.mark.parametrize("name", options("algorithm"))
+def test_every_algorithm_has_its_experiment_on_arithmetic_which_differs_in_little_else(name):
+    config, base = load(*experiment(f"arithmetic_{name}")), load("experiment=arithmetic")
+    teacher = ["algorithm.teacher_path=x"] if name == "distillation" else []
+    assert type(config.algorithm) is type(load(f"algorithm={name}", *teacher).algorithm)
+    assert (config.model, config.task, config.sampling) == (base.model, base.task, base.sampling)
 
 
 @pytest.mark.parametrize("debug", options("debug"))
 def test_every_debug_option_composes_with_every_experiment(debug):
     for name in options("experiment"):
-        assert isinstance(load(f"experiment={name}", f"debug={debug}"), TrainConfig)
+        assert isinstance(load(*experiment(name), f"debug={debug}"), TrainConfig)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +116,7 @@ def test_the_other_scripts_compose():
     assert isinstance(load(name="evaluate"), EvaluateConfig)
     assert isinstance(load(name="generate"), GenerateConfig)
     assert isinstance(load(name="bench_rollout"), BenchRolloutConfig)
+    assert isinstance(load(name="bench_fleet"), BenchFleetConfig)
     speculation = load("task=reasoning_gym", "task.name=spell_backward", name="bench_speculation")
     assert isinstance(speculation, BenchSpeculationConfig)
     assert isinstance(load(name="bench_train"), TrainConfig)
@@ -138,7 +160,12 @@ def test_a_mandatory_value_that_is_missing_is_named():
         ("engine.max_tokens_per_step=8", r"must be >= engine\.max_requests \(256\)"),
         ("sampling.top_p=0", r"sampling\.top_p must be in \(0, 1\], got 0\.0"),
         ("trainer.max_grad_norm=0", r"trainer\.max_grad_norm must be > 0, got 0"),
+        ("trainer.ema_decay=1", r"trainer\.ema_decay must be in \[0, 1\), got 1"),
+        ("trainer.lora.targets=[q_proj,head]", r"trainer\.lora\.targets must be some of q_proj, "),
+        ("trainer.lora.path=x", r"trainer\.lora\.rank must be that of the adapter of .*, got 0"),
         ("reward.max_error_rate=2", r"reward\.max_error_rate must be in \[0, 1\], got 2"),
+        ("fleet.num_workers=0", r"fleet\.num_workers must be > 0, got 0"),
+        ("fleet.faults=[{kind: HANG}]", r"fleet\.faults must be empty when fleet\.kind is INLINE"),
         ("seed=-1", r"seed must be >= 0, got -1"),
     ],
 )
@@ -206,6 +233,7 @@ def test_yaml_holds_only_departures_from_the_schema():
             hints = {k for root in ROOTS.values() for k in get_type_hints(root)}
             known = hints | {
                 "source",
+                "kind",
                 "path",
                 "dtype",
                 "output_subdir",

@@ -5,7 +5,7 @@
 
 Dividing by the standard deviation favours prompts that are almost always, or almost never, solved; dividing by the length makes
 long wrong answers cheap. C is `sampling.max_tokens`, by `loss_reduction: FIXED_LENGTH`.
-We differ from the paper: its code scales by nothing and sums; we divide by C, which scales the gradient alone.
+We differ from the paper's equation, which has no C, and not from its code: a constant scales the gradient alone.
 """
 
 from rl.algorithms.ops import centred, clipped_surrogate, token_log_ratio

@@ -11,18 +11,19 @@ https://arxiv.org/abs/2506.09477). What each gradient is, in expectation over to
     K2: d grad log pi: the gradient of KL(pi || ref), the reverse KL.
     K3: (1 - ref / pi) grad log pi: that of KL(ref || pi), the forward KL, at first order the same.
 In the reward nothing is differentiated, and K1 gives KL(pi || ref) without a bias.
-Departure: exp(-d) is clamped at e^20, where a float32 gradient would end the run.
+Departures: 1. in K3 -d is clamped at 20, where a float32 gradient would end the run: past it, none is left;
+2. in later steps on a batch tokens are still those of the policy before the first, as in GRPO, and nothing corrects for it.
 """
 
 import torch
 
 from rl.algorithm_config import KLEstimator
+from rl.algorithms.ops import MAX_LOG_RATIO
 from rl.algorithms.output import LossOutput
 from rl.algorithms.signals import Tokens
 
 __all__ = ["adapted_coefficient", "k3_divergence", "kl_divergence", "kl_loss"]
 
-_MAX_LOG = 20.0
 _MAX_ERROR, _GAIN = 0.2, 0.1
 
 
@@ -42,7 +43,9 @@ def kl_divergence(
 
 def k3_divergence(log_ratio_N: torch.Tensor) -> torch.Tensor:
     """[N] K3 = r - 1 - log r of each log r."""
-    return log_ratio_N.clamp(max=_MAX_LOG).expm1() - log_ratio_N
+    # both terms: with one of them clamped the gradient would change its sign there
+    log_ratio_N = log_ratio_N.clamp(max=MAX_LOG_RATIO)
+    return log_ratio_N.expm1() - log_ratio_N
 
 
 def kl_loss(tokens: Tokens, *, coefficient: float, estimator: KLEstimator) -> LossOutput:

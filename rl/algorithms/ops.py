@@ -6,6 +6,7 @@ from rl.algorithms.output import LossOutput
 from rl.algorithms.signals import Tokens
 
 __all__ = [
+    "MAX_LOG_RATIO",
     "centred",
     "clipped_surrogate",
     "importance_weighted",
@@ -15,6 +16,10 @@ __all__ = [
     "token_log_ratio",
     "whitened",
 ]
+
+MAX_LOG_RATIO = 20.0
+"""Of probabilities. Past it exp is clamped: it would overflow in the end, and its gradient be NaN even where the clip
+cuts it off."""
 
 
 def is_uniform(rewards_G: torch.Tensor) -> bool:
@@ -36,10 +41,14 @@ def whitened(x_N: torch.Tensor) -> torch.Tensor:
 
 
 def token_log_ratio(tokens: Tokens) -> torch.Tensor:
-    """[N] log of current over base probability; 0, and without a gradient, where nothing is trained."""
+    """[N] log of current over base probability, at most `MAX_LOG_RATIO`; 0 where nothing is trained.
+
+    In both cases without a gradient.
+    """
     # where, not *: NaN * 0 is NaN
     is_trained_N = tokens.loss_weights_N != 0
-    return torch.where(is_trained_N, tokens.logprobs_N - tokens.base_logprobs_N, 0.0)
+    log_ratio_N = torch.where(is_trained_N, tokens.logprobs_N - tokens.base_logprobs_N, 0.0)
+    return log_ratio_N.clamp(max=MAX_LOG_RATIO)
 
 
 def sample_sums(x_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ t counts the trained tokens of one sample: value and advantage are carried over 
 V_t is read at the row that predicts token t: the state before it. Returns are not whitened.
 We differ from the paper: 1. critic and policy share no parameters and no optimiser, so there is no coefficient between their
 losses; 2. an answer cut off at `sampling.max_tokens` ends there, without a bootstrap: its score says what it was worth;
-3. no entropy bonus; 4. lambda and gamma are 1 by default, as answers are scored once, at their end.
+3. no entropy bonus; 4. lambda and gamma are 1 by default, as answers are scored once, at their end; 5. advantages are
+whitened, over all trained tokens of the batch.
 """
 
 import torch
@@ -19,7 +20,13 @@ from rl.algorithms.ops import clipped_surrogate, token_log_ratio, whitened
 from rl.algorithms.output import LossOutput
 from rl.algorithms.signals import Estimates, Signals, Tokens
 
-__all__ = ["generalized_advantages", "ppo_advantages", "ppo_loss", "value_loss"]
+__all__ = [
+    "explained_variance",
+    "generalized_advantages",
+    "ppo_advantages",
+    "ppo_loss",
+    "value_loss",
+]
 
 
 def ppo_advantages(signals: Signals, *, gamma: float, gae_lambda: float) -> Estimates:
@@ -54,6 +61,15 @@ def ppo_loss(tokens: Tokens, *, clip_low: float, clip_high: float) -> LossOutput
     """Clipped surrogate; `clip_low` and `clip_high` are offsets from 1."""
     ratio_N = token_log_ratio(tokens).exp()
     return clipped_surrogate(ratio_N, tokens, clip_low=clip_low, clip_high=clip_high)
+
+
+def explained_variance(values_N: torch.Tensor, returns_N: torch.Tensor) -> float:
+    """1 - var(returns - values) / var(returns): 1 where the critic knew, 0 where a constant would have done, below 0 where
+    it did harm; 0 where all returns are the same."""
+    variance = float(returns_N.var(correction=0)) if len(returns_N) else 0.0
+    if variance == 0:
+        return 0.0
+    return 1 - float((returns_N - values_N).var(correction=0)) / variance
 
 
 def value_loss(

@@ -35,10 +35,10 @@ def measure_training(config: TrainConfig) -> dict[str, Any]:
             f"trainer.num_steps must be >= 2, the first one warms up; got {config.trainer.num_steps}"
         )
     dtype = torch_dtype(config.model.dtype, "cpu")
-    peaks = measure_peaks(dtype)
     with ExitStack() as stack:
         run = assemble(config, stack)
         run.loop.run()
+    peaks = measure_peaks(dtype)  # afterwards: its half gigabyte is not the run's
     rows = read_events(Path(config.run_dir) / "events.jsonl")
     steps = [row for row in rows if row["event"] == "step"]
     return {
@@ -76,7 +76,7 @@ def summarize(
         "step_seconds": round(median, 3),
         "step_seconds_min": round(min(seconds), 3),
         "step_seconds_max": round(max(seconds), 3),
-        **{f"seconds_{name}": value for name, value in parts.items() if value},
+        **{f"seconds_{name}": value for name, value in parts.items()},
         "seconds_other": round(median - sum(parts.values()), 3),
         "tokens_per_second": round(num_tokens / median, 1),
         "length_mean": round(_median(timed, "rollout/length_mean"), 1),

@@ -1,12 +1,13 @@
 """Checkpoints of a run: weights in the store that others follow, trainer state beside it.
 
     <run_dir>/weights/v<version>/     a Hugging Face directory with a manifest; weights/LATEST names the newest
+                                      (in it adapter/ in peft's format and ema/, a Hugging Face directory, where there are such)
     <run_dir>/trainer/v<version>.pt   optimiser and master weights (the critic's too), where the run stands, and the fleet's history
 
 The trainer state is written first, so that every version that LATEST has ever named can be resumed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,17 @@ class Checkpointer:
         named_weights: Iterator[tuple[str, torch.Tensor]],
         trainer_state: Mapping[str, Any],
         fleet_state: Mapping[str, Any],
+        write_beside: Callable[[Path], None] | None = None,
     ) -> Path:
-        """Write version `state.policy_version`; returns its Hugging Face directory."""
+        """Write version `state.policy_version`; returns its Hugging Face directory.
+
+        Args:
+            state: where the run stands.
+            named_weights: under Hugging Face's names.
+            trainer_state: of the learner.
+            fleet_state: of the fleet.
+            write_beside: adds to the directory of the weights.
+        """
         self._states.mkdir(parents=True, exist_ok=True)
         version = state.policy_version
         partial = self._states / f".v{version}.pt"
@@ -77,6 +87,8 @@ class Checkpointer:
 
         def write(directory: Path) -> None:
             save_checkpoint(weights, source=self._source, directory=directory, dtype=dtype)
+            if write_beside is not None:
+                write_beside(directory)
 
         path = self._store.publish(version, write)
         self._store.remove_old(self._keep)

@@ -5,18 +5,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl.tracking.plotting import Rows, make_figure, points, set_style, smoothed, write_label
+from rl.config import ReportConfig
+from rl.tracking.events import read_events
+from rl.tracking.plotting import MUTED, Rows, make_figure, points, set_style, smoothed, write_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["comparison_figure", "draw_comparison"]
+__all__ = ["comparison_figure", "draw_comparison", "draw_runs"]
 
 _COLORS = (
     "#2f6db5", "#1b8a5a", "#c0392b", "#8e5bb0", "#e08a3c", "#3aa6b9", "#7a5c3e", "#d45d9a", "#5f6b76", "#a3a32a",
 )  # fmt: skip
 _LABEL_HEIGHT = 0.035  # of a panel
+
+
+def draw_runs(config: ReportConfig) -> None:
+    """The picture that scripts/report.py is asked for.
+
+    Raises:
+        ValueError: a run that is none, two of the same name, or nowhere to draw to.
+    """
+    paths, output = [Path(run) for run in config.runs], Path(config.output)
+    missing = [str(path) for path in paths if not (path / "events.jsonl").is_file()]
+    if missing:
+        raise ValueError(f"runs must be run directories, with an events.jsonl each; got {missing}")
+    names = config.names or [path.name for path in paths]
+    if len(set(names)) < len(paths):
+        raise ValueError(f"two of the runs are called the same, {names}; set names=[...]")
+    if not output.parent.is_dir():
+        raise ValueError(f"output must be in a directory that exists, got {output}")
+    events = [read_events(path / "events.jsonl") for path in paths]
+    draw_comparison(dict(zip(names, events, strict=True)), output)
 
 
 def draw_comparison(runs: Mapping[str, Rows], path: Path) -> None:
@@ -61,8 +82,11 @@ def _draw(
             continue
         values = [scale * value for value in (smoothed(values) if is_noisy else values)]
         axes.plot(steps, values, "-" if is_noisy else "o-", color=color, linewidth=2, markersize=5)
-        shown = f"{values[-1]:.2f}" if scale == 1 else f"{values[-1]:.1f}%"
+        shown = f"{values[-1]:.2f}" if is_noisy else f"{values[0]:.1f} \u2192 {values[-1]:.1f}%"
         ends.append((values[-1], steps[-1], f"{name}  {shown}", color))
+    if not ends:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "none measured", transform=axes.transAxes, color=MUTED, ha="center")
     least = (axes.get_ylim()[1] - axes.get_ylim()[0]) * _LABEL_HEIGHT
     at = float("-inf")
     for value, step, text, color in sorted(ends):

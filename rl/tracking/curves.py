@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
 WIDTH_PIXELS, HEIGHT_PIXELS = 1600, 900
 
+_DRAFTS_PIXELS = 250
+_POSITIONS = {
+    1: "#2f6db5",
+    2: "#1b8a5a",
+    4: "#e08a3c",
+    8: "#8e5bb0",
+}  # of a draft, and their colours
+
 _BLUE, _GREEN, _RED = "#2f6db5", "#1b8a5a", "#c0392b"
 _PHASES = {  # label -> key, colour; in the order of a step, stacked upwards; what has no key is the rest
     "rollout": ("seconds/rollout", "#2f6db5"),
@@ -59,9 +67,8 @@ def draw_curves(events: Rows, path: Path, *, title: str) -> None:
 
 def curves_figure(events: Rows, *, title: str) -> "Figure":
     """The figure of the `step` and `evaluation` rows of `events`; pyplot, and what it shows, is left alone."""
-    figure = make_figure(
-        width=WIDTH_PIXELS, height=HEIGHT_PIXELS, title=title, subtitle=_subtitle(events)
-    )
+    height = HEIGHT_PIXELS + _DRAFTS_PIXELS * _has(events, "speculation/proposed_tokens")
+    figure = make_figure(width=WIDTH_PIXELS, height=height, title=title, subtitle=_subtitle(events))
     _draw_panels(figure, events)
     return figure
 
@@ -82,7 +89,26 @@ def _panels() -> list[list[_Panel]]:
     )
     staleness = _Panel("Staleness", "versions, mean and largest", "staleness/mean", _draw_staleness)
     seconds = _Panel("Time of a step", "seconds", "seconds/step", _draw_seconds)
-    return [[reward, accuracy], [length, entropy, speed, mismatch, staleness], [seconds]]
+    drafts = _Panel(
+        "Drafts",
+        "tokens of a step: verified (blue), kept (green)",
+        "speculation/proposed_tokens",
+        _draw_drafts,
+    )
+    positions = _Panel(
+        "Drafts by position",
+        "% kept of the verified",
+        "speculation/acceptance_at_1",
+        _draw_positions,
+    )
+    gain = _Panel(
+        "Drafts, with and without",
+        "tokens/s: with drafts (blue), control steps (grey)",
+        "speculation/tokens_per_second_with",
+        _draw_gain,
+    )
+    rows = [[reward, accuracy], [length, entropy, speed, mismatch, staleness], [seconds]]
+    return [*rows, [drafts, positions, gain]]
 
 
 def _draw_panels(figure: "Figure", events: Rows) -> None:
@@ -153,6 +179,47 @@ def _draw_staleness(axes: "Axes", events: Rows, key: str) -> None:
     _draw_trend(axes, events, key)
     axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
     axes.set_ylim(bottom=0)
+
+
+def _draw_drafts(axes: "Axes", events: Rows, key: str) -> None:
+    for k, color in ((key, _BLUE), ("speculation/accepted_tokens", _GREEN)):
+        step, value = _draw_smooth(axes, events, k, color=color)
+        write_label(axes, step, value, _short(value), color=color, below=color is _GREEN)
+    drafting = sum(points(events, "speculation/draft_seconds")[1])
+    rollout = sum(points(events, "seconds/rollout")[1])
+    if rollout:
+        note = f"drafting {drafting / rollout:.1%} of the rollout time"
+        axes.set_title(note, loc="right", size=9.5, color=MUTED, pad=20)
+    axes.set_ylim(bottom=0)
+
+
+def _draw_positions(axes: "Axes", events: Rows, _key: str) -> None:
+    for position, color in _POSITIONS.items():
+        key = f"speculation/acceptance_at_{position}"
+        if points(events, key)[0]:
+            step, value = _draw_smooth(axes, events, key, color=color, scale=100)
+            write_label(axes, step, value, f"{position}: {value:.0f}%", color=color)
+    axes.set_ylim(0, 105)
+
+
+def _draw_gain(axes: "Axes", events: Rows, key: str) -> None:
+    without = "speculation/tokens_per_second_without"
+    step, value = _draw_smooth(axes, events, key, color=_BLUE)
+    write_label(axes, step, value, _short(value), color=_BLUE)
+    if points(events, without)[0]:
+        step, value = _draw_smooth(axes, events, without, color=MUTED)
+        write_label(axes, step, value, _short(value), color=MUTED, below=True)
+    axes.set_ylim(bottom=0)
+
+
+def _draw_smooth(
+    axes: "Axes", events: Rows, key: str, *, color: str, scale: float = 1
+) -> tuple[int, float]:
+    """A line through the noise; returns where it ends."""
+    steps, values = points(events, key)
+    smooth = [scale * value for value in smoothed(values)]
+    axes.plot(steps, smooth, color=color, linewidth=2, marker="o" if len(steps) == 1 else "")
+    return steps[-1], smooth[-1]
 
 
 def _draw_seconds(axes: "Axes", events: Rows, key: str) -> None:

@@ -42,7 +42,10 @@ def set_style(axes: "Axes", *, title: str, unit: str, last_step: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(title, loc="left", size=11.5, weight="bold", color=INK, pad=20)
-    axes.text(0, 1.045, unit, transform=axes.transAxes, size=9.5, color=MUTED, va="bottom")
+    axes.annotate(
+        unit, (0, 1), xycoords="axes fraction", xytext=(0, 6), textcoords="offset points",
+        size=9.5, color=MUTED, va="bottom",
+    )  # fmt: skip
     axes.set_xlim(0, max(last_step, 1) * 1.01)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl.algorithm_config import PPOConfig
 from rl.checkpoint.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
 from rl.config import RunMode, TrainConfig
@@ -17,19 +19,27 @@ from rl.tracking.tracker import Tracker
 from rl.trainer.algorithm import make_algorithm
 from rl.trainer.answers import Answers
 from rl.trainer.collector import Collector
+from rl.trainer.learner import Learner
 from rl.trainer.learner_assembly import make_learner, num_frozen_decoders
 from rl.trainer.loop import Parts, TrainLoop
+from rl.trainer.lora import count_adapter_parameters
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.validation import check_config, check_prompts
-from rollout.config import StorageDtype
+from rollout.config import FleetKind, StorageDtype
 from rollout.engine.engine import Engine
 from rollout.engine.text import load_tokenizer
 from rollout.fleet.fleet import Fleet
 from rollout.fleet.inline import InlineFleet
+from rollout.fleet.ray_pool import RayPool
 from rollout.fleet.synthetic import SyntheticFleet
+from rollout.fleet.worker_fleet import WorkerFleet
+from rollout.fleet.worker_process import WorkerSpec
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.decoder import Decoder
+from rollout.models.int8 import int8_weights
 from rollout.models.sources import resolve_model
+from rollout.models.spec import read_spec
+from rollout.weights.update import make_update
 
 __all__ = ["Run", "assemble"]
 
@@ -70,6 +80,7 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
     learner = make_learner(config, algorithm, source=source, weights=start.weights, dtype=dtype)
     if start.trainer_state is not None:
         learner.load_state_dict(start.trainer_state)
+    _take_weights(decoder, learner, is_resumed=start.trainer_state is not None)
     run_dir = Path(config.run_dir)
     tracker = stack.enter_context(
         Tracker(
@@ -80,7 +91,7 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         )
     )
     pool = stack.enter_context(_pool(config, task))
-    fleet = _fleet(config, decoder, tokenizer, start.state)
+    fleet = _fleet(config, decoder, tokenizer, start, stack)
     fleet.load_state_dict(start.fleet_state)
     answers = None
     if algorithm.learns_answers:
@@ -104,18 +115,67 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
 
 def _start(config: TrainConfig, source: Path) -> Checkpoint:
     if config.resume_from:
-        return load_checkpoint(Path(config.resume_from))
+        checkpoint = load_checkpoint(Path(config.resume_from))
+        _check_architecture(config.resume_from, checkpoint.weights, source)
+        return checkpoint
     return Checkpoint(weights=source, state=RunState(policy_version=0, accepted_groups=0))
 
 
-def _fleet(config: TrainConfig, decoder: Decoder, tokenizer: Any, state: RunState) -> Fleet:
+def _check_architecture(resume_from: str, weights: Path, source: Path) -> None:
+    theirs, ours = asdict(read_spec(weights)), asdict(read_spec(source))
+    # where completions end is a matter of taste
+    names = [n for n in ours if theirs[n] != ours[n] and n != "eos_token_ids"]
+    if names:
+        differences = ", ".join(f"{n} {theirs[n]} instead of {ours[n]}" for n in names)
+        raise ValueError(
+            f"resume_from must be a run of the model in `model`, got {resume_from!r} with {differences}; "
+            "resume with that run's own model"
+        )
+
+
+@torch.no_grad()
+def _take_weights(decoder: Decoder, learner: Learner, *, is_resumed: bool) -> None:
+    """Let the engine begin with what the trainer has, which a checkpoint's weights must be already."""
+    own = dict(decoder.hf_tensors())
+    for name, tensor in learner.backend.named_weights():
+        if is_resumed and not torch.equal(own[name], tensor):
+            raise ValueError(
+                f"resume_from holds another {name} than its optimiser state gives in this run; keep model.path and "
+                "model.dtype as they were (of adapters, model.path is the base)"
+            )
+        own[name].copy_(tensor)
+
+
+def _fleet(
+    config: TrainConfig, decoder: Decoder, tokenizer: Any, start: Checkpoint, stack: ExitStack
+) -> Fleet:
+    state = start.state
     if config.mode is RunMode.TRAIN_ONLY:
         return SyntheticFleet(decoder.spec.vocab_size, policy_version=state.policy_version)
     engine_config = config.engine
     if state.gave_up_int8:
         engine_config = replace(engine_config, weight_dtype=StorageDtype.PLAIN)
-    engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
-    return InlineFleet(engine)
+    if config.fleet.kind is FleetKind.INLINE:
+        engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
+        return InlineFleet(engine)
+    weights = decoder.hf_tensors()
+    if engine_config.weight_dtype is StorageDtype.INT8:
+        weights = int8_weights(weights)
+    spec = WorkerSpec(
+        weights=start.weights,
+        dtype=config.model.dtype,
+        engine=engine_config,
+        policy_version=state.policy_version,
+        num_threads=config.fleet.threads_per_worker,
+    )
+    update = make_update(state.policy_version, weights)
+    fleet = WorkerFleet(
+        RayPool(spec, config.fleet),
+        config.fleet,
+        policy_version=state.policy_version,
+        digest=update.manifest.digest,
+    )
+    return stack.enter_context(fleet).start()
 
 
 def _pool(config: TrainConfig, task: Task) -> ScorerPool:
@@ -132,26 +192,44 @@ def _num_parameters(decoder: Decoder) -> int:
     return sum(parameter.numel() for parameter in decoder.parameters())
 
 
+def _num_trained(config: TrainConfig, decoder: Decoder) -> int:
+    """Parameters of the policy that have a gradient."""
+    if config.trainer.lora.rank:
+        return count_adapter_parameters(decoder, config.trainer.lora)
+    return _num_parameters(decoder)
+
+
 def _plan(
     config: TrainConfig, task: Task, decoder: Decoder, lengths: Sequence[int]
 ) -> dict[str, str]:
     """What the run will use; memory in GB (10^9 bytes)."""
     weight = decoder.embed_tokens
     num_parameters = _num_parameters(decoder)
-    # trainer's, engine's, the engine's shadow; a critic's; a reference's, taking a teacher to be as large
-    copies = 2 if config.mode is RunMode.TRAIN_ONLY else 3
-    num_trained = 2 if isinstance(config.algorithm, PPOConfig) else 1
-    copies += num_trained - 1 + num_frozen_decoders(config)
+    is_ray = config.fleet.kind is FleetKind.RAY
+    num_engines = config.fleet.num_workers if is_ray else 1
+    # trainer's, engines' and their shadows, one for workers that join; a critic's; a reference's, taking a teacher to be as large
+    copies = 2 if config.mode is RunMode.TRAIN_ONLY else 1 + 2 * num_engines + int(is_ray)
+    num_critics = int(isinstance(config.algorithm, PPOConfig))
+    # adapters keep their base beside the merged weights
+    copies += num_critics + num_frozen_decoders(config) + int(config.trainer.lora.rank > 0)
     weights_gb = copies * num_parameters * weight.itemsize / 1e9
+    num_trained = _num_trained(config, decoder)
     # fp32 gradient and two AdamW moments, and masters where the compute type is narrower
-    optimizer_gb = num_trained * num_parameters * 4 * (3 if weight.itemsize >= 4 else 4) / 1e9
+    tensors = 3 if weight.itemsize >= 4 else 4
+    optimizer_gb = (num_critics * num_parameters + num_trained) * 4 * tensors / 1e9
+    optimizer_gb += num_trained * 4 * int(config.trainer.ema_decay > 0) / 1e9
+    trained = f", {num_trained / 1e6:.2f} M trained" if num_trained < num_parameters else ""
     return {
-        "model": f"{num_parameters / 1e6:.1f} M parameters, {str(weight.dtype).removeprefix('torch.')}",
+        "model": f"{num_parameters / 1e6:.1f} M parameters{trained}, {str(weight.dtype).removeprefix('torch.')}",
         "task": f"{task.name}: {len(task.train):,} prompts to train on (mean {sum(lengths) / len(lengths):.0f} "
         f"tokens), {len(task.held_out):,} held out",
         "batch": f"{config.num_prompts_per_step} prompts x {config.group_size} rollouts of at most "
         f"{config.sampling.max_tokens} tokens",
         "memory": f"weights {weights_gb:.2f} GB, optimizer {optimizer_gb:.2f} GB, "
-        f"KV cache up to {config.engine.kv_cache_gb:.2f} GB, and activations",
+        f"KV cache up to {num_engines * config.engine.kv_cache_gb:.2f} GB, and activations",
+        "fleet": f"{num_engines} workers on Ray, {config.fleet.address or 'on this machine'}, "
+        f"{config.fleet.threads_per_worker} threads each"
+        if is_ray
+        else "one engine, in this process",
         "run directory": config.run_dir,
     }

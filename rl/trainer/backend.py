@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -60,6 +61,9 @@ class Backend(Protocol):
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Weights under Hugging Face's names, in the compute type, in a fixed order."""
         ...
+
+    def write_beside(self, directory: Path) -> None:
+        """Add to a Hugging Face directory of the weights what is not in them: adapters, an average."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -1,5 +1,6 @@
 """PPO's critic: a decoder of its own with one output, trained on the returns of the same micro-batches."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rl.algorithms.ppo import value_loss
 from rl.config import TrainerConfig
 from rl.trainer.backend import BatchStats
 from rl.trainer.master_weights import MasterWeights
+from rl.trainer.optimizer import hidden_matrices
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, target_states
 from rollout.models.decoder import Decoder
@@ -29,13 +31,15 @@ class Critic:
     """
 
     def __init__(self, decoder: Decoder, config: TrainerConfig, *, value_clip: float) -> None:
-        self._decoder = decoder.requires_grad_(True)
+        self._decoder = decoder
         weight = decoder.embed_tokens
         dtype = accumulate_dtype(weight.dtype)
         self._head = torch.nn.Parameter(
             torch.zeros(weight.shape[1], dtype=dtype, device=weight.device)
         )
-        self._weights = MasterWeights([*decoder.parameters(), self._head], config)
+        self._weights = MasterWeights(
+            [*decoder.parameters(), self._head], config, matrices=hidden_matrices(decoder)
+        )
         self._value_clip = value_clip
 
     def values(self, micro_batch: MicroBatch) -> torch.Tensor:
@@ -61,7 +65,9 @@ class Critic:
                 batch.loss_weights_N.to(values_N),
                 value_clip=self._value_clip,
             )
+            started = time.perf_counter()
             (output.loss / denominator).backward()
+            stats.backward_seconds += time.perf_counter() - started
             sums = {"loss/value": output.loss.detach(), **output.metrics}
             for name, value in sums.items():
                 stats.sums[name] = stats.sums.get(name, 0.0) + float(value)
@@ -69,7 +75,7 @@ class Critic:
         return stats
 
     def step(self, learning_rate: float) -> float:
-        """AdamW; returns the gradient's norm before clipping. NaN or inf: no update."""
+        """Update the weights; returns the gradient's norm before clipping. NaN or inf: no update."""
         return self._weights.step(learning_rate)
 
     def state_dict(self) -> dict[str, Any]:

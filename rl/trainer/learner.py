@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from rl.algorithms.ppo import explained_variance
 from rl.algorithms.signals import Signals
 from rl.config import RunMode, TrainConfig
 from rl.rollouts import Rollout, RolloutGroup
@@ -83,6 +84,9 @@ class Learner:
         self._asks_old_policy = needs_old_logprobs(
             config.algorithm, steps_per_batch=config.trainer.steps_per_batch
         )
+        # what has a gradient where the advantage is zero
+        is_in_loss = self._penalty is not None and self._penalty.is_in_loss
+        self._trains_all = critic is not None or is_in_loss
         self.is_updating = False
         """Weights are between two versions: from the first step on a batch until its new version is published."""
 
@@ -111,22 +115,30 @@ class Learner:
                 samples = self._ask(samples)
         with stopwatch("pack"):
             samples = self._with_advantages(samples)
-        stats, norms = [], []
-        for mini_batch in self._mini_batches(groups, samples, stopwatch):
+        stats, norms, critic_norms = [], [], []
+        mini_batches = self._mini_batches(groups, samples, stopwatch)
+        for mini_batch in mini_batches:
             with stopwatch("forward_backward"):
                 stats.append(self._forward_backward(mini_batch, version))
             self.is_updating = True
             with stopwatch("optimizer"):
+                critic_norms.append(self._step_critic(version))
                 norms.append(self._step(stats[-1], mini_batch.samples, version))
         total = _total(stats)
         metrics = training_metrics(
             total,
+            denominator=sum(mini_batch.denominator for mini_batch in mini_batches),
             grad_norm=sum(norms) / len(norms),
             learning_rate=learning_rate(self._config.trainer, version),
         )
         if self._algorithm.learns_answers:  # nobody sampled them: there is nothing to compare with
             metrics = {k: v for k, v in metrics.items() if not k.startswith("mismatch/")}
         metrics["seconds/backward"] = total.backward_seconds  # of seconds/forward_backward
+        if self._critic is not None and samples:
+            metrics["optimizer/critic_grad_norm"] = sum(critic_norms) / len(critic_norms)
+            metrics["value/explained_variance"] = explained_variance(
+                _joined(samples, "values"), _joined(samples, "returns")
+            )
         return metrics | self._penalty_metrics(metrics)
 
     def published(self, version: int) -> None:
@@ -242,13 +254,10 @@ class Learner:
             self._config.algorithm.loss_reduction,
             fixed_length=self._config.sampling.max_tokens,
         )
-        trains_all = self._critic is not None or (
-            self._penalty is not None and self._penalty.is_in_loss
-        )
         kept = [
             replace(sample, loss_weight=weight)
             for sample, weight in zip(samples, weights, strict=True)
-            if sample.advantages and (trains_all or any(sample.advantages))
+            if sample.advantages and (self._trains_all or any(sample.advantages))
         ]
         return _MiniBatch(
             samples=kept, micro_batches=self._pack(kept), denominator=max(denominator, 1.0)
@@ -270,16 +279,21 @@ class Learner:
         if self._critic is not None:
             critic = self._critic.forward_backward(micro_batches, denominator=denominator)
             stats.sums |= critic.sums
+            stats.backward_seconds += critic.backward_seconds
         return stats
+
+    def _step_critic(self, version: int) -> float:
+        """The critic's step, where there is one; returns its gradient's norm."""
+        settings = self._algorithm.critic
+        if self._critic is None or settings is None:
+            return 0.0
+        norm = self._critic.step(settings.critic_learning_rate)
+        if not math.isfinite(norm):
+            logger.warning("step %d skipped by the critic: its gradient is not finite", version + 1)
+        return norm
 
     def _step(self, stats: BatchStats, samples: Sequence[TrainingSample], version: int) -> float:
         """Step, or skip it when a loss or the gradient is not finite; returns the gradient's norm."""
-        settings = self._algorithm.critic
-        if self._critic is not None and settings is not None:
-            self._critic.step(settings.critic_learning_rate)
-            if version < settings.num_critic_warmup_steps:
-                self.backend.clear_gradients()
-                return 0.0
         if stats.bad_sample is not None:
             rollout = samples[stats.bad_sample].rollout
             logger.warning(
@@ -290,6 +304,10 @@ class Learner:
             )
             self.backend.clear_gradients()
             return float("nan")
+        settings = self._algorithm.critic
+        if settings is not None and version < settings.num_critic_warmup_steps:
+            self.backend.clear_gradients()
+            return 0.0
         norm = self.backend.step(learning_rate(self._config.trainer, version))
         if not math.isfinite(norm):
             logger.warning("step %d skipped: the gradient is not finite", version + 1)

@@ -11,6 +11,7 @@ from rl.trainer.algorithm import Algorithm
 from rl.trainer.critic import Critic
 from rl.trainer.frozen_policy import FrozenPolicy
 from rl.trainer.learner import Learner
+from rl.trainer.lora import Adapters
 from rl.trainer.torch_backend import TorchBackend
 from rollout.config import ModelConfig
 from rollout.models.checkpoint import load_decoder
@@ -38,11 +39,18 @@ def make_learner(
     # random completions, and answers, come with no probabilities
     is_sampled = config.mode is not RunMode.TRAIN_ONLY and not algorithm.learns_answers
     temperature = config.sampling.temperature
-    policy = load_decoder(weights, dtype=dtype)
+    trainer = config.trainer
+    # the base of adapters is what the very first run began with; a checkpoint's weights have them merged
+    policy = load_decoder(source if trainer.lora.rank else weights, dtype=dtype)
+    policy.recomputes_layers = trainer.activation_checkpointing
+    adapters = None
+    if trainer.lora.rank:
+        adapters = Adapters(policy, trainer.lora, base=str(source), seed=config.seed)
     critic = None
     if algorithm.critic is not None:
         decoder = load_decoder(source, dtype=dtype)
-        critic = Critic(decoder, config.trainer, value_clip=algorithm.critic.value_clip)
+        decoder.recomputes_layers = trainer.activation_checkpointing
+        critic = Critic(decoder, trainer, value_clip=algorithm.critic.value_clip)
     reference = None
     if config.algorithm.kl_coef > 0:
         reference = FrozenPolicy(load_decoder(source, dtype=dtype), temperature=temperature)
@@ -53,10 +61,11 @@ def make_learner(
         )
     backend = TorchBackend(
         policy,
-        config.trainer,
+        trainer,
         temperature=temperature,
         corrector=_corrector(config.correction) if is_sampled else None,
         ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.OLD,
+        adapters=adapters,
     )
     return Learner(config, algorithm, backend, reference=reference, teacher=teacher, critic=critic)
 

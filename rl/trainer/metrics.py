@@ -15,7 +15,8 @@ _OF_FRESH_TOKENS = ("mismatch/k3", "mismatch/logprob_difference_mean")
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[str, float]:
-    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean."""
+    """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean; those in which the
+    policy sampled no token are in the empty fraction, and train nothing but their siblings' baseline."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else float("nan")
@@ -29,6 +30,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[s
         "reward/zero_variance_groups": sum(is_uniform(group) for group in groups) / len(groups),
         "rollout/length_mean": sum(lengths) / len(lengths),
         "rollout/length_max": max(lengths),
+        "rollout/empty_fraction": lengths.count(0) / len(lengths),
         "rollout/truncated_fraction": sum(truncated) / len(truncated),
         "rollout/num_tokens": sum(lengths),
         "rollout/tokens_per_second": sum(lengths) / max(seconds, 1e-9),
@@ -41,12 +43,14 @@ def is_uniform(group: RolloutGroup) -> bool:
 
 
 def training_metrics(
-    stats: BatchStats, *, grad_norm: float, learning_rate: float
+    stats: BatchStats, *, denominator: float, grad_norm: float, learning_rate: float
 ) -> dict[str, float]:
-    """Means over the tokens that were forwarded, of a mismatch over the fresh ones, of `staleness/k3` over the others;
-    absent where there are none."""
+    """Losses over `denominator`, as their gradients; else means over the tokens that were forwarded, of a mismatch over the
+    fresh ones, of `staleness/k3` over the others; absent where there are none."""
     means = {
-        name: value / stats.num_tokens for name, value in stats.sums.items() if stats.num_tokens
+        name: value / (denominator if name.startswith("loss/") else stats.num_tokens)
+        for name, value in stats.sums.items()
+        if stats.num_tokens
     }
     num_fresh = stats.num_fresh_tokens
     counts = dict.fromkeys(_OF_FRESH_TOKENS, num_fresh)

@@ -1,7 +1,8 @@
-"""The policy's trainer in one process: forward and backward in the compute type, fp32 master weights, AdamW."""
+"""The policy's trainer in one process: forward and backward in the compute type, fp32 master weights."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,16 +12,19 @@ from rl.algorithms.correction import Corrector
 from rl.algorithms.signals import Tokens
 from rl.config import TrainerConfig
 from rl.trainer.backend import BatchStats, LossFunction
+from rl.trainer.lora import Adapters
 from rl.trainer.master_weights import MasterWeights
+from rl.trainer.optimizer import hidden_matrices
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, policy_logprobs
+from rollout.models.checkpoint import save_checkpoint
 from rollout.models.decoder import Decoder
 
 __all__ = ["TorchBackend"]
 
 
 class TorchBackend:
-    """Trains a decoder in place (`MasterWeights`).
+    """Trains a decoder in place (`MasterWeights`), all of its parameters that are not frozen.
 
     Args:
         decoder: its weights and compute type.
@@ -28,6 +32,7 @@ class TorchBackend:
         temperature: of the rollouts, > 0.
         corrector: of tokens, where the engine's policy differs from the trainer's; None weighs all alike.
         ratio_base: whose probability the loss divides by.
+        adapters: the decoder's, where only they are trained.
     """
 
     def __init__(
@@ -38,12 +43,20 @@ class TorchBackend:
         temperature: float,
         corrector: Corrector | None = None,
         ratio_base: RatioBase = RatioBase.OLD,
+        adapters: Adapters | None = None,
     ) -> None:
-        self._decoder = decoder.requires_grad_(True)
+        self._decoder = decoder
+        self._adapters = adapters
         self._temperature = temperature
         self._corrector = corrector
         self._ratio_base = ratio_base
-        self._weights = MasterWeights(decoder.parameters(), config)
+        self._weights = MasterWeights(
+            (p for p in decoder.parameters() if p.requires_grad),
+            config,
+            matrices=hidden_matrices(decoder),
+            on_change=None if adapters is None else adapters.merge,
+            ema_decay=config.ema_decay,
+        )
 
     def forward_backward(
         self,
@@ -62,11 +75,10 @@ class TorchBackend:
             logprobs_N, entropy_N = self.logprobs(micro_batch)
             old_logprobs_N = micro_batch.extras.get("old_logprobs", logprobs_N.detach())
             importance_N = self._importance(old_logprobs_N, micro_batch)
-            output = loss_function(
-                self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
-            )
+            tokens = self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
+            output = loss_function(tokens)
             if not bool(output.loss.isfinite()):
-                stats.bad_sample = _first_bad_sample(logprobs_N, micro_batch)
+                stats.bad_sample = _first_bad_sample(tokens)
                 return stats
             started = time.perf_counter()
             (output.loss / denominator).backward()
@@ -116,7 +128,7 @@ class TorchBackend:
         return self._corrector(old_logprobs_N, rollout_logprobs_N, micro_batch.sample_ids_N)
 
     def step(self, learning_rate: float) -> float:
-        """AdamW; returns the gradient's norm before clipping. NaN or inf: no update."""
+        """Update the weights; returns the gradient's norm before clipping. NaN or inf: no update."""
         return self._weights.step(learning_rate)
 
     def clear_gradients(self) -> None:
@@ -127,6 +139,19 @@ class TorchBackend:
         for name, tensor in self._decoder.hf_tensors():
             yield name, tensor.detach()
 
+    def write_beside(self, directory: Path) -> None:
+        """Add to a Hugging Face directory of the weights what is not in them: `adapter/`, in peft's format, and `ema/`, a
+        Hugging Face directory of their average in the compute type."""
+        if self._adapters is not None:
+            self._adapters.save(directory / "adapter")
+        if self._weights.has_average:
+            average = directory / "ema"
+            average.mkdir()
+            with self._weights.averaged():
+                weights = dict(self.named_weights())
+                dtype = self._decoder.embed_tokens.dtype
+                save_checkpoint(weights, source=directory, directory=average, dtype=dtype)
+
     def state_dict(self) -> dict[str, Any]:
         return self._weights.state_dict()
 
@@ -134,10 +159,14 @@ class TorchBackend:
         self._weights.load_state_dict(state)
 
 
-def _first_bad_sample(logprobs_N: torch.Tensor, micro_batch: MicroBatch) -> int:
-    bad = ~(logprobs_N.isfinite() & micro_batch.advantages_N.to(logprobs_N.device).isfinite())
-    index = int(bad.nonzero()[0]) if bool(bad.any()) else 0
-    return int(micro_batch.sample_ids_N[index])
+def _first_bad_sample(tokens: Tokens) -> int:
+    """Of the first trained token with anything that is not finite."""
+    known = [tokens.logprobs_N, tokens.base_logprobs_N, tokens.advantages_N, tokens.loss_weights_N]
+    if tokens.ref_logprobs_N is not None:
+        known.append(tokens.ref_logprobs_N)
+    bad_N = ~torch.stack([x_N.isfinite() for x_N in known]).all(dim=0)
+    bad_N &= tokens.loss_weights_N != 0
+    return int(tokens.sample_ids_N[int(bad_N.int().argmax())])
 
 
 @torch.no_grad()

@@ -4,76 +4,32 @@ import copy
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from rollout.config import Scenario
-from rollout.engine.core import Completion, Request, SampleKey, SamplingParams
+from rollout.bench.speculation_cells import Cell
+from rollout.engine.core import Completion, Request, SampleKey
 from rollout.engine.engine import Engine
 from rollout.speculation.speculator import Speculator
+from rollout.speculation.stats import SpeculationStats
 
-__all__ = ["Cell", "make_cell", "measure_speculation", "serve"]
-
-
-_GROUP_SIZE = 8
-_LEAST_TOKENS = 16  # of a request
-_MOST_RUNS = 8  # times `tokens_per_run`, where many requests are in flight
+__all__ = ["measure_speculation", "requests_of", "serve"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    scenario: Scenario
-    concurrency: int
-    """Requests in flight; the next one begins when one ends."""
-    prompts: Sequence[Sequence[int]]
-    group_size: int
-    params: SamplingParams
-
-
-def make_cell(
-    scenario: Scenario,
-    prompt: Callable[[int], Sequence[int]],
-    params: SamplingParams,
-    *,
-    concurrency: int,
-    tokens_per_run: int,
-) -> Cell:
-    """A scenario as requests: in groups of 8, as many as are in flight and more where those are few.
-
-    Args:
-        scenario: what they stand for.
-        prompt: the token ids of the i-th prompt.
-        params: how their tokens are drawn; `max_tokens` is lowered where many are in flight.
-        concurrency: requests in flight.
-        tokens_per_run: decoded by a run with few requests, if none ends early.
-    """
-    if scenario is Scenario.UNPREDICTABLE:
-        params = replace(params, temperature=1.5)
-    if scenario is not Scenario.TAIL:
-        limit = max(_LEAST_TOKENS, _MOST_RUNS * tokens_per_run // concurrency)
-        params = replace(params, max_tokens=min(params.max_tokens, limit))
-    num_requests = max(concurrency, tokens_per_run // params.max_tokens)
-    group_size = min(_GROUP_SIZE, num_requests)
-    return Cell(
-        scenario=scenario,
-        concurrency=concurrency,
-        prompts=[prompt(i) for i in range(-(-num_requests // group_size))],
-        group_size=group_size,
-        params=params,
-    )
-
-
-def measure_speculation(engine: Engine, cell: Cell, *, pairs: int) -> dict[str, Any]:
-    """Run a cell with and without drafts, in turn.
+def measure_speculation(
+    engine: Engine, cell: Cell, *, past: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run a cell with and without drafts, in turn, after one run with them that warms memory and estimates.
 
     Args:
         engine: with a speculator, whose history and estimates are left as they were. Estimates go on from pair to pair.
-        cell: what to run.
-        pairs: each of other samples of the same prompts, with the history of one earlier epoch.
+        cell: what to run. Each pair draws other samples of the same prompts.
+        past: what a run's speculator kept, for cells that have a history; None: the first run's rollouts are the history.
 
     Returns:
-        tokens/s of both, and the ratio of each pair: median, least, greatest; what was proposed and kept.
+        tokens/s of both, and the ratio of each pair: median, least, greatest; what was proposed and kept; of steps with
+        drafts, tokens and seconds over what was expected of them.
 
     Raises:
         ValueError: the engine has no drafter.
@@ -84,14 +40,17 @@ def measure_speculation(engine: Engine, cell: Cell, *, pairs: int) -> dict[str, 
         raise ValueError("engine.speculation.drafter must not be OFF: there is nothing to compare")
     speculator = copy.deepcopy(original)
     engine.speculator = speculator
-    if cell.scenario in (Scenario.SECOND_EPOCH, Scenario.TAIL):
-        serve(engine, _requests(cell, epoch=0), cell.concurrency)
+    serve(engine, requests_of(cell, epoch=0), cell.concurrency)
+    if not cell.has_history or past is not None:
+        speculator.drafters = copy.deepcopy(original.drafters)
+    if cell.has_history and past is not None:
+        speculator.load_state_dict(past)
     drafters = speculator.drafters
     speculator.take_stats()
     off, on = _Runs(), _Runs()
-    for epoch in range(1, pairs + 1):
-        requests = _requests(cell, epoch=epoch)
-        speculator.drafters = copy.deepcopy(drafters)  # with the history of epoch 0 alone
+    for epoch in range(1, cell.pairs + 1):
+        requests = requests_of(cell, epoch=epoch)
+        speculator.drafters = copy.deepcopy(drafters)  # with the history from before alone
         for runs, used in ((off, None), (on, speculator))[:: 1 if epoch % 2 else -1]:
             runs.add(engine, requests, cell.concurrency, used)
         _check_same(off.last, on.last)
@@ -100,8 +59,8 @@ def measure_speculation(engine: Engine, cell: Cell, *, pairs: int) -> dict[str, 
     return {
         "scenario": cell.scenario.value,
         "concurrency": cell.concurrency,
-        "requests": len(cell.prompts) * cell.group_size,
-        "pairs": pairs,
+        "requests": cell.num_requests,
+        "pairs": cell.pairs,
         "tokens_per_second_off": round(statistics.median(off.speeds), 1),
         "tokens_per_second_on": round(statistics.median(on.speeds), 1),
         "ratio": round(statistics.median(ratios), 3),
@@ -109,9 +68,11 @@ def measure_speculation(engine: Engine, cell: Cell, *, pairs: int) -> dict[str, 
         "ratio_max": round(max(ratios), 3),
         "tokens_per_step_off": round(off.num_tokens / off.num_steps, 2),
         "tokens_per_step_on": round(on.num_tokens / on.num_steps, 2),
-        "proposed_tokens": on.num_proposed,
-        "accepted_tokens": on.num_accepted,
-        "draft_time_share": round(on.draft_seconds / on.seconds, 4),
+        "proposed_tokens": on.total("num_proposed"),
+        "accepted_tokens": on.total("num_accepted"),
+        "draft_time_share": round(on.total("draft_seconds") / on.seconds, 4),
+        "tokens_over_expected": on.over_expected("tokens"),
+        "seconds_over_expected": on.over_expected("seconds"),
     }
 
 
@@ -139,9 +100,7 @@ class _Runs:
     seconds: float = 0.0
     num_tokens: int = 0
     num_steps: int = 0
-    num_proposed: int = 0
-    num_accepted: int = 0
-    draft_seconds: float = 0.0
+    stats: list[SpeculationStats] = field(default_factory=list)
 
     def add(
         self,
@@ -161,20 +120,25 @@ class _Runs:
         self.num_tokens += num_tokens
         self.num_steps += engine.stats.num_steps - num_steps
         if speculator is not None:
-            stats = speculator.take_stats()
-            self.num_proposed += stats.num_proposed
-            self.num_accepted += stats.num_accepted
-            self.draft_seconds += stats.draft_seconds
+            self.stats.append(speculator.take_stats())
+
+    def total(self, name: str) -> float:
+        """Of a count of the speculator."""
+        return sum(getattr(stats, name) for stats in self.stats)
+
+    def over_expected(self, what: str) -> float | None:
+        expected = self.total(f"expected_{what}")
+        return round(self.total(f"compared_{what}") / expected, 3) if expected else None
 
 
-def _requests(cell: Cell, *, epoch: int) -> list[Request]:
+def requests_of(cell: Cell, *, epoch: int) -> list[Request]:
     """Siblings one after another; each epoch draws anew."""
     return [
         Request(
             request_id=f"{group_id}/{i}",
             token_ids=tuple(token_ids),
             params=cell.params,
-            key=SampleKey(epoch, group_id, i),
+            key=SampleKey(cell.params.seed + epoch, group_id, i),
         )
         for group_id, token_ids in enumerate(cell.prompts)
         for i in range(cell.group_size)

@@ -15,7 +15,7 @@ PARTS = {
     "rollout.models.decoder.linear": "linears",
     "rollout.models.decoder.int8_linear": "linears",
     "rollout.engine.runner.paged_attention": "attention",
-    "rollout.engine.engine.sample_tokens": "sampling",
+    "rollout.engine.verification.sample_tokens": "sampling",
 }
 """The part that each function is. None of them calls another, so their times add up. Layers that run in one call
 (`kernels.decoder_layers`) time their parts themselves."""

@@ -39,7 +39,8 @@ from rollout.models.int8 import int8_decoder
 from rollout.models.sources import resolve_model
 from rollout.speculation.drafters.make import make_drafters
 from rollout.speculation.speculator import Speculator
-from rollout.weights.receiver import WeightReceiver
+from rollout.weights.manifest import Manifest
+from rollout.weights.receiver import HeldWeights, ReceiverState, WeightReceiver
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["Engine", "EngineStats"]
@@ -170,6 +171,21 @@ class Engine:
         return self._scheduler.num_running
 
     @property
+    def num_blocks(self) -> int:
+        """Of the KV cache."""
+        return self._blocks.num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Those that can be had by forgetting finished prompts among them."""
+        return self._blocks.num_available
+
+    @property
+    def has_staged(self) -> bool:
+        """Whether an update waits to be verified, committed or rolled back."""
+        return self._receiver.state is not ReceiverState.IDLE
+
+    @property
     def stats(self) -> EngineStats:
         self._stats.num_preemptions = self._scheduler.num_preemptions
         self._stats.num_prefix_hit_tokens = self._scheduler.num_prefix_hit_tokens
@@ -274,20 +290,24 @@ class Engine:
         return finished
 
     def stage(self, update: WeightUpdate) -> None:
-        """Copy new weights beside the live ones; see `rollout.weights.receiver`.
+        """Copy new weights beside the live ones; see `rollout.weights.receiver`."""
+        self.receiver_for(update.manifest).stage(update)
+
+    def receiver_for(self, manifest: Manifest) -> WeightReceiver:
+        """Where a transport stages what `manifest` announces, beside the live weights and while the engine steps.
 
         With `engine.weight_dtype=INT8` plain weights are taken too: from their commit on the engine is a plain one.
         """
         takes_both = self.config.weight_dtype is StorageDtype.INT8
-        if takes_both and self._shadow.is_int8 != update.is_int8:
-            shadow = self._empty_decoder(is_int8=update.is_int8)
+        if takes_both and self._shadow.is_int8 != manifest.is_int8:
+            shadow = self._empty_decoder(is_int8=manifest.is_int8)
             self._receiver.replace_shadows(dict(shadow.hf_tensors()))
             self._shadow = shadow
-        self._receiver.stage(update)
+        return self._receiver
 
-    def verify(self) -> None:
-        """Compare the staged bytes with the manifest's digests."""
-        self._receiver.verify()
+    def verify(self, manifest: Manifest | None = None) -> None:
+        """Compare the staged bytes with the manifest's digests; `manifest` has them where staging began without."""
+        self._receiver.verify(manifest)
 
     def commit(self) -> None:
         """Put the verified weights in force now; see `rollout.engine.committer`.
@@ -314,8 +334,12 @@ class Engine:
         """Drop staged weights, whatever waits for them; the old version stays in force."""
         self._committer.rollback()
 
+    def held_weights(self) -> HeldWeights:
+        """Version and digest of the weights in force, as they were verified; any thread may ask."""
+        return self._receiver.held()
+
     def weights_digest(self) -> str:
-        """One digest over the live weights."""
+        """One digest over the live weights, read now."""
         return self._receiver.digest()
 
     def clear_prefix_cache(self) -> None:

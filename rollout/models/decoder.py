@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.cpu.ops import pack_native
 from kernels.int8_linear import int8_linear
@@ -112,26 +113,30 @@ class DecoderLayer(nn.Module):
         out = attend(self.index, rope(q, cos_sin_TD), rope(k, cos_sin_TD), v)
         return self.o_proj(out.flatten(1))
 
+    def projections(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """(name of a linear of this layer, the matrices fused in it by Hugging Face's names, with their rows)."""
+        spec = self.spec
+        q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        yield "qkv_proj", {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
+        yield "o_proj", {"self_attn.o_proj": spec.hidden_size}
+        sizes = {"mlp.gate_proj": spec.intermediate_size, "mlp.up_proj": spec.intermediate_size}
+        yield "gate_up_proj", sizes
+        yield "down_proj", {"mlp.down_proj": spec.hidden_size}
+
+    @property
+    def hf_prefix(self) -> str:
+        """Of the names of this layer's tensors."""
+        return f"model.layers.{self.index}."
+
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one)."""
-        spec = self.spec
-        prefix = f"model.layers.{self.index}."
-        q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        prefix = self.hf_prefix
         yield f"{prefix}input_layernorm.weight", self.input_norm
         yield f"{prefix}post_attention_layernorm.weight", self.post_attention_norm
-        parts = [
-            (
-                self.qkv_proj,
-                [q, kv, kv],
-                ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-            ),
-            (self.o_proj, [spec.hidden_size], ["self_attn.o_proj"]),
-            (self.gate_up_proj, [spec.intermediate_size] * 2, ["mlp.gate_proj", "mlp.up_proj"]),
-            (self.down_proj, [spec.hidden_size], ["mlp.down_proj"]),
-        ]
-        for fused, sizes, names in parts:
-            for suffix, rows in fused.named_rows():
-                for name, part in zip(names, rows.split(sizes), strict=True):
+        for linear_name, matrices in self.projections():
+            for suffix, rows in getattr(self, linear_name).named_rows():
+                parts = rows.split(list(matrices.values()))
+                for name, part in zip(matrices, parts, strict=True):
                     yield f"{prefix}{name}.{suffix}", part
         if self.q_norm is not None and self.k_norm is not None:
             yield f"{prefix}self_attn.q_norm.weight", self.q_norm
@@ -158,6 +163,8 @@ class Decoder(nn.Module):
         self._lm_head = (
             linear_type(spec.hidden_size, spec.vocab_size, bias=False) if has_own_head else None
         )
+        self.recomputes_layers = False
+        """Keep the input of each layer alone for the backward, and compute the layer again there."""
         # a plain attribute, so that `.to(bfloat16)` leaves the angles in float32
         self.cos_sin = torch.empty(0)
 
@@ -190,7 +197,13 @@ class Decoder(nn.Module):
 
         def layers(x_TH: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
             for layer in self.layers:
-                x_TH = layer(x_TH, cos_sin_TD, attend)
+                if self.recomputes_layers and torch.is_grad_enabled():
+                    arguments = (x_TH, cos_sin_TD, attend)
+                    x_TH = checkpoint(
+                        layer, *arguments, use_reentrant=False, preserve_rng_state=False
+                    )
+                else:
+                    x_TH = layer(x_TH, cos_sin_TD, attend)
             return x_TH
 
         return self.around(layers, token_ids_T, positions_T)

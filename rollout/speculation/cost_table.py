@@ -9,6 +9,9 @@ from rollout.engine.core import Chunk
 __all__ = ["CostTable", "StepSize", "step_size"]
 
 _REFRESH = 0.1
+_LEAST_SECONDS = 1e-6
+_DOUBT_OF_KEYS = 3.0  # times that of rows: what keys cost depends on how requests share the cache and the threads
+_MOST_RATIO = 2.0  # of a step's time to its estimate: one hiccup must not make a number of rows look too dear to try again
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +20,9 @@ class StepSize:
 
     rows: int
     keys: int
-    """Of all requests: each request's are read once, whatever it computes."""
+    """Of all requests: those of a block are read once, whoever shares it and however many rows a request computes."""
     row_keys: int
-    """Keys of each row beyond a request's first: these are in the cache by then."""
+    """Keys that a further row or a sibling meets: they are in the cache by then."""
 
     def with_row(self, num_keys: int) -> "StepSize":
         """One more row of a request that has so many keys."""
@@ -32,9 +35,18 @@ class StepSize:
 
 def step_size(chunks: Sequence[Chunk]) -> StepSize:
     """Of a step that has not run yet: later the requests have other lengths."""
-    contexts = [chunk.state.num_computed + chunk.num_tokens for chunk in chunks]
-    row_keys = sum((c.num_rows - 1) * keys for c, keys in zip(chunks, contexts, strict=True))
-    return StepSize(sum(chunk.num_rows for chunk in chunks), sum(contexts), row_keys)
+    seen: set[int] = set()  # blocks
+    num_rows = keys = row_keys = 0
+    for chunk in chunks:
+        num_keys = chunk.state.num_computed + chunk.num_tokens
+        table, num_seen = chunk.state.block_table, len(seen)
+        seen.update(table)
+        num_shared = len(table) - (len(seen) - num_seen)
+        again = num_keys * num_shared // len(table) if num_shared else 0
+        num_rows += chunk.num_rows
+        keys += num_keys - again
+        row_keys += (chunk.num_rows - 1) * num_keys + again
+    return StepSize(num_rows, keys, row_keys)
 
 
 class CostTable:
@@ -67,11 +79,28 @@ class CostTable:
         return of_rows + of_keys
 
     def refresh(self, size: StepSize, seconds: float) -> None:
-        """Move the measurements beside a step's number of rows towards what it took."""
-        error = seconds - self.seconds(size)
+        """Move the parts of the estimate towards what a step took, each by how much of it is in doubt.
+
+        Were all of it laid to the rows, keys that cost less than was measured would teach that rows are cheap.
+        """
+        expected = self.seconds(size)
+        error = (min(max(seconds / expected, 0.0), _MOST_RATIO) - 1) * expected
+        of_keys = size.keys * self._seconds_per_key
+        of_row_keys = size.row_keys * self._seconds_per_row_key
+        doubts = (
+            expected - of_keys - of_row_keys,
+            _DOUBT_OF_KEYS * of_keys,
+            _DOUBT_OF_KEYS * of_row_keys,
+        )
+        whole = sum(doubt**2 for doubt in doubts)
+        for_rows, for_keys, for_row_keys = (_REFRESH * error * d**2 / whole for d in doubts)
         for index, weight in self._weights(size.rows):
             share = min(max(weight, 0.0), 1.0)
-            self._seconds[index] = max(self._seconds[index] + _REFRESH * share * error, 1e-6)
+            self._seconds[index] = max(self._seconds[index] + share * for_rows, _LEAST_SECONDS)
+        if of_keys:
+            self._seconds_per_key *= max(1 + for_keys / of_keys, 0.5)
+        if of_row_keys:
+            self._seconds_per_row_key *= max(1 + for_row_keys / of_row_keys, 0.5)
 
     def _weights(self, num_rows: int) -> tuple[tuple[int, float], tuple[int, float]]:
         """The two neighbours and their weights, which sum to 1; beyond the ends one is negative."""

@@ -19,9 +19,7 @@ from rollout.speculation.stats import SpeculationStats
 
 __all__ = ["Speculator"]
 
-_LEAST_GAIN = (
-    1.08  # expected speed, for what the estimates do not see and the noise in those they do
-)
+_LEAST_GAIN = 1.05  # in speed: for what the estimates do not see, and the noise in those they do
 _LEARN_EVERY = 8  # steps that would not draft: compare drafts with what is sampled all the same
 _LEARN_REQUESTS = 4  # that a costly drafter is compared on
 _CONTROL_EVERY = 64  # steps that would draft: run one without, to know what drafts gain
@@ -73,6 +71,11 @@ class Speculator:
         self._begin = 0.0
         self._size: StepSize | None = None  # of the step that runs, if it only decodes
 
+    @property
+    def costs(self) -> CostTable:
+        """Of a step, as they are known by now."""
+        return self._costs
+
     def plan(
         self, batch: Batch, max_lengths: Mapping[RequestState, int]
     ) -> Mapping[RequestState, Sequence[int]]:
@@ -115,11 +118,18 @@ class Speculator:
             )
         num_tokens = sum(map(len, sampled.values()))
         plan, self._plan = self._plan, _NO_PLAN
-        has_drafts = False
+        has_drafts, expected_tokens = False, float(len(batch.chunks))
         for chunk in batch.chunks:
             if chunk.draft:
                 has_drafts = True
                 self.stats.count(len(chunk.draft), len(sampled[chunk.state]) - 1)
+                chances = survival(plan.proposals[chunk.state].probabilities)
+                expected_tokens += sum(chances[: len(chunk.draft)])
+        if has_drafts and self._size is not None:
+            self.stats.compared_tokens += num_tokens
+            self.stats.expected_tokens += expected_tokens
+            self.stats.compared_seconds += now - self._begin
+            self.stats.expected_seconds += self._costs.seconds(self._size)
         if has_drafts:
             self.stats.drafted_tokens += num_tokens
             self.stats.drafted_seconds += seconds

@@ -1,6 +1,6 @@
 """Counts of speculation. No torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 
 __all__ = ["SpeculationStats"]
@@ -25,6 +25,13 @@ class SpeculationStats:
     """Sampled in steps that would have had drafts and were run without, which took `control_seconds`."""
     control_seconds: float = 0.0
 
+    compared_tokens: int = 0
+    """Sampled in steps with drafts that only decoded, which took `compared_seconds`; `expected_tokens` and
+    `expected_seconds` are what the estimates had said of them."""
+    compared_seconds: float = 0.0
+    expected_tokens: float = 0.0
+    expected_seconds: float = 0.0
+
     def count(self, num_proposed: int, num_accepted: int) -> None:
         """One verified draft."""
         self.num_proposed += num_proposed
@@ -36,6 +43,16 @@ class SpeculationStats:
             counts += [0] * (length - len(counts))
             for position in range(length):
                 counts[position] += 1
+
+    def add(self, other: "SpeculationStats") -> None:
+        """Take in the counts of another engine."""
+        for field_ in fields(self):
+            mine, its = getattr(self, field_.name), getattr(other, field_.name)
+            if isinstance(mine, list):
+                its = [a + b for a, b in zip_longest(mine, its, fillvalue=0)]
+            else:
+                its += mine
+            setattr(self, field_.name, its)
 
     def metrics(self) -> dict[str, float]:
         """Rates that have nothing to stand on are left out."""
@@ -53,6 +70,13 @@ class SpeculationStats:
         if self.drafted_seconds:
             metrics["speculation/tokens_per_second_with"] = (
                 self.drafted_tokens / self.drafted_seconds
+            )
+        if self.compared_tokens:
+            metrics["speculation/tokens_over_expected"] = (
+                self.compared_tokens / self.expected_tokens
+            )
+            metrics["speculation/seconds_over_expected"] = (
+                self.compared_seconds / self.expected_seconds
             )
         if self.control_seconds:
             metrics["speculation/tokens_per_second_without"] = (

@@ -1,8 +1,9 @@
 """What a version of the weights consists of: names, shapes, dtypes, and digests of the bytes."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,11 @@ class TensorSpec:
     name: str  # Hugging Face's
     shape: tuple[int, ...]
     dtype: str  # "bfloat16"
-    digest: str  # "xxh3_128:<hex>", of the contiguous bytes
+    digest: str = ""  # "xxh3_128:<hex>", of the contiguous bytes; empty until they are known
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +44,20 @@ class Manifest:
             raise ValueError(f"a manifest names each tensor and file once, got twice: {repeated}")
 
     @property
+    def has_digests(self) -> bool:
+        """Whether it can be verified; a layout alone (`describe_layout`) cannot."""
+        return all(spec.digest for spec in self.tensors)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the sender quantized the weights (`rollout.models.int8`)."""
+        return any(spec.dtype == "int8" for spec in self.tensors)
+
+    @property
     def digest(self) -> str:
         """One digest over all tensors, equal to `WeightReceiver.digest()` of who holds these weights."""
+        if not self.has_digests:
+            raise RuntimeError(f"the digests of version {self.version} are not known yet")
         return combine_digests({spec.name: spec.digest for spec in self.tensors})
 
     def to_json(self) -> str:
@@ -65,6 +82,22 @@ class Manifest:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"not the JSON of a weight manifest: {error!r}") from error
+
+
+def describe_layout(version: int, named_weights: Iterable[tuple[str, torch.Tensor]]) -> Manifest:
+    """A manifest without digests, as of weights that are yet to be gathered.
+
+    Args:
+        version: of the weights.
+        named_weights: read for shapes and dtypes alone: tensors on `meta` will do.
+    """
+    return Manifest(
+        version=version,
+        tensors=tuple(
+            TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype_name(tensor.dtype))
+            for name, tensor in named_weights
+        ),
+    )
 
 
 def describe_tensor(name: str, tensor: torch.Tensor) -> TensorSpec:

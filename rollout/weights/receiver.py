@@ -1,7 +1,10 @@
 """The receiving end of a weight update: nothing unverified is ever in force."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
+from threading import Lock
 
 import torch
 
@@ -11,25 +14,38 @@ from rollout.weights.update import WeightUpdate
 
 class ReceiverState(Enum):
     IDLE = "idle"
+    STAGING = "staging"
     STAGED = "staged"
     VERIFIED = "verified"
 
 
 _ALLOWED = {
     ReceiverState.IDLE: "stage",
+    ReceiverState.STAGING: "none before it ends",
     ReceiverState.STAGED: "verify or rollback",
     ReceiverState.VERIFIED: "commit or rollback",
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldWeights:
+    """Which weights are in force somewhere."""
+
+    version: int
+    digest: str
+
+
 class WeightReceiver:
     """Takes updates into shadow tensors and swaps them in between two engine steps.
 
-            stage             verify               commit
-      IDLE ───────> STAGED ──────────> VERIFIED ──────────> IDLE, at the new version
-       ^              │                    │
-       └──────────────┴────────────────────┘
-         rollback, or a verify that fails: the old version stays in force
+            staging            (its end)           verify               commit
+      IDLE ─────────> STAGING ───────────> STAGED ──────────> VERIFIED ──────────> IDLE, at the new version
+       ^                 │                    │                   │
+       └─────────────────┴────────────────────┴───────────────────┘
+         staging that raises, a verify that fails, a rollback: the old version stays in force
+
+    `staging` and `verify` touch nothing but the shadows and may run in a thread beside the engine's; `commit` belongs
+    between two steps. `held` answers from any thread.
 
     Args:
         targets: the live weights by HF name; may be views into larger fused parameters.
@@ -53,6 +69,8 @@ class WeightReceiver:
         self._swap = swap
         self._state = ReceiverState.IDLE
         self._staged: Manifest | None = None
+        self._held: HeldWeights | None = None
+        self._lock = Lock()  # over what is live
 
     @property
     def version(self) -> int:
@@ -67,6 +85,13 @@ class WeightReceiver:
         """One digest over the weights in force, read now; equals `Manifest.digest` of their update."""
         return combine_digests({name: digest_tensor(t) for name, t in self._targets.items()})
 
+    def held(self) -> HeldWeights:
+        """Version and digest of the weights in force; the digest is that which they were verified by."""
+        with self._lock:
+            if self._held is None:  # weights the receiver was made with
+                self._held = HeldWeights(version=self._version, digest=self.digest())
+            return self._held
+
     def replace_shadows(self, shadows: Mapping[str, torch.Tensor]) -> None:
         """Take the next update into other tensors: its weights may be of other types than those in force."""
         self._require(ReceiverState.IDLE, "replace_shadows")
@@ -79,36 +104,55 @@ class WeightReceiver:
         """
         self._require(ReceiverState.VERIFIED, "commit")
 
-    @torch.no_grad()
     def stage(self, update: WeightUpdate) -> None:
         """Copy `update` into the shadows.
 
         Raises:
             ValueError: other names, shapes or dtypes than the shadows', or no newer version.
         """
-        self._require(ReceiverState.IDLE, "stage")
-        if update.version <= self._version:
-            raise ValueError(
-                f"a weight update must be newer than version {self._version}, got {update.version}"
-            )
-        layout = _layout(self._shadows)
-        specs = {spec.name: (spec.shape, spec.dtype) for spec in update.manifest.tensors}
-        _check_same_layout(layout, specs, of="the manifest")
-        _check_same_layout(layout, _layout(update.tensors), of="the update")
-        for name, tensor in update.tensors.items():
-            self._shadows[name].copy_(tensor)
-        self._staged = update.manifest
-        self._state = ReceiverState.STAGED
+        with self.staging(update.manifest) as shadows:
+            _check_same_layout(_layout(shadows), _layout(update.tensors), of="the update")
+            for name, tensor in update.tensors.items():
+                shadows[name].copy_(tensor.detach())
 
-    def verify(self) -> None:
-        """Compare the digests of what was staged with the manifest's.
+    @contextmanager
+    def staging(self, manifest: Manifest) -> Iterator[Mapping[str, torch.Tensor]]:
+        """The shadows, to be filled with what `manifest` announces before the block ends; any order, any pieces.
+
+        Args:
+            manifest: of the update; its digests may still be unknown.
 
         Raises:
+            ValueError: other names, shapes or dtypes than the shadows', or no newer version.
+        """
+        self._require(ReceiverState.IDLE, "stage")
+        if manifest.version <= self._version:
+            raise ValueError(
+                f"a weight update must be newer than version {self._version}, got {manifest.version}"
+            )
+        _check_same_layout(_layout(self._shadows), _layout_of(manifest), of="the manifest")
+        self._state = ReceiverState.STAGING
+        try:
+            yield {name: shadow.detach() for name, shadow in self._shadows.items()}
+        except BaseException:
+            self._drop_staged()
+            raise
+        self._staged = manifest
+        self._state = ReceiverState.STAGED
+
+    def verify(self, manifest: Manifest | None = None) -> None:
+        """Compare the digests of what was staged with the manifest's.
+
+        Args:
+            manifest: with digests, of what was staged by one without.
+
+        Raises:
+            ValueError: no digests, or a manifest of something else than what was staged; it stays staged.
             RuntimeError: some differ; the receiver is IDLE again and the old version in force.
         """
         self._require(ReceiverState.STAGED, "verify")
-        assert self._staged is not None, "STAGED without a manifest"
-        version, specs = self._staged.version, self._staged.tensors
+        manifest = self._with_digests(manifest)
+        version, specs = manifest.version, manifest.tensors
         bad = [
             spec.name for spec in specs if digest_tensor(self._shadows[spec.name]) != spec.digest
         ]
@@ -118,22 +162,42 @@ class WeightReceiver:
                 f"weights of version {version} differ from their manifest in {len(bad)} of {len(specs)} "
                 f"tensors: {_some(bad)}; version {self._version} stays in force"
             )
+        self._staged = manifest
         self._state = ReceiverState.VERIFIED
 
     def commit(self) -> None:
         """Put the verified weights in force. Call it between two engine steps."""
         self.require_verified()
         assert self._staged is not None, "VERIFIED without a manifest"
-        self._swap()
-        self._targets, self._shadows = self._shadows, self._targets
-        self._version = self._staged.version
+        held = HeldWeights(version=self._staged.version, digest=self._staged.digest)
+        with self._lock:
+            self._swap()
+            self._targets, self._shadows = self._shadows, self._targets
+            self._version = held.version
+            self._held = held
         self._drop_staged()
 
     def rollback(self) -> None:
         """Drop what was staged; the old version stays in force."""
-        if self._state is ReceiverState.IDLE:
+        if self._state in (ReceiverState.IDLE, ReceiverState.STAGING):
             raise self._out_of_order("rollback")
         self._drop_staged()
+
+    def _with_digests(self, manifest: Manifest | None) -> Manifest:
+        staged = self._staged
+        assert staged is not None, "STAGED without a manifest"
+        if manifest is None:
+            manifest = staged
+        elif manifest.version != staged.version or _layout_of(manifest) != _layout_of(staged):
+            raise ValueError(
+                f"verify must be given the manifest of what was staged (version {staged.version}), "
+                f"got one of version {manifest.version} with {len(manifest.tensors)} tensors"
+            )
+        if not manifest.has_digests:
+            raise ValueError(
+                f"version {staged.version} was staged without digests; give verify the manifest that has them"
+            )
+        return manifest
 
     def _drop_staged(self) -> None:
         self._staged = None
@@ -155,6 +219,10 @@ _Layout = Mapping[str, tuple[tuple[int, ...], str]]
 
 def _layout(tensors: Mapping[str, torch.Tensor]) -> _Layout:
     return {name: (tuple(t.shape), dtype_name(t.dtype)) for name, t in tensors.items()}
+
+
+def _layout_of(manifest: Manifest) -> _Layout:
+    return {spec.name: (spec.shape, spec.dtype) for spec in manifest.tensors}
 
 
 def _check_same_layout(expected: _Layout, got: _Layout, *, of: str) -> None:

@@ -1,4 +1,4 @@
-"""A new version of the weights on its way from the trainer to an engine in the same process."""
+"""A new version of the weights on its way from the trainer to its engines."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from rollout.weights.manifest import Manifest, describe_tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightUpdate:
-    """Transport `inline`: the tensors themselves are handed over, not copied.
+    """The tensors themselves: `inline` hands them over uncopied, `collective` broadcasts them.
 
-    The sender leaves them unchanged until the receiver has staged them; `verify` finds out if it did not.
+    The sender leaves them unchanged until every receiver has staged them; `verify` finds out if it did not.
     """
 
     version: int
@@ -26,9 +26,13 @@ class WeightUpdate:
             )
 
     @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
     def is_int8(self) -> bool:
         """Whether the sender quantized it (`rollout.models.int8`)."""
-        return any(spec.dtype == "int8" for spec in self.manifest.tensors)
+        return self.manifest.is_int8
 
 
 def make_update(version: int, named_weights: Iterable[tuple[str, torch.Tensor]]) -> WeightUpdate:

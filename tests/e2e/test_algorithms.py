@@ -169,6 +169,15 @@ def test_distillation_learns_from_a_teacher_and_refuses_another_vocabulary(score
         (("algorithm=dapo", "algorithm.num_overlong_tokens=9"), "must be <= sampling.max_tokens (8), got 9"),
         (("algorithm.kl_target=0.1",), "algorithm.kl_coef must be > 0 where kl_target"),
         (("correction.min_importance_weight=0.5",), "0 where correction.mode is TRUNCATE"),
+        (
+            ("correction.mode=MASK", "correction.min_importance_weight=0.5", "correction.max_importance_weight=0"),
+            "0 where correction.max_importance_weight is, which weighs all alike, got 0.5",
+        ),
+        (("algorithm=sft", "algorithm.kl_coef=0.1"), "algorithm.kl_coef must be 0 when algorithm=sft"),
+        (
+            ("algorithm=maxrl", "algorithm.kl_coef=0.1", "algorithm.kl_placement=REWARD"),
+            "algorithm.kl_placement must be LOSS when algorithm=maxrl",
+        ),
         (("trainer.steps_per_batch=3",), "trainer.steps_per_batch must be <= num_prompts_per_step (2)"),
         (("algorithm=distillation",), "algorithm.teacher_path"),
         (("algorithm=sft", "sampling.max_tokens=2"), "sampling.max_tokens must hold every answer"),

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels.linear_logprobs
 from kernels.linear import linear
@@ -129,3 +131,69 @@ def test_no_rows_give_no_rows():
 def test_a_temperature_that_is_not_positive_is_named():
     with pytest.raises(ValueError, match=r"temperature must be > 0, got 0"):
         linear_logprobs(*make_head(1, 4), temperature=0)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside it hold at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._storages: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self._storages[StorageWeakRef(storage)] = storage.nbytes()
+        self._storages = {ref: n for ref, n in self._storages.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(self._storages.values()))
+        return out
+
+
+def peak_bytes(op, num_rows, dtype) -> int:
+    """Of forward and backward, on top of the inputs."""
+    hidden, weight, token_ids = make_head(num_rows, 4096, dtype=dtype)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    with LiveBytes() as live:
+        op(*leaves, token_ids)[0].sum().backward()
+    return live.peak
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch, dtype):
+    set_chunk(monkeypatch, 1)  # 64 rows
+    few, many = (peak_bytes(linear_logprobs, n, dtype) for n in (64, 640))
+    # of each row more: its gradient, and some numbers of 4 or 8 bytes
+    assert many - few < 576 * (WIDTH * dtype.itemsize + 16 * 8)
+    few, many = (peak_bytes(linear_logprobs_reference, n, dtype) for n in (64, 640))
+    assert many - few > 2 * 576 * 4096 * dtype.itemsize, "what is counted"
+
+
+def test_the_backward_computes_the_logits_again_in_the_same_chunks(monkeypatch):
+    set_chunk(monkeypatch, 1)
+    seen = []
+
+    def counted(hidden, weight):
+        seen.append(len(hidden))
+        return linear(hidden, weight)
+
+    monkeypatch.setattr(kernels.linear_logprobs, "linear", counted)
+    hidden, weight, token_ids = make_head(130, 40)
+    logprobs, _ = linear_logprobs(hidden.requires_grad_(), weight, token_ids)
+    assert seen == [64, 64, 2]
+    logprobs.sum().backward()
+    assert seen == [64, 64, 2] * 2
+
+
+@pytest.mark.parametrize("frozen", [0, 1], ids=["hidden", "weight"])
+def test_what_is_frozen_gets_no_gradient_and_the_other_the_same(frozen):
+    hidden, weight, token_ids = make_head(9, 40)
+    both = gradients(linear_logprobs, hidden, weight, token_ids, randn(9, seed=2))
+    leaves = [hidden.clone(), weight.clone()]
+    leaves[1 - frozen].requires_grad_()
+    logprobs, _ = linear_logprobs(*leaves, token_ids)
+    logprobs.backward(randn(9, seed=2))
+    assert leaves[frozen].grad is None
+    assert torch.equal(leaves[1 - frozen].grad, both[1 - frozen])

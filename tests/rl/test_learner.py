@@ -1,5 +1,6 @@
 """What reaches the backend, and in which portions; what others say of a token stays with that token."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -16,8 +17,8 @@ from rl.algorithm_config import (
     PPOConfig,
     RLOOConfig,
 )
+from rl.algorithms.ppo import explained_variance
 from rl.algorithms.rloo import rloo_loss
-from rl.algorithms.signals import Tokens
 from rl.config import TrainConfig, TrainerConfig
 from rl.trainer.algorithm import make_algorithm
 from rl.trainer.backend import BatchStats
@@ -27,6 +28,7 @@ from rl.trainer.mismatch import MismatchError, check_mismatch
 from rl.trainer.packing import MicroBatch
 from rl.trainer.stopwatch import Stopwatch
 from rollout.config import ModelConfig, ModelSource, SamplingConfig
+from tests.rl.algorithms.batches import gradient, tokens
 from tests.rl.rollout_factory import group, rollout
 
 
@@ -188,6 +190,66 @@ def test_a_critic_sees_every_token_with_its_own_return_and_warms_up_alone():
     assert [math.isnan(rate) for rate in backend.rates] == [True, False]
 
 
+def test_losses_are_reported_over_the_denominator_that_divides_their_gradient():
+    backend = RecordingBackend()
+    backend.stats = {"loss/policy": 6.0, "policy/entropy": 6.0}
+    made = learner(GRPOConfig(loss_reduction=LossReduction.SEQUENCE_MEAN), backend, steps=2)
+    metrics = made.learn(GROUPS, 0, Stopwatch())
+    # 6 rollouts with a score, 2 steps; 6 tokens were forwarded
+    assert metrics["loss/policy"] == pytest.approx(12 / 6)
+    assert metrics["policy/entropy"] == pytest.approx(12 / 6)
+    one = learner(GRPOConfig(), backend).learn(GROUPS, 0, Stopwatch())
+    assert one["loss/policy"] == pytest.approx(6 / 9), "those without signal count too"
+
+
+def test_advantages_and_values_are_carried_over_what_an_environment_said():
+    backend, critic = RecordingBackend(), Says(0.01)
+    # sampled 10, 20 with 90, 91 between; alone beside it, a rollout of one token
+    batch = group(
+        rollout([1], [10], [90, 91], [20], group_id=0, sample_index=0, reward=1.0),
+        rollout([1], [30], group_id=0, sample_index=1, reward=0.0),
+    )
+    algorithm = PPOConfig(gamma=0.5, gae_lambda=0.5)
+    metrics = learner(algorithm, backend, critic=critic).learn([batch], 0, Stopwatch())
+    returns = [x for b in critic.batches for x in b.extras["returns"].tolist()]
+    # deltas: 0 + 0.5 * 0.2 - 0.1, 1 - 0.2, 0 - 0.3; gamma * lambda = 0.25
+    raw = torch.tensor([0.0 + 0.25 * 0.8, 0.8, -0.3], dtype=torch.float64)
+    values = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    assert returns == pytest.approx((raw + values).tolist())
+    whitened = (raw - raw.mean()) / (raw.std(correction=0) + 1e-6)
+    assert targets(critic.batches, "advantages_N") == pytest.approx(whitened.tolist())
+    assert metrics["value/explained_variance"] == pytest.approx(
+        explained_variance(values, raw + values)
+    )
+
+
+def test_a_critic_learns_from_rollouts_without_signal_too():
+    backend, critic = RecordingBackend(), Says(0.0)
+    learner(PPOConfig(), backend, critic=critic).learn(GROUPS[2:], 0, Stopwatch())
+    assert targets(critic.batches, "advantages_N") == [0.0, 0.0, 0.0]
+    assert targets(critic.batches, "target_ids_N") == [60, 61, 70]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(2, [2, 4]), (0, [])])
+def test_the_reference_becomes_the_policy_every_so_many_versions_and_never_unasked(every, expected):
+    backend, reference, loaded = RecordingBackend(), Says(0.0), []
+    reference.load = loaded.append
+    algorithm = GRPOConfig(kl_coef=0.5, reference_refresh_steps=every)
+    made = learner(algorithm, backend, reference=reference)
+    for version in range(1, 6):
+        backend.named_weights = functools.partial(int, version)
+        made.published(version)
+    assert loaded == expected
+
+
+def test_a_critics_step_that_is_not_finite_is_said(caplog):
+    critic = Says(0.01)
+    critic.step = lambda _rate: math.nan
+    metrics = learner(PPOConfig(), RecordingBackend(), critic=critic).learn(GROUPS, 4, Stopwatch())
+    assert "step 5 skipped by the critic: its gradient is not finite" in caplog.text
+    assert math.isnan(metrics["optimizer/critic_grad_norm"])
+
+
 def test_a_batch_without_any_score_still_takes_its_step():
     lost = group(rollout([1], [10], group_id=0, reward=None))
     backend = RecordingBackend()
@@ -221,17 +283,10 @@ def test_a_divergence_that_is_not_a_number_stops_the_run():
 
 
 def test_a_penalty_adds_to_a_loss_and_reports_the_divergence_in_either_place():
-    made = Tokens(
-        logprobs_N=torch.tensor([-1.0, -2.0]),
-        base_logprobs_N=torch.tensor([-1.0, -2.0]),
-        advantages_N=torch.tensor([1.0, 1.0]),
-        loss_weights_N=torch.ones(2),
-        sample_ids_N=torch.zeros(2, dtype=torch.int64),
-        ref_logprobs_N=torch.tensor([-2.0, -4.0]),
-    )
-    for placement, expected in (
-        (KLPlacement.LOSS, -2 + 0.1 * (0.5 + 2.0)),
-        (KLPlacement.REWARD, -2),
+    made = tokens([-1.0, -2.0], [-1.0, -2.0], [1.0, 1.0], ref=[-2.0, -4.0])
+    for placement, expected, gradients in (
+        (KLPlacement.LOSS, -2 + 0.1 * (0.5 + 2.0), [-1 + 0.1 * 1.0, -1 + 0.1 * 2.0]),
+        (KLPlacement.REWARD, -2, [-1.0, -1.0]),
     ):
         penalty = KLPenalty(
             RLOOConfig(kl_coef=0.1, kl_estimator=KLEstimator.K2, kl_placement=placement)
@@ -239,3 +294,15 @@ def test_a_penalty_adds_to_a_loss_and_reports_the_divergence_in_either_place():
         out = penalty.added_to(rloo_loss)(made)
         assert out.loss.item() == pytest.approx(expected)
         assert out.metrics["kl/reference"].item() == pytest.approx(2.5)
+        assert gradient(penalty.added_to(rloo_loss), made) == pytest.approx(gradients)
+
+
+def test_an_adapted_coefficient_is_the_one_that_is_used_in_either_place():
+    made = tokens([-1.0, -2.0], [-1.0, -2.0], [1.0, 1.0], ref=[-2.0, -4.0])
+    config = RLOOConfig(kl_coef=0.1, kl_target=0.01, kl_estimator=KLEstimator.K2)
+    penalty = KLPenalty(config)
+    loss = penalty.added_to(rloo_loss)
+    penalty.adapt(9.0)
+    assert loss(made).loss.item() == pytest.approx(-2 + 0.102 * 2.5)
+    rewards = penalty.rewards(made.base_logprobs_N, made.ref_logprobs_N)
+    assert rewards.tolist() == pytest.approx([-0.102 * 0.5, -0.102 * 2.0])

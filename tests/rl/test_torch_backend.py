@@ -1,30 +1,43 @@
 """I5: gradients do not depend on micro-batch size, packing, or sharing of prompts. In float64."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from rl.algorithm_config import KLEstimator, RatioBase
-from rl.algorithms.cispo import cispo_loss
+from kernels.attention import attention_reference
+from rl.algorithm_config import (
+    AlgorithmConfig,
+    CISPOConfig,
+    ClippedConfig,
+    DAPOConfig,
+    DistillationConfig,
+    DrGRPOConfig,
+    GRPOConfig,
+    GSPOConfig,
+    KLEstimator,
+    MaxRLConfig,
+    PPOConfig,
+    RatioBase,
+    ReinforcePPConfig,
+    RLOOConfig,
+    SFTConfig,
+)
 from rl.algorithms.correction import Corrector
-from rl.algorithms.dapo import dapo_loss
-from rl.algorithms.distillation import distillation_loss
-from rl.algorithms.dr_grpo import dr_grpo_loss
 from rl.algorithms.grpo import grpo_loss
-from rl.algorithms.gspo import gspo_loss
 from rl.algorithms.kl import kl_loss
-from rl.algorithms.maxrl import maxrl_loss
-from rl.algorithms.ppo import ppo_loss
-from rl.algorithms.reinforce_pp import reinforce_pp_loss
 from rl.algorithms.rloo import rloo_loss
 from rl.algorithms.signals import Tokens
 from rl.config import TrainerConfig
+from rl.trainer.algorithm import make_algorithm
+from rl.trainer.backend import LossFunction
 from rl.trainer.packing import TrainingSample, pack
 from rl.trainer.torch_backend import TorchBackend
 from rollout.models.checkpoint import load_decoder
+from rollout.models.decoder import Decoder
 from rollout.models.sources.tiny import make_tiny_model
 from tests.rl.rollout_factory import rollout
 
@@ -69,20 +82,28 @@ def gradients(backend: TorchBackend, micro_batches) -> list[torch.Tensor]:
     return [m.grad.clone() for m in backend.state_dict()["masters"]]
 
 
-CLIP = {"clip_low": 0.2, "clip_high": 0.2}
-LOSSES = {
-    "grpo": LOSS,
-    "dr_grpo": functools.partial(dr_grpo_loss, **CLIP),
-    "dapo": functools.partial(dapo_loss, **CLIP),
-    "reinforce_pp": functools.partial(reinforce_pp_loss, **CLIP),
-    "ppo": functools.partial(ppo_loss, **CLIP),
-    "gspo": functools.partial(gspo_loss, **CLIP),
-    "cispo": functools.partial(cispo_loss, max_ratio=1.5),
-    "rloo": rloo_loss,
-    "maxrl": maxrl_loss,
-    "distillation": distillation_loss,
-    "kl": lambda tokens: kl_loss(tokens, coefficient=0.5, estimator=KLEstimator.K3),
+# ranges narrow enough, and bounds low enough, for some tokens below to be clipped
+CONFIGS = [
+    GRPOConfig(),
+    DrGRPOConfig(),
+    DAPOConfig(),
+    RLOOConfig(),
+    ReinforcePPConfig(),
+    GSPOConfig(clip_low=0.2, clip_high=0.2),
+    CISPOConfig(max_ratio=1.5),
+    MaxRLConfig(),
+    PPOConfig(),
+    DistillationConfig(teacher_path="x"),
+    SFTConfig(),
+]
+LOSSES = {type(c).__name__: make_algorithm(c, max_tokens=8).loss for c in CONFIGS} | {
+    f"kl {e.name}": functools.partial(kl_loss, coefficient=0.5, estimator=e) for e in KLEstimator
 }
+
+
+def test_every_algorithm_is_tried():
+    every = {*AlgorithmConfig.__subclasses__(), *ClippedConfig.__subclasses__()}
+    assert {type(config) for config in CONFIGS} == every - {ClippedConfig}
 
 
 def off_policy_samples() -> list[TrainingSample]:
@@ -120,6 +141,61 @@ def test_no_algorithms_gradient_depends_on_batching_or_sharing(tiny, name):
     ):
         for a, b in zip(truth, grads(**packing), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+def padded_gradients(
+    decoder: Decoder, samples: Sequence[TrainingSample], loss_function: LossFunction
+) -> list[torch.Tensor]:
+    """As most trainers do it: a rectangle, plain causal attention over whole rows, weight 0 on prompts and padding."""
+    width = max(len(s.rollout.token_ids) for s in samples)
+
+    def rows(name: str) -> torch.Tensor:
+        """[B, width], zero where nothing is trained."""
+        made = torch.zeros(len(samples), width, dtype=torch.float64)
+        for row, sample in zip(made, samples, strict=True):
+            trained = torch.tensor(sample.rollout.loss_mask).nonzero()[:, 0]
+            values = sample.extras.get(name)
+            if values is None:  # a micro-batch has these in float32
+                values = torch.tensor(getattr(sample, name), dtype=torch.float32).double()
+            row[trained] = values
+        return made[:, 1:].flatten()
+
+    def attend(_layer, *qkv: torch.Tensor) -> torch.Tensor:
+        sequences = zip(*(x.split(width) for x in qkv), strict=True)
+        return torch.cat([attention_reference(q, k, v) for q, k, v in sequences])
+
+    ids = [s.rollout.token_ids + [0] * (width - len(s.rollout.token_ids)) for s in samples]
+    ids_BW = torch.tensor(ids)
+    positions_T = torch.arange(width).repeat(len(samples))
+    hidden_BWH = decoder(ids_BW.flatten(), positions_T, attend).view(*ids_BW.shape, -1)
+    logits_TV = hidden_BWH[:, :-1].flatten(0, 1) @ decoder.lm_head.T / 0.7
+    logprobs_T = logits_TV.log_softmax(-1).gather(1, ids_BW[:, 1:].reshape(-1, 1))[:, 0]
+    tokens = Tokens(
+        logprobs_N=logprobs_T,
+        base_logprobs_N=rows("old_logprobs"),
+        advantages_N=rows("advantages"),
+        loss_weights_N=rows("loss_weight"),
+        sample_ids_N=torch.arange(len(samples)).repeat_interleave(width - 1),
+        ref_logprobs_N=rows("ref_logprobs"),
+    )
+    (loss_function(tokens).loss / 12.0).backward()
+    return [p.grad for p in decoder.parameters()]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_algorithms_gradient_depends_on_packing_against_padding(tiny, name):
+    backend = backend_of(tiny, torch.float64)
+    backend.forward_backward(
+        pack(off_policy_samples(), max_tokens=1000, share_prompts=True),
+        LOSSES[name],
+        denominator=12.0,
+    )
+    got = [m.grad for m in backend.state_dict()["masters"]]
+    decoder = load_decoder(tiny, dtype=torch.float64)
+    expected = padded_gradients(decoder, off_policy_samples(), LOSSES[name])
+    assert sum(float(g.abs().sum()) for g in got) > 0
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +294,30 @@ def test_an_infinite_advantage_names_its_sample_and_a_nan_gradient_changes_nothi
     backend.step(1.0)
     after = backend.state_dict()["masters"]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_mismatch_is_that_of_the_trainers_policy_from_the_engines(tiny):
+    backend = backend_of(tiny, torch.float64)
+    (batch,) = pack(off_policy_samples(), max_tokens=1000, share_prompts=True)
+    sums = backend.forward_backward([batch], LOSS, denominator=1.0).sums
+    # the rollouts' log-probabilities are -1 each
+    d = batch.extras["old_logprobs"] + 1.0
+    assert sums["mismatch/k3"] == pytest.approx(float((d.exp() - 1 - d).sum()))
+    assert sums["mismatch/logprob_difference_mean"] == pytest.approx(float(d.abs().sum()))
+
+
+def test_a_sample_whose_engine_or_reference_said_nan_is_the_one_that_is_named(tiny):
+    decoder = load_decoder(tiny, dtype=torch.float64)
+    corrector = Corrector(max_weight=2.0)
+    backend = TorchBackend(decoder, TrainerConfig(), temperature=0.7, corrector=corrector)
+    made = off_policy_samples()
+    made[3].rollout.rollout_logprobs[-1] = float("nan")
+    batches = pack(made, max_tokens=1000, share_prompts=True)
+    assert backend.forward_backward(batches, LOSS, denominator=1.0).bad_sample == 3
+    made = off_policy_samples()
+    made[4].extras["ref_logprobs"][1] = float("-inf")
+    batches = pack(made, max_tokens=1000, share_prompts=True)
+    assert backend.forward_backward(batches, LOSSES["kl K2"], denominator=1.0).bad_sample == 4
 
 
 def test_state_survives_a_round_trip_and_the_next_step_is_bitwise_the_same(tiny):

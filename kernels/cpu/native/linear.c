@@ -145,15 +145,27 @@ INLINE void linear_step(int ROWS, int COLUMNS, const element *x, const int32_t *
 
 #endif
 
+/* Places between two fetches of a share of what comes next. One fetch per tile would fill the buffers that loads wait in, and
+ * nothing would overlap: 6 rows took as long as their weights and their arithmetic together. */
+#define FETCH_PLACES 16
+
 /* ROWS x (COLUMNS panels) outputs; columns from `limit` on do not exist. Panels are of floats if WIDE. */
 INLINE void linear_tile(int ROWS, int COLUMNS, int WIDE, const factor *x, const int32_t *panels, const element *bias,
-                        element *y, int64_t K, int64_t N, int64_t limit) {
+                        element *y, int64_t K, int64_t N, int64_t limit, Ahead *ahead) {
     vec sums[6][8];
     int64_t k = 0;
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
         for (int c = 0; c < COLUMNS; c++) sums[r][c] = splat(0);
+    while (k + FETCH_PLACES * PLACE <= K) {
+        fetch(ahead);
+        for (int64_t end = k + FETCH_PLACES * PLACE; k < end; k += WIDE ? 1 : PLACE)
+            if (WIDE)
+                widened_step(ROWS, COLUMNS, x + k, (const float *)panels + k * LANES, K, sums);
+            else
+                linear_step(ROWS, COLUMNS, x + k, panels + k / PLACE * LANES, K, PLACE, sums);
+    }
     if (WIDE)
         for (; k < factors_of(K); k++)
             widened_step(ROWS, COLUMNS, x + k, (const float *)panels + k * LANES, K, sums);
@@ -170,16 +182,15 @@ INLINE void linear_tile(int ROWS, int COLUMNS, int WIDE, const factor *x, const 
 }
 
 /* ROWS rows against all panels of a block, COLUMNS at a time: as many as the registers hold. */
-#define LINEAR_ROWS(NAME, ROWS, COLUMNS, WIDE)                                                                         \
-    static void NAME(const factor *x, const int32_t *panels, const element *bias, element *y, int64_t K, int64_t N,    \
-                     int64_t columns, Ahead *ahead) {                                                                  \
-        int64_t n = 0, size = WIDE ? factors_of(K) : places_of(K);                                                     \
-        for (; n + COLUMNS * LANES <= columns; n += COLUMNS * LANES) {                                                 \
-            fetch(ahead);                                                                                              \
-            linear_tile(ROWS, COLUMNS, WIDE, x, panels + n * size, bias ? bias + n : 0, y + n, K, N, COLUMNS * LANES); \
-        }                                                                                                              \
-        for (; n < columns; n += LANES)                                                                                \
-            linear_tile(ROWS, 1, WIDE, x, panels + n * size, bias ? bias + n : 0, y + n, K, N, columns - n);           \
+#define LINEAR_ROWS(NAME, ROWS, COLUMNS, WIDE)                                                                            \
+    static void NAME(const factor *x, const int32_t *panels, const element *bias, element *y, int64_t K, int64_t N,       \
+                     int64_t columns, Ahead *ahead) {                                                                     \
+        int64_t n = 0, size = WIDE ? factors_of(K) : places_of(K);                                                        \
+        for (; n + COLUMNS * LANES <= columns; n += COLUMNS * LANES)                                                      \
+            linear_tile(ROWS, COLUMNS, WIDE, x, panels + n * size, bias ? bias + n : 0, y + n, K, N, COLUMNS * LANES,     \
+                        ahead);                                                                                           \
+        for (; n < columns; n += LANES)                                                                                   \
+            linear_tile(ROWS, 1, WIDE, x, panels + n * size, bias ? bias + n : 0, y + n, K, N, columns - n, ahead);       \
     }
 #if LANES == 16 /* and 32 registers */
 #define MOST_PANELS 4
@@ -250,7 +261,7 @@ void paceline_linear(const element *x, const element *w, const int32_t *panels, 
             int64_t n = b * block, columns = n + block < N ? block : N - n;
             if (!panels) pack_columns(w + n * K, K, columns, room);
             const int32_t *packed = panels ? panels + n * size : room;
-            int64_t tiles = M / 6 * ((columns + step - 1) / step);
+            int64_t tiles = M / 6 * ((columns + step - 1) / step) * (size / FETCH_PLACES);
             Ahead ahead = ahead_of(panels, size * 4, panels ? next : blocks, block, N, tiles);
             int64_t m = 0;
 #if WIDENS

@@ -1,5 +1,6 @@
 """Advantages by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -39,6 +40,20 @@ def test_rloo_compares_each_with_the_others():
 def test_maxrl_divides_by_the_mean_and_nobody_right_is_no_signal():
     got = values(maxrl_advantages(signals([1.0, 0.0, 0.0, 0.0], [0.0, 0.0], [1.0, 1.0])))
     assert got == [3.0, -1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("group_size", [2, 3, 5])
+def test_maxrl_climbs_the_first_terms_of_the_logarithm_of_the_pass_rate(group_size):
+    # exactly, over all outcomes of a group: one action, right with probability p, score functions 1 / p and -1 / (1 - p)
+    p = 0.3
+    expected_gradient = sum((1 - p) ** k for k in range(group_size - 1))
+    got = 0.0
+    for rewards in itertools.product([0.0, 1.0], repeat=group_size):
+        advantages = values(maxrl_advantages(signals(list(rewards))))
+        probability = math.prod(p if r else 1 - p for r in rewards)
+        scores = [1 / p if r else -1 / (1 - p) for r in rewards]
+        got += probability * sum(a * s for a, s in zip(advantages, scores, strict=True))
+    assert got / group_size == pytest.approx(expected_gradient)
 
 
 def test_maxrl_refuses_rewards_below_zero():

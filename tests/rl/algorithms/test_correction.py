@@ -56,9 +56,10 @@ def test_a_mask_leaves_out_what_lies_outside_its_bounds_and_keeps_the_weight_wit
 
 def test_a_geometric_veto_takes_the_whole_sample_and_sees_both_directions():
     corrector = Corrector(max_weight=0.0, max_mean_log_ratio=0.1)
-    # means 0.15, -0.15, and 0 of two that cancel
-    log_ratios = [0.3, 0.0, -0.3, 0.0, 0.4, -0.4]
-    assert weights(corrector, log_ratios, [0, 0, 1, 1, 2, 2]) == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    # means 0.15, -0.15, 0 of two that cancel, and 0.08 whose sum is 0.16
+    log_ratios = [0.3, 0.0, -0.3, 0.0, 0.4, -0.4, 0.08, 0.08]
+    got = weights(corrector, log_ratios, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert got == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
 
 
 def test_a_k3_veto_sees_differences_that_cancel_in_the_mean():

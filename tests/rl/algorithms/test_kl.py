@@ -69,7 +69,7 @@ def test_k3_of_a_token_that_the_policy_has_all_but_forgotten_is_finite():
     kl = kl_divergence(logprobs, torch.tensor([-1.0]), KLEstimator.K3)
     kl.sum().backward()
     assert kl.isfinite().all()
-    assert logprobs.grad.isfinite().all()
+    assert logprobs.grad == 0, "finite, and not towards forgetting it altogether"
 
 
 def test_the_coefficient_rises_above_the_target_falls_below_and_moves_by_two_percent_at_most():

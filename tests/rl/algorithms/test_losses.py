@@ -70,6 +70,15 @@ def test_cispo_survives_a_ratio_that_would_overflow_and_an_untrained_nan():
     assert gradient(cispo_loss, made, max_ratio=4.0) == pytest.approx([-4.0, 0.0])
 
 
+@pytest.mark.parametrize("loss", [*CLIPPED, *UNCLIPPED, gspo_loss])
+def test_a_ratio_that_would_overflow_is_clamped_before_exp_and_has_no_gradient(loss):
+    # unclamped, exp's gradient is infinite, and NaN behind a clip that passes none of it
+    clip = {} if loss in UNCLIPPED else {"clip_low": 0.2, "clip_high": 0.2}
+    made = tokens([900.0, 900.0, 0.0], [0.0] * 3, [1.0, -1.0, 2.0], sample_ids=[0, 1, 2])
+    assert loss(made, **clip).loss.isfinite()
+    assert gradient(loss, made, **clip) == pytest.approx([0.0, 0.0, -2.0])
+
+
 def test_sft_is_cross_entropy_whatever_the_base_policy():
     made = tokens([-1.0, -2.0, math.nan], [-9.0, 0.0, 0.0], [1.0] * 3, [1.0, 0.5, 0.0])
     assert sft_loss(made).loss.item() == 2.0

@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from rl.algorithms.ppo import generalized_advantages, ppo_advantages, value_loss
+from rl.algorithms.ppo import (
+    explained_variance,
+    generalized_advantages,
+    ppo_advantages,
+    value_loss,
+)
 from tests.rl.algorithms.batches import signals
 
 
@@ -29,7 +34,7 @@ def test_lambda_one_is_the_return_minus_the_value_and_lambda_zero_one_step():
 
 def test_samples_do_not_hear_of_each_other_and_an_empty_one_is_passed_over():
     alone = gae(signals([2.0], lengths=[2], values=[0.5, 1.5]), 0.9, 0.8)
-    batch = signals([7.0, 2.0, 9.0], lengths=[1, 2, 0], values=[-3.0, 0.5, 1.5])
+    batch = signals([7.0, 9.0, 2.0, 9.0], lengths=[1, 0, 2, 0], values=[-3.0, 0.5, 1.5])
     assert gae(batch, 0.9, 0.8) == [10.0, *alone]
 
 
@@ -40,6 +45,20 @@ def test_advantages_are_whitened_over_the_batch_and_returns_are_not():
     scale = 3**0.5 / 4 + 1e-6
     assert estimates.advantages_N.tolist() == pytest.approx([0.75 / scale] + [-0.25 / scale] * 3)
     assert estimates.returns_N.tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_the_score_is_discounted_once_per_token_from_the_last_one():
+    # no critic to speak of: gamma^2, gamma, 1 times the score, and each token's own reward likewise
+    batch = signals([8.0], lengths=[3], values=[0.0] * 3, token_rewards=[4.0, 2.0, 1.0])
+    assert gae(batch, 0.5, 1.0) == [4.0 + 1.0 + 9.0 / 4, 2.0 + 9.0 / 2, 9.0]
+
+
+def test_explained_variance_is_one_for_a_critic_that_knows_zero_for_a_constant_and_below_for_harm():
+    returns = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
+    assert explained_variance(returns, returns) == 1.0
+    assert explained_variance(torch.full((3,), 7.0).double(), returns) == pytest.approx(0.0)
+    assert explained_variance(-returns, returns) == pytest.approx(-3.0)
+    assert explained_variance(returns, torch.ones(3).double()) == 0.0
 
 
 def value_gradient(values, old, returns, weights, clip):

@@ -38,9 +38,13 @@ def test_the_parts_of_a_step_sum_to_the_step():
     parts = {k: v for k, v in summary.items() if k.startswith("seconds_")}
     assert parts == {
         "seconds_rollout": 2.0,
+        "seconds_reward": 0.0,
+        "seconds_ask": 0.0,
+        "seconds_pack": 0.0,
         "seconds_forward": 1.0,
         "seconds_backward": 2.0,
         "seconds_optimizer": 0.5,
+        "seconds_weight_update": 0.0,
         "seconds_other": 1.5,
     }
 

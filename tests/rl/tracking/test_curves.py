@@ -18,6 +18,7 @@ TITLES = {
     "mismatch/logprob_difference_max": "Trainer against engine",
     "seconds/step": "Time of a step",
 }
+DRAFTS = ["Drafts", "Drafts by position", "Drafts, with and without"]
 
 
 @pytest.fixture
@@ -66,6 +67,27 @@ def test_the_old_png_stays_when_drawing_fails(events, tmp_path: Path, monkeypatc
 def test_every_metric_has_its_panel(events) -> None:
     figure = curves_figure(events, title="run")
     assert [axes.get_title(loc="left") for axes in figure.axes] == list(TITLES.values())
+
+
+def test_a_run_that_speculates_shows_what_became_of_its_drafts(events) -> None:
+    steps = [row for row in events if row["event"] == "step"]
+    for row in steps:
+        row |= {
+            "speculation/proposed_tokens": 100.0,
+            "speculation/accepted_tokens": 80.0,
+            "speculation/draft_seconds": 0.01 * row["seconds/rollout"],
+            "speculation/acceptance_at_1": 0.9,
+            "speculation/acceptance_at_4": 0.5,
+            "speculation/tokens_per_second_with": 300.0,
+        }
+    steps[7]["speculation/tokens_per_second_without"] = 150.0  # a control step
+    figure = curves_figure(events, title="run")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [*TITLES.values(), *DRAFTS]
+    counts, positions, gain = figure.axes[-3:]
+    assert _texts(counts)[1:] == ["100", "80"]
+    assert counts.get_title(loc="right") == "drafting 1.0% of the rollout time"
+    assert _texts(positions)[1:] == ["1: 90%", "4: 50%"]
+    assert _texts(gain)[1:] == ["300", "150"]
 
 
 @pytest.mark.parametrize("missing", ["reward/mean", "policy/entropy", "seconds/step"])

@@ -1,12 +1,18 @@
 """The comparison with and without drafts counts right and refuses different outputs."""
 
+from dataclasses import replace
+
 import pytest
 
-from rollout.bench.speculation import make_cell, measure_speculation, serve
+from rl.config import BenchSpeculationConfig
+from rollout.bench.speculation import measure_speculation, requests_of, serve
+from rollout.bench.speculation_cells import expected_seconds, make_cell, make_cells
 from rollout.config import DrafterKind, EngineConfig, Scenario, SpeculationConfig
 from rollout.engine.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.models.sources.tiny import make_tiny_model
+from rollout.speculation.cost_table import CostTable
+from tests.rollout.engine.test_speculation import make_eager
 
 
 @pytest.fixture
@@ -20,10 +26,11 @@ def engine(tmp_path):
     return Engine.from_pretrained(tmp_path, dtype="float32", config=config)
 
 
-def cell_of(scenario, concurrency, **options):
+def cell_of(scenario, concurrency, *, pairs=1, **options):
     params = SamplingParams(max_tokens=6, ignore_eos=True)
     options = {"concurrency": concurrency, "tokens_per_run": 24} | options
-    return make_cell(scenario, lambda i: [10 + i, 5, 6], params, **options)
+    cell = make_cell(scenario, lambda i: [10 + i, 5, 6], params, **options)
+    return replace(cell, pairs=pairs)
 
 
 def test_cells_have_as_many_requests_as_their_name_says():
@@ -43,10 +50,74 @@ def test_cells_have_as_many_requests_as_their_name_says():
     assert cell_of(Scenario.UNPREDICTABLE, 1).params.temperature == 1.5
 
 
+def test_pairs_are_run_where_they_are_asked_for_and_prompts_with_a_history_where_they_have_one():
+    cells = make_cells(
+        list(Scenario),
+        [1, 8],
+        paired=[8],
+        pairs=7,
+        prompt=lambda i: [i, 5],
+        answered=lambda i: [i, 6],
+        params=SamplingParams(max_tokens=6),
+        tokens_per_run=24,
+    )
+    found = {(c.scenario, c.concurrency): (c.pairs, c.prompts[0][1]) for c in cells}
+    assert found == {
+        (Scenario.SIBLINGS, 1): (1, 5),
+        (Scenario.SIBLINGS, 8): (1, 5),
+        (Scenario.SECOND_EPOCH, 1): (1, 6),
+        (Scenario.SECOND_EPOCH, 8): (7, 6),
+        (Scenario.UNPREDICTABLE, 1): (1, 5),
+        (Scenario.UNPREDICTABLE, 8): (7, 5),
+        (Scenario.TAIL, 128): (7, 6),
+    }
+
+
+def test_the_time_that_cells_take_follows_from_the_costs_of_steps():
+    costs = CostTable({1: 1.0, 101: 11.0})  # 0.9 + 0.1 per row
+    one = cell_of(Scenario.SIBLINGS, 1)  # 4 requests of 6 tokens, one prompt of 3
+    assert expected_seconds(one, costs) == pytest.approx(3 * (1.2 + 24 * 1.0))
+    tail = cell_of(Scenario.TAIL, 128, pairs=7)  # 64 in flight on average, 16 prompts
+    assert expected_seconds(tail, costs) == pytest.approx(15 * (16 * 1.2 + 6 * 7.3))
+
+
+def test_the_full_bench_takes_less_than_half_an_hour_at_90_and_900_tokens_a_second():
+    costs = CostTable({1: 1 / 90, 64: 64 / 900, 256: 256 / 950})
+    config = BenchSpeculationConfig()
+    cells = make_cells(
+        config.scenarios,
+        config.concurrency,
+        paired=config.paired_concurrency,
+        pairs=config.pairs,
+        prompt=lambda _: [0] * 100,
+        answered=lambda _: [0] * 100,
+        params=SamplingParams.of(config.sampling),
+        tokens_per_run=config.tokens_per_run,
+    )
+    assert sum(expected_seconds(cell, costs) for cell in cells) < 1800
+
+
+def test_a_history_from_elsewhere_is_used_and_that_of_the_first_run_is_not(engine):
+    cell = cell_of(Scenario.SECOND_EPOCH, 3)
+    cell = replace(cell, params=replace(cell.params, max_tokens=40))
+    speculator, engine.speculator = make_eager(engine.speculator), None
+    completions = serve(engine, requests_of(cell, epoch=1), 3)
+    rollouts = [
+        [list(request.token_ids), 0, completions[request.request_id].token_ids]
+        for request in requests_of(cell, epoch=1)
+    ]
+    engine.speculator = speculator
+    own, foreign = (
+        measure_speculation(engine, cell, past=past)
+        for past in (None, {"SuffixDrafter": {"rollouts": rollouts}})
+    )
+    assert foreign["accepted_tokens"] > 2 * own["accepted_tokens"] + 20, "it tells the future"
+
+
 @pytest.mark.parametrize("scenario", list(Scenario))
 def test_every_scenario_is_compared_and_leaves_the_engine_as_it_was(engine, scenario):
     original = engine.speculator
-    result = measure_speculation(engine, cell_of(scenario, 3), pairs=2)
+    result = measure_speculation(engine, cell_of(scenario, 3, pairs=2))
     assert engine.speculator is original
     assert original.state_dict() == {"SuffixDrafter": {"rollouts": []}}
     assert (result["scenario"], result["pairs"]) == (scenario.value, 2)
@@ -68,13 +139,13 @@ def test_outputs_that_differ_are_not_reported(engine, monkeypatch):
 
     monkeypatch.setattr(engine, "step", wrong_with_drafts)
     with pytest.raises(RuntimeError, match=r"request 0/0 differs with drafts: nothing is reported"):
-        measure_speculation(engine, cell_of(Scenario.SIBLINGS, 2), pairs=1)
+        measure_speculation(engine, cell_of(Scenario.SIBLINGS, 2))
 
 
 def test_an_engine_without_a_drafter_has_nothing_to_compare(engine):
     engine.speculator = None
     with pytest.raises(ValueError, match="must not be OFF"):
-        measure_speculation(engine, cell_of(Scenario.SIBLINGS, 2), pairs=1)
+        measure_speculation(engine, cell_of(Scenario.SIBLINGS, 2))
 
 
 def test_no_more_requests_are_in_flight_than_asked_for(engine):

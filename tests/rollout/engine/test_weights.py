@@ -1,9 +1,13 @@
 """Weights flip atomically under an engine that serves: I6 and I8."""
 
+import threading
+
 import pytest
 import torch
 
 from rollout.models.checkpoint import load_decoder
+from rollout.weights.manifest import describe_layout
+from rollout.weights.receiver import HeldWeights
 from rollout.weights.update import WeightUpdate, make_update
 from tests.rollout.engine.engines import (
     draws,
@@ -57,11 +61,14 @@ def test_outputs_after_a_commit_are_those_of_an_engine_born_with_the_new_weights
     assert all(old[name] != new[name] for name in old)
 
 
-def test_two_commits_without_a_step_between_them_put_the_second_in_force(llama, other_llama, new):
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_so_are_those_after_several_commits_with_nothing_run_in_between(
+    llama, other_llama, new, count
+):
     engine = make_engine(llama)
-    run(engine, mixed_requests())
-    put_in_force(engine, update_from(llama, 1))
-    put_in_force(engine, update_from(other_llama, 2))  # into the decoder that has run
+    run(engine, mixed_requests())  # lays out the old weights
+    for version in range(1, count + 1):
+        put_in_force(engine, update_from(other_llama, version))
     assert draws(run(engine, mixed_requests())) == new
 
 
@@ -194,4 +201,30 @@ def test_nothing_of_a_version_full_of_nan_lingers_in_the_cache(llama, other_llam
     answers = run(engine, mixed_requests())
     assert all(x != x for c in answers.values() for x in c.logprobs)
     put_in_force(engine, update_from(other_llama, 2))
+    assert draws(run(engine, mixed_requests())) == new
+
+
+def test_weights_arrive_in_pieces_from_another_thread_while_requests_run(
+    llama, other_llama, old, new
+):
+    engine, update = make_engine(llama), update_from(other_llama, 1)
+    layout = describe_layout(1, update.tensors.items())
+    has_run = threading.Event()
+
+    def stage() -> None:
+        with engine.receiver_for(layout).staging(layout) as shadows:
+            for name, tensor in update.tensors.items():
+                shadows[name].copy_(tensor.detach())
+            assert has_run.wait(60), "the engine steps while weights are staged"
+        engine.verify(update.manifest)
+
+    thread = threading.Thread(target=stage)
+    thread.start()
+    assert draws(run(engine, mixed_requests())) == old
+    has_run.set()
+    thread.join()
+    assert engine.held_weights() == HeldWeights(version=0, digest=engine.weights_digest())
+    engine.commit()
+    assert engine.held_weights() == HeldWeights(version=1, digest=update.manifest.digest)
+    assert engine.weights_digest() == update.manifest.digest
     assert draws(run(engine, mixed_requests())) == new

@@ -8,7 +8,7 @@ import pytest
 from rollout.engine.core import Batch, Chunk
 from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import allocate, survival
-from rollout.speculation.cost_table import CostTable, StepSize
+from rollout.speculation.cost_table import CostTable, StepSize, step_size
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.drafters.suffix import SuffixDrafter
 from rollout.speculation.speculator import Speculator
@@ -42,6 +42,35 @@ def test_a_step_of_no_time_at_all_leaves_costs_positive():
     for _ in range(500):
         table.refresh(size(1), -1.0)
     assert table.seconds(size(1)) > 0
+
+
+def test_one_hiccup_does_not_make_rows_dear():
+    table = CostTable({1: 1.0, 2: 1.0})
+    table.refresh(size(1), 1e6)
+    assert table.seconds(size(1)) < 1.2
+
+
+def test_keys_that_cost_less_than_was_measured_do_not_make_rows_look_cheap():
+    true = CostTable({1: 10.0, 64: 73.0}, seconds_per_key=0.001)
+    table = CostTable({1: 10.0, 64: 73.0}, seconds_per_key=0.003)
+    sizes = [size(rows, keys=rows * context) for rows in (8, 24, 48) for context in (300, 400)]
+    for step in sizes * 40:
+        table.refresh(step, true.seconds(step))
+
+    def row_seconds(costs):
+        """Of one draft row more, beside what the step costs without: what a draft is judged by."""
+        step = size(48, keys=48 * 350)
+        return costs.seconds(step.with_rows(16, 0)) / costs.seconds(step)
+
+    assert row_seconds(table) == pytest.approx(row_seconds(true), rel=0.05)
+
+
+def test_the_blocks_that_siblings_share_are_read_once():
+    states = [make_state((1,) * 40, "a"), make_state((1,) * 40, "b"), make_state((2,) * 40, "c")]
+    for state, table in zip(states, ([0, 1], [0, 2], [3, 4]), strict=True):
+        state.num_computed, state.block_table = 39, table
+    chunks = [Chunk(state, 1) for state in states[:2]] + [Chunk(states[2], 1, draft=(5, 6))]
+    assert step_size(chunks) == StepSize(rows=5, keys=40 + 20 + 40, row_keys=20 + 2 * 40)
 
 
 # ---- acceptance

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rollout.weights.manifest import Manifest
-from rollout.weights.receiver import ReceiverState, WeightReceiver
+from rollout.weights.receiver import HeldWeights, ReceiverState, WeightReceiver
 from rollout.weights.update import WeightUpdate, make_update
 
 
@@ -116,6 +116,33 @@ def test_a_rollback_drops_what_was_staged_or_verified():
         model.receiver.commit()
     assert_same(model.weights(), before)
     assert model.receiver.version == 0
+
+
+def test_staging_that_fails_leaves_the_old_version_in_force_and_room_for_the_next():
+    model = FusedModel()
+    before, held = model.weights(), model.receiver.held()
+
+    def fill_half() -> None:
+        with model.receiver.staging(update(1).manifest) as shadows:
+            shadows["q"].fill_(5)
+            assert model.receiver.state is ReceiverState.STAGING
+            for call in ("verify", "commit", "rollback", "stage"):
+                with pytest.raises(
+                    RuntimeError, match=r"STAGING .*allowed now: none before it ends"
+                ):
+                    getattr(model.receiver, call)(*([update(1)] if call == "stage" else []))
+            raise ConnectionError("the sender is gone")
+
+    with pytest.raises(ConnectionError):
+        fill_half()
+    assert model.receiver.state is ReceiverState.IDLE
+    assert_same(model.weights(), before)
+    assert model.receiver.held() == held == HeldWeights(version=0, digest=model.receiver.digest())
+    model.receiver.stage(update(1))
+    model.receiver.verify()
+    model.receiver.commit()
+    assert model.receiver.held() == HeldWeights(version=1, digest=update(1).manifest.digest)
+    assert model.receiver.digest() == update(1).manifest.digest
 
 
 ORDER = {

@@ -1,0 +1,162 @@
+"""Acceptance against policy drift: drafts from rollouts of one version of a policy, for what a later one samples.
+
+Nothing is sped up here. Both versions answer the same prompts; the answers of the later one are gone through as verification
+would, with the earlier one's as history, and both models say how likely they are. So the curve depends on no machine's costs.
+
+Shape legend: N = tokens of a completion, V = vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rollout.engine.block_manager import BlockManager
+from rollout.engine.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
+from rollout.engine.runner import Runner
+from rollout.models.decoder import Decoder
+from rollout.speculation.drafters.suffix import SuffixDrafter
+
+__all__ = ["Scorer", "Version", "kl_per_token", "measure_drift", "replay"]
+
+_BLOCK_SIZE = 64
+_HISTORY_TOKENS = 1 << 40  # all of it
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A policy, and two epochs of its answers to the same prompts: by prompt, each sibling's tokens."""
+
+    number: int
+    score: "Scorer"
+    history: Mapping[tuple[int, ...], Sequence[Sequence[int]]]
+    answers: Mapping[tuple[int, ...], Sequence[Sequence[int]]]
+
+
+class Scorer:
+    """Log-probabilities of whole completions, in one forward each.
+
+    Args:
+        decoder: the policy.
+        max_tokens: of a prompt and its completion together.
+        temperature: above 0; that of the distribution asked for.
+    """
+
+    def __init__(self, decoder: Decoder, *, max_tokens: int, temperature: float) -> None:
+        weight = decoder.embed_tokens
+        num_blocks = -(-max_tokens // _BLOCK_SIZE)
+        self._decoder = decoder
+        self._temperature = temperature
+        self._blocks = BlockManager(
+            num_blocks=num_blocks, block_size=_BLOCK_SIZE, prefix_cache=False
+        )
+        self._runner = Runner(
+            decoder.spec,
+            num_blocks=num_blocks,
+            block_size=_BLOCK_SIZE,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def __call__(self, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
+        """[N, V] float32: before each token of the completion, of every token."""
+        state = _state(prompt)
+        chunk = Chunk(state, len(prompt), draft=tuple(completion[:-1]))
+        self._blocks.grow(state.block_table, num_computed=0, num_tokens=chunk.num_rows)
+        try:
+            logits_NV = self._runner.run(self._decoder, Batch((chunk,), ()))
+        finally:
+            self._blocks.release(state.block_table)
+        return (logits_NV.float() / self._temperature).log_softmax(-1)
+
+
+def measure_drift(
+    versions: Sequence[Version], *, max_draft_tokens: int, progress: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
+    """Of each pair of versions, the earlier or the same one writing the history.
+
+    Args:
+        versions: in order.
+        max_draft_tokens: of one verification.
+        progress: called after each pair.
+    """
+    for i, decoding in enumerate(versions):
+        for writing in versions[: i + 1]:
+            num_tested, num_accepted, num_steps = replay(
+                writing.history, decoding.answers, max_draft_tokens=max_draft_tokens
+            )
+            num_tokens = _num_tokens(decoding.answers)
+            yield {
+                "history_version": writing.number,
+                "decoding_version": decoding.number,
+                "kl_per_token": kl_per_token(decoding, writing) if writing is not decoding else 0.0,
+                "accepted_share": num_accepted / num_tested if num_tested else 0.0,
+                "tested_tokens": num_tested,
+                "accepted_tokens": num_accepted,
+                "tokens_per_step": num_tokens / num_steps,
+                "num_tokens": num_tokens,
+            }
+            progress()
+
+
+def kl_per_token(decoding: Version, writing: Version) -> float:
+    """KL(decoding || writing) in nats, over the whole vocabulary, mean over the tokens that `decoding` sampled."""
+    total = 0.0
+    for prompt, completions in decoding.answers.items():
+        for completion in filter(None, completions):
+            logprobs_NV = decoding.score(prompt, completion)
+            difference_NV = logprobs_NV - writing.score(prompt, completion)
+            total += (logprobs_NV.exp() * difference_NV).sum(dtype=torch.float64).item()
+    return total / _num_tokens(decoding.answers)
+
+
+def replay(
+    history: Mapping[tuple[int, ...], Sequence[Sequence[int]]],
+    answers: Mapping[tuple[int, ...], Sequence[Sequence[int]]],
+    *,
+    max_draft_tokens: int,
+) -> tuple[int, int, int]:
+    """Draft tokens put to the test, those accepted, and steps, if every draft of the suffix drafter were verified.
+
+    Tokens behind the first wrong one of a draft are not put to the test, so that its length plays no part. Each answer is on its own: it knows the history of its prompt and itself, and no siblings.
+    """
+    num_tested = num_accepted = num_steps = 0
+    for prompt, completions in answers.items():
+        rollouts = [[list(prompt), 0, list(tokens)] for tokens in history[prompt] if tokens]
+        for completion in completions:
+            drafter = SuffixDrafter(history_tokens=_HISTORY_TOKENS)
+            drafter.load_state_dict({"rollouts": rollouts})
+            state = _state(prompt)
+            while state.num_output < len(completion):
+                rest = completion[state.num_output :]
+                (draft,) = drafter.propose([state], max_tokens=max_draft_tokens)
+                drafted = draft.token_ids[: len(rest) - 1]  # one is drawn in any case
+                right = _num_equal(drafted, rest)
+                state.token_ids += rest[: right + 1]
+                num_tested += right + (right < len(drafted))
+                num_accepted += right
+                num_steps += 1
+    return num_tested, num_accepted, num_steps
+
+
+def _num_equal(drafted: Sequence[int], tokens: Sequence[int]) -> int:
+    for i, token_id in enumerate(drafted):
+        if token_id != tokens[i]:
+            return i
+    return len(drafted)
+
+
+def _num_tokens(answers: Mapping[tuple[int, ...], Sequence[Sequence[int]]]) -> int:
+    return sum(len(completion) for completions in answers.values() for completion in completions)
+
+
+def _state(prompt: Sequence[int]) -> RequestState:
+    return RequestState.of(
+        Request(
+            request_id="replayed",
+            token_ids=tuple(prompt),
+            params=SamplingParams(),
+            key=SampleKey(0, 0, 0),
+        )
+    )
