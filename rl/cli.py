@@ -25,6 +25,8 @@ __all__ = ["UserError", "launch"]
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"}
+_IS_FIRST = os.environ.get("RANK", "0") == "0"
+"""Of the processes that torchrun started; the others find the same mistakes, and say nothing."""
 _GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
@@ -118,9 +120,12 @@ def _sentence(error: Exception, root: type) -> str:
 def _configure_logging() -> None:
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("paceline").setLevel(logging.INFO)
+    logging.getLogger("paceline").setLevel(logging.INFO if _IS_FIRST else logging.ERROR)
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {message}")
+    if _IS_FIRST:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"[bold red]error:[/] {message}"
+        )
     sys.exit(2)

@@ -35,6 +35,18 @@ class OptimizerKind(Enum):
     without bf16 instructions."""
 
 
+class TrainerBackend(Enum):
+    TORCH = "torch"
+    DEEPSPEED = "deepspeed"
+
+
+class DataParallel(Enum):
+    DDP = "ddp"
+    """A copy of the weights on every rank."""
+    FSDP2 = "fsdp2"
+    """Weights, gradients and the optimiser's state in shards, one per rank."""
+
+
 class WandbMode(Enum):
     OFFLINE = "offline"
     ONLINE = "online"
@@ -188,6 +200,13 @@ class LoRAConfig:
 class TrainerConfig:
     num_steps: int = 100
     """Optimiser steps, one per batch."""
+    backend: TrainerBackend = TrainerBackend.TORCH
+    data_parallel: DataParallel = DataParallel.DDP
+    """Of the processes that torchrun starts, with `backend` TORCH."""
+    zero_stage: int = 2
+    """Of DEEPSPEED: what is in shards. 0: nothing, 1: the optimiser's state, 2: gradients too, 3: weights too."""
+    offload_optimizer: bool = False
+    """Of DEEPSPEED: keep the optimiser's state in the host's memory and update there; from `zero_stage` 1 on."""
     learning_rate: float = 1e-6
     lr_schedule: LRSchedule = LRSchedule.CONSTANT
     """After warm-up: CONSTANT, or LINEAR or COSINE decay to 0 at `num_steps`."""
@@ -219,6 +238,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 0, "trainer.num_steps", ">= 0", self.num_steps)
+        require(0 <= self.zero_stage <= 3, "trainer.zero_stage", "0, 1, 2 or 3", self.zero_stage)
         require(self.learning_rate >= 0, "trainer.learning_rate", ">= 0", self.learning_rate)
         require(
             self.num_warmup_steps >= 0, "trainer.num_warmup_steps", ">= 0", self.num_warmup_steps

@@ -10,7 +10,7 @@ import torch
 
 from rl.algorithm_config import PPOConfig
 from rl.checkpoint.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
-from rl.config import RunMode, TrainConfig
+from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
 from rl.data.task import Task, load_task
 from rl.environments import SingleTurn
 from rl.rewards.pool import ScorerPool
@@ -19,11 +19,14 @@ from rl.tracking.tracker import Tracker
 from rl.trainer.algorithm import make_algorithm
 from rl.trainer.answers import Answers
 from rl.trainer.collector import Collector
+from rl.trainer.follower import Follower, LeadingLearner
 from rl.trainer.learner import Learner
 from rl.trainer.learner_assembly import make_learner, num_frozen_decoders
 from rl.trainer.loop import Parts, TrainLoop
 from rl.trainer.lora import count_adapter_parameters
 from rl.trainer.prompts import EncodedPrompts
+from rl.trainer.rank_validation import check_ranks
+from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.validation import check_config, check_prompts
 from rollout.config import FleetKind, StorageDtype
 from rollout.engine.engine import Engine
@@ -41,7 +44,7 @@ from rollout.models.sources import resolve_model
 from rollout.models.spec import read_spec
 from rollout.weights.update import make_update
 
-__all__ = ["Run", "assemble"]
+__all__ = ["Run", "assemble", "assemble_follower"]
 
 
 _NUM_CHECKED = 256
@@ -55,13 +58,14 @@ class Run:
     num_parameters: int  # of the policy
 
 
-def assemble(config: TrainConfig, stack: ExitStack) -> Run:
-    """Everything a run needs; what must be closed is left to `stack`.
+def assemble(config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE) -> Run:
+    """Everything a run needs; what must be closed is left to `stack`. On the first rank.
 
     Raises:
         ValueError: a user's mistake: key, rule, value and cure.
     """
     check_config(config)
+    check_ranks(config, ranks.count)
     task = load_task(config.task)
     source = resolve_model(config.model)
     tokenizer = load_tokenizer(source)
@@ -77,7 +81,15 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         lengths = prompts.lengths(count)
         check_prompts(config, lengths, max_context_tokens=limit, what=what)
     algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
-    learner = make_learner(config, algorithm, source=source, weights=start.weights, dtype=dtype)
+    learner = make_learner(
+        config,
+        algorithm,
+        source=source,
+        weights=start.weights,
+        dtype=dtype,
+        ranks=ranks,
+        kind=LeadingLearner if ranks.count > 1 else Learner,
+    )
     if start.trainer_state is not None:
         learner.load_state_dict(start.trainer_state)
     _take_weights(decoder, learner, is_resumed=start.trainer_state is not None)
@@ -109,8 +121,36 @@ def assemble(config: TrainConfig, stack: ExitStack) -> Run:
         answers=answers,
     )
     plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
+    if ranks.count > 1:
+        plan["processes"] = (
+            f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out"
+        )
     loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)
     return Run(loop=loop, tracker=tracker, plan=plan, num_parameters=_num_parameters(decoder))
+
+
+def assemble_follower(config: TrainConfig, ranks: Ranks) -> Follower:
+    """What a rank behind the first needs.
+
+    Raises:
+        ValueError: a user's mistake, on this rank or another.
+    """
+    try:
+        check_config(config)
+        check_ranks(config, ranks.count)
+        source = resolve_model(config.model)
+        start = _start(config, source)
+    except ValueError as error:
+        ranks.check(str(error))
+        raise
+    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
+    dtype = torch_dtype(config.model.dtype, "cpu")
+    learner = make_learner(
+        config, algorithm, source=source, weights=start.weights, dtype=dtype, ranks=ranks
+    )
+    if start.trainer_state is not None:
+        learner.load_state_dict(start.trainer_state)
+    return Follower(learner, ranks)
 
 
 def _start(config: TrainConfig, source: Path) -> Checkpoint:
@@ -137,7 +177,7 @@ def _check_architecture(resume_from: str, weights: Path, source: Path) -> None:
 def _take_weights(decoder: Decoder, learner: Learner, *, is_resumed: bool) -> None:
     """Let the engine begin with what the trainer has, which a checkpoint's weights must be already."""
     own = dict(decoder.hf_tensors())
-    for name, tensor in learner.backend.named_weights():
+    for name, tensor in learner.named_weights():
         if is_resumed and not torch.equal(own[name], tensor):
             raise ValueError(
                 f"resume_from holds another {name} than its optimiser state gives in this run; keep model.path and "
@@ -176,6 +216,13 @@ def _fleet(
         digest=update.manifest.digest,
     )
     return stack.enter_context(fleet).start()
+
+
+def _part(trainer: TrainerConfig) -> str:
+    """What of the trained weights is on each rank."""
+    if trainer.backend is TrainerBackend.DEEPSPEED:
+        return f"as ZeRO {trainer.zero_stage} shards it"
+    return "with a shard" if trainer.data_parallel is DataParallel.FSDP2 else "with a copy"
 
 
 def _pool(config: TrainConfig, task: Task) -> ScorerPool:

@@ -1,7 +1,7 @@
 """What the loop asks of whatever computes gradients."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from rl.algorithms.output import LossOutput
 from rl.algorithms.signals import Tokens
 from rl.trainer.packing import MicroBatch
 
-__all__ = ["Backend", "BatchStats", "LossFunction"]
+__all__ = ["Backend", "BatchStats", "LossFunction", "over_ranks", "over_steps"]
 
 LossFunction = Callable[[Tokens], LossOutput]
 """A sum over the tokens of a micro-batch, and sums to report."""
@@ -34,6 +34,32 @@ class BatchStats:
     def num_fresh_tokens(self) -> int:
         """Tokens that count in `mismatch/k3` and the like: all where the extras say nothing of `is_fresh`."""
         return int(self.sums.get("staleness/fresh_fraction", self.num_tokens))
+
+
+def over_steps(stats: Sequence[BatchStats]) -> BatchStats:
+    """Of all steps on one batch."""
+    return replace(_joined(stats), backward_seconds=sum(part.backward_seconds for part in stats))
+
+
+def over_ranks(stats: Sequence[BatchStats]) -> BatchStats:
+    """Of one step, whose samples are numbered alike on all ranks."""
+    bad_samples = [part.bad_sample for part in stats if part.bad_sample is not None]
+    return replace(_joined(stats), bad_sample=min(bad_samples, default=None))
+
+
+def _joined(stats: Sequence[BatchStats]) -> BatchStats:
+    """Sums of sums; the longest time."""
+    sums: dict[str, float] = {}
+    for part in stats:
+        for name, value in part.sums.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return BatchStats(
+        sums=sums,
+        max_logprob_difference=max(part.max_logprob_difference for part in stats),
+        num_tokens=sum(part.num_tokens for part in stats),
+        bad_sample=next((p.bad_sample for p in stats if p.bad_sample is not None), None),
+        backward_seconds=max(part.backward_seconds for part in stats),
+    )
 
 
 class Backend(Protocol):

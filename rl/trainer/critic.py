@@ -14,6 +14,7 @@ from rl.trainer.master_weights import MasterWeights
 from rl.trainer.optimizer import hidden_matrices
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, target_states
+from rl.trainer.ranks import ALONE, Ranks
 from rollout.models.decoder import Decoder
 
 __all__ = ["Critic"]
@@ -28,9 +29,17 @@ class Critic:
         decoder: its own, with the weights that it begins with.
         config: of the optimiser.
         value_clip: see `value_loss`.
+        ranks: each with a copy.
     """
 
-    def __init__(self, decoder: Decoder, config: TrainerConfig, *, value_clip: float) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: TrainerConfig,
+        *,
+        value_clip: float,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self._decoder = decoder
         weight = decoder.embed_tokens
         dtype = accumulate_dtype(weight.dtype)
@@ -38,7 +47,10 @@ class Critic:
             torch.zeros(weight.shape[1], dtype=dtype, device=weight.device)
         )
         self._weights = MasterWeights(
-            [*decoder.parameters(), self._head], config, matrices=hidden_matrices(decoder)
+            [*decoder.parameters(), self._head],
+            config,
+            matrices=hidden_matrices(decoder),
+            ranks=ranks,
         )
         self._value_clip = value_clip
 
@@ -57,6 +69,8 @@ class Critic:
         """Accumulate the gradient of the value loss; extras hold `values` (before the step) and `returns`."""
         stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
         for batch in micro_batches:
+            if batch.is_filler:
+                continue
             values_N = self.values(batch)
             output = value_loss(
                 values_N,

@@ -4,6 +4,7 @@
              -> (forward/backward -> mismatch check -> step) * steps_per_batch
 
 Whoever is asked computes a tensor over the trained tokens of the whole batch, sample after sample; asking is packed like training.
+Every rank has all samples, computes for its share of them (`share_out`), and is told what the others computed.
 Rollouts whose advantages are all zero are not forwarded, unless something else trains on them (a critic, a KL loss);
 they count in the denominator all the same.
 """
@@ -11,7 +12,7 @@ they count in the denominator all the same.
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +23,16 @@ from rl.algorithms.signals import Signals
 from rl.config import RunMode, TrainConfig
 from rl.rollouts import Rollout, RolloutGroup
 from rl.trainer.algorithm import Algorithm, needs_old_logprobs
-from rl.trainer.backend import Backend, BatchStats
+from rl.trainer.backend import Backend, BatchStats, over_ranks, over_steps
 from rl.trainer.critic import Critic
 from rl.trainer.frozen_policy import FrozenPolicy
 from rl.trainer.kl_penalty import KLPenalty
 from rl.trainer.lr_schedule import learning_rate
 from rl.trainer.metrics import training_metrics
 from rl.trainer.mismatch import check_mismatch
-from rl.trainer.packing import MicroBatch, TrainingSample, loss_weights, pack
+from rl.trainer.packing import MicroBatch, TrainingSample, fill_up, loss_weights, pack
+from rl.trainer.ranks import ALONE, Ranks
+from rl.trainer.shares import share_out
 from rl.trainer.staleness import is_fresh
 from rl.trainer.stopwatch import Stopwatch
 from rollout.config import OnUpdate
@@ -44,7 +47,10 @@ class _MiniBatch:
     """What one optimiser step sees."""
 
     samples: list[TrainingSample]
+    own: list[int]
+    """Which of them are this rank's."""
     micro_batches: list[MicroBatch]
+    """Of its own samples."""
     denominator: float
 
 
@@ -58,6 +64,7 @@ class Learner:
         reference: where `algorithm.kl_coef` is above 0.
         teacher: where the algorithm has one.
         critic: where the algorithm has one.
+        ranks: that make the same calls.
     """
 
     def __init__(
@@ -69,8 +76,10 @@ class Learner:
         reference: FrozenPolicy | None = None,
         teacher: FrozenPolicy | None = None,
         critic: Critic | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._config = config
+        self._ranks = ranks
         self._algorithm = algorithm
         self.backend = backend
         self._reference = reference
@@ -124,7 +133,7 @@ class Learner:
             with stopwatch("optimizer"):
                 critic_norms.append(self._step_critic(version))
                 norms.append(self._step(stats[-1], mini_batch.samples, version))
-        total = _total(stats)
+        total = over_steps(stats)
         metrics = training_metrics(
             total,
             denominator=sum(mini_batch.denominator for mini_batch in mini_batches),
@@ -148,7 +157,12 @@ class Learner:
             self._reference.load(self.backend.named_weights())
         self.is_updating = False
 
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The policy's, under Hugging Face's names, in the compute type, in a fixed order."""
+        return self.backend.named_weights()
+
     def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; on the ranks behind the first without the policy's."""
         state = self.backend.state_dict()
         if self._critic is not None:
             state["critic"] = self._critic.state_dict()
@@ -185,7 +199,10 @@ class Learner:
 
     def _ask(self, samples: list[TrainingSample]) -> list[TrainingSample]:
         """Samples with what others say of their tokens."""
-        micro_batches = self._pack(samples)
+        if not samples:
+            return samples
+        shares = self._shares(samples)
+        micro_batches = self._pack([samples[i] for i in shares[self._ranks.rank]])
         extras: dict[str, torch.Tensor] = {}
         if self._asks_old_policy:
             extras["old_logprobs"] = self.backend.old_logprobs(micro_batches)
@@ -195,7 +212,8 @@ class Learner:
             extras["teacher_logprobs"] = self._teacher.logprobs(micro_batches)
         if self._critic is not None:
             extras["values"] = self._critic.old_values(micro_batches)
-        return _with_extras(samples, extras)
+        everyones = self._ranks.gather({name: values_N.cpu() for name, values_N in extras.items()})
+        return _with_extras(samples, _joined_shares(samples, shares, everyones))
 
     def _with_advantages(self, samples: list[TrainingSample]) -> list[TrainingSample]:
         if not samples:
@@ -259,25 +277,42 @@ class Learner:
             for sample, weight in zip(samples, weights, strict=True)
             if sample.advantages and (self._trains_all or any(sample.advantages))
         ]
+        own = self._shares(kept)[self._ranks.rank]
         return _MiniBatch(
-            samples=kept, micro_batches=self._pack(kept), denominator=max(denominator, 1.0)
+            samples=kept,
+            own=own,
+            micro_batches=self._pack([kept[i] for i in own]),
+            denominator=max(denominator, 1.0),
         )
 
+    def _shares(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
+        share_prompts = self._config.trainer.share_prompts
+        return share_out(samples, self._ranks.count, share_prompts=share_prompts)
+
     def _pack(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
+        """This rank's, filled up to as many micro-batches as the busiest rank has."""
         trainer = self._config.trainer
-        return pack(
+        micro_batches = pack(
             [sample for sample in samples if sample.advantages],
             max_tokens=trainer.max_tokens_per_micro_batch,
             share_prompts=trainer.share_prompts,
         )
+        counts = self._ranks.gather(len(micro_batches))
+        # a group of processes always has something to sum
+        least = 0 if self._ranks is ALONE else 1
+        return fill_up(micro_batches, max(least, *counts))
 
     def _forward_backward(self, mini_batch: _MiniBatch, version: int) -> BatchStats:
         micro_batches, denominator = mini_batch.micro_batches, mini_batch.denominator
-        stats = self.backend.forward_backward(micro_batches, self._loss, denominator=denominator)
+        own = self.backend.forward_backward(micro_batches, self._loss, denominator=denominator)
+        if own.bad_sample is not None:
+            own.bad_sample = mini_batch.own[own.bad_sample]
+        stats = over_ranks(self._ranks.gather(own))
         if stats.bad_sample is None and self._is_sampled:
             check_mismatch(stats, self._config.correction, step=version + 1)
         if self._critic is not None:
-            critic = self._critic.forward_backward(micro_batches, denominator=denominator)
+            own = self._critic.forward_backward(micro_batches, denominator=denominator)
+            critic = over_ranks(self._ranks.gather(own))
             stats.sums |= critic.sums
             stats.backward_seconds += critic.backward_seconds
         return stats
@@ -343,16 +378,17 @@ def _with_extras(
     ]
 
 
-def _total(stats: Sequence[BatchStats]) -> BatchStats:
-    """Of all steps on one batch."""
-    sums: dict[str, float] = {}
-    for part in stats:
-        for name, value in part.sums.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return BatchStats(
-        sums=sums,
-        max_logprob_difference=max(part.max_logprob_difference for part in stats),
-        num_tokens=sum(part.num_tokens for part in stats),
-        bad_sample=next((p.bad_sample for p in stats if p.bad_sample is not None), None),
-        backward_seconds=sum(part.backward_seconds for part in stats),
-    )
+def _joined_shares(
+    samples: Sequence[TrainingSample],
+    shares: Sequence[Sequence[int]],
+    of_share: Sequence[Mapping[str, torch.Tensor]],
+) -> dict[str, torch.Tensor]:
+    """[N] of all samples, from the tensors of each share."""
+    order = [index for share in shares for index in share]
+    lengths = [len(samples[index].advantages) for index in order]
+    joined = {}
+    for name in of_share[0]:
+        parts = torch.cat([tensors[name] for tensors in of_share]).split(lengths)
+        by_sample = dict(zip(order, parts, strict=True))
+        joined[name] = torch.cat([by_sample[i] for i in range(len(samples))])
+    return joined

@@ -6,13 +6,15 @@ import torch
 
 from rl.algorithm_config import CorrectionConfig, DistillationConfig, RatioBase
 from rl.algorithms.correction import Corrector
-from rl.config import RunMode, TrainConfig
+from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
 from rl.trainer.algorithm import Algorithm
 from rl.trainer.critic import Critic
 from rl.trainer.frozen_policy import FrozenPolicy
 from rl.trainer.learner import Learner
 from rl.trainer.lora import Adapters
+from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.torch_backend import TorchBackend
+from rl.trainer.trained_weights import TrainedWeights
 from rollout.config import ModelConfig
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
@@ -22,7 +24,14 @@ __all__ = ["make_learner", "num_frozen_decoders"]
 
 
 def make_learner(
-    config: TrainConfig, algorithm: Algorithm, *, source: Path, weights: Path, dtype: torch.dtype
+    config: TrainConfig,
+    algorithm: Algorithm,
+    *,
+    source: Path,
+    weights: Path,
+    dtype: torch.dtype,
+    ranks: Ranks = ALONE,
+    kind: type[Learner] = Learner,
 ) -> Learner:
     """The learner at the beginning of a run, before it takes over a checkpoint's state.
 
@@ -32,9 +41,11 @@ def make_learner(
         source: directory of the model that the very first run began with; the reference, and where a critic begins.
         weights: directory of what is trained.
         dtype: compute type.
+        ranks: that train together; all call this.
+        kind: of the learner.
 
     Raises:
-        ValueError: the teacher cannot be loaded, or has another vocabulary.
+        ValueError: the teacher cannot be loaded, or has another vocabulary; another rank found a mistake.
     """
     # random completions, and answers, come with no probabilities
     is_sampled = config.mode is not RunMode.TRAIN_ONLY and not algorithm.learns_answers
@@ -50,7 +61,7 @@ def make_learner(
     if algorithm.critic is not None:
         decoder = load_decoder(source, dtype=dtype)
         decoder.recomputes_layers = trainer.activation_checkpointing
-        critic = Critic(decoder, trainer, value_clip=algorithm.critic.value_clip)
+        critic = Critic(decoder, trainer, value_clip=algorithm.critic.value_clip, ranks=ranks)
     reference = None
     if config.algorithm.kl_coef > 0:
         reference = FrozenPolicy(load_decoder(source, dtype=dtype), temperature=temperature)
@@ -59,6 +70,8 @@ def make_learner(
         teacher = FrozenPolicy(
             _teacher(config, config.algorithm, policy=policy, dtype=dtype), temperature=temperature
         )
+    # before the first collective of tensors, in which others would wait for a rank that found a mistake
+    ranks.check(None)
     backend = TorchBackend(
         policy,
         trainer,
@@ -66,8 +79,31 @@ def make_learner(
         corrector=_corrector(config.correction) if is_sampled else None,
         ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.OLD,
         adapters=adapters,
+        weights=_shards(policy, trainer, ranks),
+        ranks=ranks,
     )
-    return Learner(config, algorithm, backend, reference=reference, teacher=teacher, critic=critic)
+    return kind(
+        config,
+        algorithm,
+        backend,
+        reference=reference,
+        teacher=teacher,
+        critic=critic,
+        ranks=ranks,
+    )
+
+
+def _shards(policy: Decoder, config: TrainerConfig, ranks: Ranks) -> TrainedWeights | None:
+    """What `trainer.backend` and `data_parallel` make of the weights; None where every rank has a copy."""
+    if config.backend is TrainerBackend.DEEPSPEED:
+        from rl.trainer.zero_weights import ZeroWeights
+
+        return ZeroWeights(policy, config, ranks=ranks)
+    if config.data_parallel is DataParallel.FSDP2:
+        from rl.trainer.sharded_weights import ShardedWeights
+
+        return ShardedWeights(policy, config, ranks=ranks)
+    return None
 
 
 def num_frozen_decoders(config: TrainConfig) -> int:

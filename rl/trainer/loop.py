@@ -208,7 +208,7 @@ class TrainLoop:
         self._gave_up_int8 |= self._is_int8
 
     def _publish(self) -> None:
-        named_weights = self._parts.learner.backend.named_weights()
+        named_weights = self._parts.learner.named_weights()
         if self._is_int8:
             named_weights = int8_weights(named_weights)
         update = make_update(self._version + 1, named_weights)
@@ -269,7 +269,7 @@ class TrainLoop:
         with stopwatch("checkpoint"):
             path: Path = self._parts.checkpointer.save(
                 state,
-                named_weights=learner.backend.named_weights(),
+                named_weights=learner.named_weights(),
                 trainer_state=learner.state_dict(),
                 fleet_state=self._parts.fleet.state_dict(),
                 write_beside=learner.backend.write_beside,

@@ -11,6 +11,9 @@ import torch
 from kernels.numerics import accumulate_dtype
 from rl.config import TrainerConfig
 from rl.trainer.optimizer import Optimizer
+from rl.trainer.packing import MicroBatch
+from rl.trainer.ranks import ALONE, Ranks
+from rl.trainer.trained_weights import HFTensors, Logprobs, LogprobsAndEntropies
 from rl.trainer.weight_average import WeightAverage
 
 __all__ = ["MasterWeights"]
@@ -25,12 +28,15 @@ class MasterWeights:
     master, gradients are added to it in fp32 after every micro-batch, and the parameter gets the rounded master
     after every step.
 
+    Of several ranks each holds all weights; before a step the gradients are summed, in the masters' type.
+
     Args:
         parameters: all that are trained.
         config: of the optimiser.
         matrices: hidden matrices among the parameters, and the rows of each that is fused in them; Muon trains these.
         on_change: called after the parameters got new values.
         ema_decay: of their average; 0 keeps none.
+        ranks: each with a copy.
     """
 
     def __init__(
@@ -41,7 +47,9 @@ class MasterWeights:
         matrices: Mapping[torch.nn.Parameter, Sequence[int]] | None = None,
         on_change: Callable[[], None] | None = None,
         ema_decay: float = 0.0,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._max_grad_norm = config.max_grad_norm
         self._on_change = on_change
         self._parameters = list(parameters)
@@ -55,10 +63,23 @@ class MasterWeights:
         self._average = WeightAverage(self._masters, decay=ema_decay) if ema_decay else None
         self.clear_gradients()
 
+    def forward(self, logprobs: Logprobs, micro_batch: MicroBatch) -> LogprobsAndEntropies:
+        return logprobs(micro_batch)
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        loss.backward()
+
+    def read(
+        self, module: torch.nn.Module, tensors: HFTensors
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors themselves, not copies."""
+        return ((name, tensor.detach()) for name, tensor in tensors())
+
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
         """Update the weights; returns the gradient's norm before clipping. NaN or inf: no update."""
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters, self._max_grad_norm))
+        self._ranks.add_up([m.grad for m in self._masters if m.grad is not None])
+        norm = float(self._clip(self._masters))
         if math.isfinite(norm):
             self._optimizer.step(learning_rate)
             if self._average is not None:
@@ -66,6 +87,9 @@ class MasterWeights:
             self._hand_out()
         self.clear_gradients()
         return norm
+
+    def _clip(self, masters: list[torch.nn.Parameter]) -> torch.Tensor:
+        return torch.nn.utils.clip_grad_norm_(masters, self._max_grad_norm)
 
     def clear_gradients(self) -> None:
         """To zeros, not None: a batch without signal still moves by the optimiser's momentum."""

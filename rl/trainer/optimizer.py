@@ -10,7 +10,7 @@ from rl.config import OptimizerKind, TrainerConfig
 from rl.trainer.lora import LoRALinear
 from rollout.models.decoder import Decoder
 
-__all__ = ["Optimizer", "hidden_matrices"]
+__all__ = ["Optimizer", "hidden_matrices", "make_adamw"]
 
 
 def hidden_matrices(decoder: Decoder) -> dict[torch.nn.Parameter, list[int]]:
@@ -58,14 +58,7 @@ class Optimizer:
             assert start == len(master), "the matrices are all rows of their parameter"
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         if rest:
-            self._optimizers["adamw"] = torch.optim.AdamW(
-                rest,
-                lr=0.0,
-                betas=(config.adam_beta1, config.adam_beta2),
-                eps=config.adam_epsilon,
-                weight_decay=config.weight_decay,
-                fused=True,
-            )
+            self._optimizers["adamw"] = make_adamw(rest, config)
         if self._parts:
             self._optimizers["muon"] = torch.optim.Muon(
                 [part for part, _, _ in self._parts],
@@ -103,3 +96,15 @@ class Optimizer:
         for name, optimizer in self._optimizers.items():
             # a copy: the optimiser would update the caller's tensors in place
             optimizer.load_state_dict(copy.deepcopy(state[name]))
+
+
+def make_adamw(masters: Sequence[torch.nn.Parameter], config: TrainerConfig) -> torch.optim.AdamW:
+    """Whose learning rate is set at every step."""
+    return torch.optim.AdamW(
+        masters,
+        lr=0.0,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )

@@ -18,7 +18,7 @@ from kernels.attention import AttentionLayout, Segment, packed_layout
 from rl.algorithm_config import LossReduction
 from rl.rollouts import Rollout
 
-__all__ = ["MicroBatch", "TrainingSample", "loss_weights", "pack"]
+__all__ = ["MicroBatch", "TrainingSample", "fill_up", "loss_weights", "pack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,11 @@ class MicroBatch:
     advantages_N: torch.Tensor  # fp32
     rollout_logprobs_N: torch.Tensor  # fp32, as the engine reported
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # [N], those of the samples
+
+    @property
+    def is_filler(self) -> bool:
+        """Nothing in it is trained."""
+        return not len(self.target_ids_N)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
@@ -111,6 +116,14 @@ def pack(
     return micro_batches
 
 
+def fill_up(micro_batches: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
+    """`count` micro-batches, those that are missing with one row and no target: sharded weights are gathered, and
+    gradients summed, by ranks that all make as many forwards and backwards."""
+    builder = _Builder(share_prompts=False)
+    builder.add_row()
+    return [*micro_batches, *[builder.build()] * (count - len(micro_batches))]
+
+
 class _Builder:
     """One micro-batch in the making."""
 
@@ -161,6 +174,10 @@ class _Builder:
         assert len(sample.advantages) == len(trained), "an advantage for every trained token"
         for name, values in sample.extras.items():
             self._extras.setdefault(name, []).append(values)
+
+    def add_row(self) -> None:
+        """A row that predicts nothing."""
+        self._append([0], prefix=())
 
     def build(self) -> MicroBatch:
         t: Mapping[str, list[float]] = self._targets

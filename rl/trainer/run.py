@@ -7,12 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from rl.cli import UserError
-from rl.config import TrainConfig
+from rl.config import TrainConfig, TrainerBackend
 from rl.tracking.summary import print_summary
-from rl.trainer.assembly import Run, assemble
+from rl.trainer.assembly import Run, assemble, assemble_follower
+from rl.trainer.follower import dismiss
 from rl.trainer.loop import ScoringError
 from rl.trainer.metrics import sample_rows
 from rl.trainer.mismatch import MismatchError
+from rl.trainer.ranks import join_ranks
 
 __all__ = ["INTERRUPTED", "train"]
 
@@ -21,20 +23,25 @@ INTERRUPTED = 130
 
 
 def train(config: TrainConfig) -> int:
-    """Run `config`; returns the exit code: 0, or 130 when it was told to stop (a checkpoint is kept).
+    """Run `config`, on every process that torchrun started; returns the exit code: 0, or 130 when it was told to stop (a checkpoint is kept).
 
     Raises:
         UserError: a mistake in the config or in what it points to.
     """
-    with ExitStack() as stack:
+    needs_group = config.trainer.backend is TrainerBackend.DEEPSPEED
+    with join_ranks("cpu", needs_group=needs_group) as ranks, ExitStack() as stack:
+        if not ranks.is_first:
+            assemble_follower(config, ranks).run()
+            return 0
         try:
-            run = assemble(config, stack)
+            run = assemble(config, stack, ranks)
         except ValueError as error:
             raise UserError(str(error)) from error
         try:
             is_done = _run(run, config)
         except (ScoringError, MismatchError) as error:
             raise UserError(f"{error}. The weights so far are kept in {config.run_dir}") from error
+        dismiss(ranks)
         return 0 if is_done else INTERRUPTED
 
 

@@ -1,5 +1,6 @@
-"""The policy's trainer in one process: forward and backward in the compute type, fp32 master weights."""
+"""The policy's trainer: forward and backward in the compute type, fp32 master weights."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from rl.trainer.master_weights import MasterWeights
 from rl.trainer.optimizer import hidden_matrices
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, policy_logprobs
+from rl.trainer.ranks import ALONE, Ranks
+from rl.trainer.trained_weights import TrainedWeights
 from rollout.models.checkpoint import save_checkpoint
 from rollout.models.decoder import Decoder
 
@@ -33,6 +36,8 @@ class TorchBackend:
         corrector: of tokens, where the engine's policy differs from the trainer's; None weighs all alike.
         ratio_base: whose probability the loss divides by.
         adapters: the decoder's, where only they are trained.
+        weights: the decoder's, where they are sharded.
+        ranks: each with a copy of the weights, where they are not.
     """
 
     def __init__(
@@ -44,18 +49,21 @@ class TorchBackend:
         corrector: Corrector | None = None,
         ratio_base: RatioBase = RatioBase.OLD,
         adapters: Adapters | None = None,
+        weights: TrainedWeights | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._decoder = decoder
         self._adapters = adapters
         self._temperature = temperature
         self._corrector = corrector
         self._ratio_base = ratio_base
-        self._weights = MasterWeights(
+        self._weights = weights or MasterWeights(
             (p for p in decoder.parameters() if p.requires_grad),
             config,
             matrices=hidden_matrices(decoder),
             on_change=None if adapters is None else adapters.merge,
             ema_decay=config.ema_decay,
+            ranks=ranks,
         )
 
     def forward_backward(
@@ -71,17 +79,24 @@ class TorchBackend:
         detached training forward.
         """
         stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
-        for micro_batch in micro_batches:
+        for index, micro_batch in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
             logprobs_N, entropy_N = self.logprobs(micro_batch)
+            if micro_batch.is_filler:
+                self._weights.backward(logprobs_N.sum(), is_last=is_last)
+                continue
             old_logprobs_N = micro_batch.extras.get("old_logprobs", logprobs_N.detach())
             importance_N = self._importance(old_logprobs_N, micro_batch)
             tokens = self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
             output = loss_function(tokens)
             if not bool(output.loss.isfinite()):
-                stats.bad_sample = _first_bad_sample(tokens)
-                return stats
+                if stats.bad_sample is None:
+                    stats.bad_sample = _first_bad_sample(tokens)
+                # goes on, since other ranks do; NaN everywhere, so that no step can be made of it
+                self._weights.backward(logprobs_N.sum() * math.nan, is_last=is_last)
+                continue
             started = time.perf_counter()
-            (output.loss / denominator).backward()
+            self._weights.backward(output.loss / denominator, is_last=is_last)
             stats.backward_seconds += time.perf_counter() - started
             metrics = {
                 **output.metrics,
@@ -96,7 +111,11 @@ class TorchBackend:
 
     def logprobs(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """[N] log-probabilities of the targets, with grad, and [N] entropies, both in nats."""
-        return policy_logprobs(self._decoder, micro_batch, temperature=self._temperature)
+
+        def logprobs(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            return policy_logprobs(self._decoder, batch, temperature=self._temperature)
+
+        return self._weights.forward(logprobs, micro_batch)
 
     def old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """[N] of all micro-batches, one after the other, without a gradient."""
@@ -136,15 +155,15 @@ class TorchBackend:
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Weights under Hugging Face's names, in the compute type, in a fixed order."""
-        for name, tensor in self._decoder.hf_tensors():
-            yield name, tensor.detach()
+        for module, tensors in self._decoder.hf_parts():
+            yield from self._weights.read(module, tensors)
 
     def write_beside(self, directory: Path) -> None:
         """Add to a Hugging Face directory of the weights what is not in them: `adapter/`, in peft's format, and `ema/`, a
         Hugging Face directory of their average in the compute type."""
         if self._adapters is not None:
             self._adapters.save(directory / "adapter")
-        if self._weights.has_average:
+        if isinstance(self._weights, MasterWeights) and self._weights.has_average:
             average = directory / "ema"
             average.mkdir()
             with self._weights.averaged():

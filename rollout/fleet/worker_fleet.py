@@ -60,6 +60,8 @@ class WorkerFleet:
         digest: of those weights.
     """
 
+    is_concurrent = True
+
     def __init__(
         self, pool: WorkerPool, config: FleetConfig, *, policy_version: int, digest: str
     ) -> None:

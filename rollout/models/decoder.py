@@ -230,9 +230,22 @@ class Decoder(nn.Module):
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""
-        yield "model.embed_tokens.weight", self.embed_tokens
+        for _, tensors in self.hf_parts():
+            yield from tensors()
+
+    def hf_parts(
+        self,
+    ) -> Iterator[tuple[nn.Module, Callable[[], Iterator[tuple[str, torch.Tensor]]]]]:
+        """The same in parts, to be called by who has made the module's own parameters whole."""
+        yield self, self._embedding
         for layer in self.decoder_layers:
-            yield from layer.hf_tensors()
+            yield layer, layer.hf_tensors
+        yield self, self._norm_and_head
+
+    def _embedding(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "model.embed_tokens.weight", self.embed_tokens
+
+    def _norm_and_head(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "model.norm.weight", self.norm
         if self._lm_head is not None:
             for suffix, rows in self._lm_head.named_rows():

@@ -1,0 +1,87 @@
+"""What a trainer of several processes, or one that shards, cannot do."""
+
+import importlib.util
+
+import torch
+
+from rl.algorithm_config import PPOConfig
+from rl.config import DataParallel, OptimizerKind, RunMode, TrainConfig, TrainerBackend
+from rollout.models.checkpoint import torch_dtype
+
+__all__ = ["check_ranks"]
+
+
+def check_ranks(config: TrainConfig, count: int) -> None:
+    """Refuse what `count` trainer processes cannot do.
+
+    Raises:
+        ValueError: with the keys, the rule and the cure.
+    """
+    trainer = config.trainer
+    is_deepspeed = trainer.backend is TrainerBackend.DEEPSPEED
+    is_sharded = is_deepspeed or trainer.data_parallel is DataParallel.FSDP2
+    if is_deepspeed:
+        _check_deepspeed(config)
+    elif trainer.offload_optimizer:
+        raise ValueError("trainer.offload_optimizer=true needs trainer.backend=DEEPSPEED")
+    elif is_sharded and count == 1:
+        raise ValueError(
+            "trainer.data_parallel=FSDP2 needs several processes, got 1: torchrun --nproc-per-node 2 "
+            "scripts/train.py ..., or leave it at DDP"
+        )
+    if is_sharded:
+        _check_sharded(config)
+    if count > 1:
+        _check_shares(config, count)
+
+
+def _check_sharded(config: TrainConfig) -> None:
+    """What only copies of whole weights can do."""
+    trainer = config.trainer
+    reasons = {
+        "algorithm=ppo": (isinstance(config.algorithm, PPOConfig), "its critic is not sharded"),
+        "trainer.optimizer=MUON": (
+            trainer.optimizer is OptimizerKind.MUON,
+            "it makes whole matrices orthogonal",
+        ),
+        "trainer.lora.rank": (trainer.lora.rank > 0, "adapters are merged into whole matrices"),
+        "trainer.ema_decay": (trainer.ema_decay > 0, "the average is written whole"),
+    }
+    for key, (is_asked, reason) in reasons.items():
+        if is_asked:
+            raise ValueError(
+                f"{key} needs trainer.backend=TORCH with trainer.data_parallel=DDP: {reason}"
+            )
+
+
+def _check_deepspeed(config: TrainConfig) -> None:
+    trainer = config.trainer
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            'trainer.backend=DEEPSPEED needs the package deepspeed: pip install "paceline[deepspeed]"'
+        )
+    if trainer.data_parallel is DataParallel.FSDP2:
+        raise ValueError(
+            "trainer.data_parallel=FSDP2 is of trainer.backend=TORCH; DEEPSPEED shards by trainer.zero_stage"
+        )
+    if trainer.offload_optimizer and trainer.zero_stage == 0:
+        raise ValueError("trainer.offload_optimizer=true needs trainer.zero_stage from 1 on, got 0")
+    if trainer.zero_stage == 0 and torch_dtype(config.model.dtype, "cpu") is torch.bfloat16:
+        raise ValueError(
+            "trainer.zero_stage=0 has no fp32 masters for bfloat16; take stage 1, or trainer.backend=TORCH, "
+            "whose ranks hold copies too"
+        )
+
+
+def _check_shares(config: TrainConfig, count: int) -> None:
+    if config.mode is RunMode.ROLLOUT_ONLY:
+        raise ValueError(f"mode=ROLLOUT_ONLY trains nothing: start 1 process, got {count}")
+    steps = config.trainer.steps_per_batch
+    num_prompts = config.num_prompts_per_step // steps
+    num_samples = num_prompts * config.group_size
+    if num_samples < count:
+        raise ValueError(
+            f"{count} processes need a sample each in every optimiser step, got {num_prompts} prompts "
+            f"(num_prompts_per_step={config.num_prompts_per_step} // trainer.steps_per_batch={steps}) x "
+            f"group_size={config.group_size} = {num_samples} samples; raise one, or start fewer processes"
+        )

@@ -1,0 +1,104 @@
+"""Whole runs of several processes, as torchrun starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.e2e.runs import ROOT, SMALL, steps_of, train, weights_of
+
+ANYTHING = "task.scorer=tests/e2e/any_scorer.py:score"  # the tiny model gives no right answer
+
+
+def torchrun(run_dir: Path, *overrides: str, code: int = 0) -> str:
+    """Two processes of scripts/train.py; returns what they printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "scripts/train.py", *SMALL, ANYTHING, f"run_dir={run_dir}", *overrides],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert (done.returncode == 0) == (code == 0), done.stdout
+    return done.stdout
+
+
+FLOAT32 = "model.dtype=FLOAT32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        (),
+        ("trainer.data_parallel=FSDP2",),
+        ("trainer.backend=DEEPSPEED", "trainer.zero_stage=3"),
+    ],
+    ids=["ddp", "fsdp2", "zero3"],
+)
+def test_two_processes_train_agree_with_the_engine_and_are_resumed_by_one(tmp_path, trainer):
+    evaluations = ("evaluation.every_steps=2", FLOAT32)
+    output = torchrun(tmp_path / "two", *trainer, *evaluations, "trainer.num_steps=2")
+    assert output.count("Held-out accuracy") == 1, "one of them speaks"
+    measured = [row for row in steps_of(tmp_path / "two") if "mismatch/k3" in row]
+    assert measured, "no step had a group with signal"
+    assert all(row["mismatch/logprob_difference_max"] == 0.0 for row in measured)
+    train(tmp_path / "one", ANYTHING, *evaluations, "trainer.num_steps=2")
+    train(
+        tmp_path / "resumed", ANYTHING, *evaluations, "trainer.num_steps=3",
+        f"resume_from={tmp_path / 'two'}",
+    )  # fmt: skip
+    train(
+        tmp_path / "whole", ANYTHING, *evaluations, "trainer.num_steps=3",
+        f"resume_from={tmp_path / 'one'}",
+    )  # fmt: skip
+    for run, version in (("two", 2), ("resumed", 3)):
+        other = {"two": "one", "resumed": "whole"}[run]
+        first, second = weights_of(tmp_path / run, version), weights_of(tmp_path / other, version)
+        for name, tensor in first.items():
+            torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_ppo_on_two_processes_trains_its_critic(tmp_path):
+    torchrun(tmp_path / "run", "algorithm=ppo", "trainer.num_steps=2", "evaluation.every_steps=0")
+    assert all("loss/value" in row for row in steps_of(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_an_error_on_one_rank_ends_all_and_says_which(tmp_path):
+    broken = tmp_path / "sitecustomize.py"
+    broken.write_text(
+        "import os, sys\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import rl.trainer.learner as module\n"
+        "    def fail(*_): raise FloatingPointError('planted')\n"
+        "    module.Learner._with_advantages = fail\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "scripts/train.py", *SMALL, f"run_dir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "FloatingPointError: planted" in done.stdout
+    assert "This was rank 1 of 2; it ends the others." in done.stdout
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_sentence_from_one_of_them(tmp_path):
+    output = torchrun(tmp_path / "run", "trainer.zero_stage=7", code=2)
+    assert output.count("trainer.zero_stage must be 0, 1, 2 or 3, got 7") == 1
+    output = torchrun(tmp_path / "run", "num_prompts_per_step=1", "mode=ROLLOUT_ONLY", code=2)
+    assert output.count("mode=ROLLOUT_ONLY trains nothing: start 1 process, got 2") == 1
