@@ -169,12 +169,14 @@ class WorkerFleet:
         reports = {w: m.report for w, m in self._members.items() if m.report is not None}
         metrics = {name: float(total - self._reported[name]) for name, total in totals.items()}
         metrics["fleet/num_workers"] = float(len(self._requests.router.worker_ids))
-        speeds = [report.tokens_per_second or 0.0 for report in reports.values()]
-        metrics["fleet/tokens_per_second"] = sum(speeds)
-        metrics["rollout/concurrency"] = sum(
+        concurrency = sum(
             _requests_per_step(report, self._counted.get(worker_id))
             for worker_id, report in reports.items()
         )
+        if concurrency:
+            speeds = [report.tokens_per_second or 0.0 for report in reports.values()]
+            metrics["rollout/concurrency"] = concurrency
+            metrics["rollout/engine_tokens_per_second"] = sum(speeds)
         metrics |= self._phase_seconds
         if self._speculation is not None:
             metrics |= self._speculation.metrics()

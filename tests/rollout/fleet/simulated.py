@@ -124,6 +124,7 @@ class SimulatedEngine:
             state.logprobs.append(0.0)
             state.policy_versions.append(self.policy_version)
             self.stats.num_sampled_tokens += 1
+            self.stats.num_request_steps += 1
             if state.num_output == state.request.params.max_tokens:
                 self._finish(state, FinishReason.LENGTH)
         self.stats.num_steps += 1

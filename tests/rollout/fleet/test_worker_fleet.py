@@ -184,6 +184,18 @@ def test_a_lost_workers_requests_are_answered_by_another():
     assert (metrics["fleet/replaced_workers"], metrics["fleet/num_workers"]) == (1, 1)
 
 
+def test_speed_and_concurrency_are_those_of_the_engines_while_they_step():
+    pool = SimulatedPool(speeds=[0.01])
+    fleet = make_fleet(pool)
+    assert not [name for name in fleet.take_metrics() if name.startswith("rollout/")]
+    fleet.submit([make_request(i, 0, num_tokens=100) for i in range(8)])
+    drain(fleet)
+    metrics = fleet.take_metrics()
+    assert metrics["rollout/engine_tokens_per_second"] == pytest.approx(800.0)  # 4 in 10 ms, twice
+    assert metrics["rollout/concurrency"] == pytest.approx(8.0)
+    assert "rollout/concurrency" not in fleet.take_metrics()
+
+
 def test_what_a_slow_worker_holds_for_too_long_another_answers_and_the_late_answer_is_discarded():
     pool = SimulatedPool(speeds=[1.0, 0.01])
     fleet = make_fleet(pool, silence_seconds=100.0)
