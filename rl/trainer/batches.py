@@ -38,8 +38,6 @@ class Batch:
     """`num_prompts_per_step` of them: the first ones without signal are left out, as many as were replaced."""
     num_waiting: int
     """Complete groups of later batches."""
-    num_new_tokens: int
-    """Sampled tokens of the groups that became complete since the last batch, of whatever batch they are."""
 
 
 class Batches:
@@ -108,10 +106,13 @@ class Batches:
             stopwatch: gets "rollout" and "score_wait".
             progress: called with (complete, wanted).
             should_stop: asked between polls.
+
+        Raises:
+            RuntimeError: the batch needs a group that admission does not allow; with the counts.
         """
         size = self._config.num_prompts_per_step
         first = self._admission.accepted + self._dropped
-        num_dropped = num_new_tokens = 0
+        num_dropped = 0
         while True:
             self._admit(policy_version)
             wanted = range(first, first + size + num_dropped)
@@ -125,9 +126,14 @@ class Batches:
                 break
             if should_stop():
                 return None
+            if missing[-1] >= self._next_group:
+                raise RuntimeError(
+                    f"the batch of version {policy_version} needs group {missing[-1]}, and admission lets only "
+                    f"{self._next_group} begin: {self._admission.running} run, {self._admission.accepted} are accepted, "
+                    f"{self._dropped + num_dropped} were dropped"
+                )
             for group in self._poll(missing, stopwatch):
                 self._complete[group.group_id] = group
-                num_new_tokens += sum(r.num_sampled_tokens for r in group.rollouts)
             progress(sum(group_id in self._complete for group_id in wanted), len(wanted))
         self._admission.accept(size)
         self._dropped += num_dropped
@@ -136,7 +142,6 @@ class Batches:
             groups=groups,
             trained=self._without_dropped(groups, policy_version),
             num_waiting=len(self._complete),
-            num_new_tokens=num_new_tokens,
         )
 
     def _num_to_drop(self, wanted: Sequence[int], *, is_last: bool) -> int:

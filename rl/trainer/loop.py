@@ -124,7 +124,7 @@ class TrainLoop:
         groups = batch.groups
         self._check_scores(groups)
         seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
-        metrics = rollout_metrics(groups, num_new_tokens=batch.num_new_tokens, seconds=seconds)
+        metrics = rollout_metrics(groups, seconds=seconds)
         metrics["rollout/num_dropped_groups"] = len(groups) - len(batch.trained)
         if self._config.mode is not RunMode.ROLLOUT_ONLY:
             progress.begin_phase("training")
@@ -132,7 +132,12 @@ class TrainLoop:
         else:
             self._version += 1
         metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
-        metrics |= self._predicted_staleness(batch, metrics)
+        if self._config.max_staleness:
+            # its tokens were decoded at other times than those that this step waited
+            metrics["rollout/tokens_per_second"] = metrics.pop(
+                "rollout/engine_tokens_per_second", 0.0
+            )
+            metrics |= self._predicted_staleness(batch, metrics)
         header = {"step": self._version, "policy_version": self._version}
         samples = sample_rows(groups, step=self._version)
         self._parts.tracker.step({**header, **metrics}, samples)

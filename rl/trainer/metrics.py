@@ -14,24 +14,15 @@ __all__ = ["is_uniform", "memory_metrics", "rollout_metrics", "sample_rows", "tr
 _OF_FRESH_TOKENS = ("mismatch/k3", "mismatch/logprob_difference_mean")
 
 
-def rollout_metrics(
-    groups: Sequence[RolloutGroup], *, num_new_tokens: int, seconds: float
-) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[RolloutGroup], *, seconds: float) -> dict[str, float]:
     """Rewards, lengths and speed. Rollouts without a score count in the error rate, not in the mean; those in which the
-    policy sampled no token are in the empty fraction, and train nothing but their siblings' baseline.
-
-    Args:
-        groups: of a batch.
-        num_new_tokens: sampled in `seconds`, of groups of later batches too; where there are none, there is no speed.
-        seconds: spent on rollouts since the last batch.
-    """
+    policy sampled no token are in the empty fraction, and train nothing but their siblings' baseline."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     rewards = [r.reward for r in rollouts if r.reward is not None]
     mean = sum(rewards) / len(rewards) if rewards else float("nan")
     variance = sum((x - mean) ** 2 for x in rewards) / len(rewards) if rewards else float("nan")
     lengths = [rollout.num_sampled_tokens for rollout in rollouts]
     truncated = [rollout.turns[-1].finish_reason is FinishReason.LENGTH for rollout in rollouts]
-    speed = {"rollout/tokens_per_second": num_new_tokens / max(seconds, 1e-9)}
     return {
         "reward/mean": mean,
         "reward/std": variance**0.5,
@@ -42,7 +33,7 @@ def rollout_metrics(
         "rollout/empty_fraction": lengths.count(0) / len(lengths),
         "rollout/truncated_fraction": sum(truncated) / len(truncated),
         "rollout/num_tokens": sum(lengths),
-        **(speed if num_new_tokens else {}),
+        "rollout/tokens_per_second": sum(lengths) / max(seconds, 1e-9),
     }
 
 

@@ -3,10 +3,11 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rollout.engine.core import Completion, FinishReason, Request
-from rollout.engine.engine import Engine
+from rollout.engine.engine import Engine, EngineStats
 from rollout.fleet.fleet import FleetStatus
 from rollout.weights.update import WeightUpdate
 
@@ -24,10 +25,8 @@ class InlineFleet:
         self._running: set[str] = set()
         self._finished: Counter[FinishReason] = Counter()
         self._kept: list[Completion] = []  # that ended within `update_weights`
-        self._num_steps = self._num_request_steps = (
-            0  # of the engine, as of the last `take_metrics`
-        )
-        self._drain_seconds = 0.0
+        self._last_stats = EngineStats()  # as of the last `take_metrics`; so the seconds
+        self._step_seconds = self._drain_seconds = 0.0
 
     def submit(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -39,7 +38,7 @@ class InlineFleet:
         deadline = time.monotonic() + timeout_seconds
         completions, self._kept = self._kept, []
         while self.engine.has_unfinished and not completions:
-            completions = self.engine.step()
+            completions = self._step()
             if time.monotonic() > deadline:
                 break
         for completion in completions:
@@ -56,10 +55,8 @@ class InlineFleet:
         self.engine.verify()  # which drops what it finds wrong
         try:
             self.engine.commit_when_ready()
-            start = time.monotonic()
             while self.engine.is_commit_pending:
-                self._kept += self.engine.step()
-                self._drain_seconds = time.monotonic() - start
+                self._kept += self._step(is_draining=True)
         except RuntimeError:
             self.engine.rollback()
             raise
@@ -78,14 +75,16 @@ class InlineFleet:
     def take_metrics(self) -> dict[str, float]:
         stats, speculator = self.engine.stats, self.engine.speculator
         metrics = {} if speculator is None else speculator.take_stats().metrics()
-        num_steps = stats.num_steps - self._num_steps
+        last, self._last_stats = self._last_stats, replace(stats)
+        num_steps = stats.num_steps - last.num_steps
         if num_steps:
-            num_request_steps = stats.num_request_steps - self._num_request_steps
+            num_request_steps = stats.num_request_steps - last.num_request_steps
+            num_tokens = stats.num_sampled_tokens - last.num_sampled_tokens
             metrics["rollout/concurrency"] = num_request_steps / num_steps
+            metrics["rollout/engine_tokens_per_second"] = num_tokens / self._step_seconds
         if self._drain_seconds:
             metrics["rollout/drain_seconds"] = self._drain_seconds
-        self._num_steps, self._num_request_steps = stats.num_steps, stats.num_request_steps
-        self._drain_seconds = 0.0
+        self._step_seconds = self._drain_seconds = 0.0
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,3 +94,11 @@ class InlineFleet:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         if self.engine.speculator is not None and "speculation" in saved:
             self.engine.speculator.load_state_dict(saved["speculation"])
+
+    def _step(self, *, is_draining: bool = False) -> list[Completion]:
+        start = time.perf_counter()
+        completions = self.engine.step()
+        seconds = time.perf_counter() - start
+        self._step_seconds += seconds
+        self._drain_seconds += seconds if is_draining else 0.0
+        return completions
