@@ -65,7 +65,7 @@ def stats_of(*, num_fresh: int, fresh_k3: float, stale_k3: float) -> BatchStats:
 
 def test_drift_is_no_mismatch_and_each_is_a_mean_over_its_own_tokens():
     stats = stats_of(num_fresh=4, fresh_k3=2.0, stale_k3=30.0)
-    metrics = training_metrics(stats, grad_norm=1.0, learning_rate=1.0)
+    metrics = training_metrics(stats, denominator=10.0, grad_norm=1.0, learning_rate=1.0)
     assert (metrics["mismatch/k3"], metrics["staleness/k3"]) == (0.5, 5.0)
     assert metrics["mismatch/importance_weight_mean"] == 0.9, "of all tokens"
     assert metrics["staleness/fresh_fraction"] == 0.4
@@ -76,7 +76,7 @@ def test_drift_is_no_mismatch_and_each_is_a_mean_over_its_own_tokens():
 
 def test_a_batch_without_fresh_tokens_has_no_mismatch_and_stops_no_run():
     stats = stats_of(num_fresh=0, fresh_k3=0.0, stale_k3=1e6)
-    metrics = training_metrics(stats, grad_norm=1.0, learning_rate=1.0)
+    metrics = training_metrics(stats, denominator=10.0, grad_norm=1.0, learning_rate=1.0)
     assert not {"mismatch/k3", "mismatch/logprob_difference_max"} & metrics.keys()
     assert metrics["staleness/k3"] == 1e5
     check_mismatch(stats, CorrectionConfig(), step=1)
