@@ -71,14 +71,17 @@ def test_a_student_learns_to_copy_from_a_teacher_that_was_trained_and_from_no_sc
     lesson, tmp_path
 ):
     rows = lesson.learn(
-        tmp_path / "run", "algorithm=distillation", f"algorithm.teacher_path={lesson.teacher}"
+        tmp_path / "run",
+        "algorithm=distillation",
+        f"algorithm.teacher_path={lesson.teacher}",
+        "trainer.num_steps=32",
     )
     # the loss is minus the mean of log teacher - log student: the divergence, in nats per token
     first, last = ends(rows, "loss/policy")
     assert first > 2
     assert last < 0.5 * first
     first, last = ends(rows, "reward/mean")
-    assert last > first + 0.1
+    assert last > first + 0.3
 
 
 def test_supervised_fine_tuning_learns_by_its_loss_and_says_it_on_its_own(lesson):

@@ -48,7 +48,7 @@ def test_a_checkpoint_holds_the_merged_weights_the_adapter_and_the_average(adapt
             tokens
         ).logits
     logits["peft"] = peft.PeftModel.from_pretrained(base, directory / "adapter")(tokens).logits
-    torch.testing.assert_close(logits["peft"], logits["merged"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits["peft"], logits["merged"], rtol=1e-4, atol=1e-5)
     moved = [float((logits[n] - logits["base"]).abs().max()) for n in ("merged", "average")]
     assert moved[0] > moved[1] > 1e-3, "the average lags behind"
 

@@ -24,7 +24,7 @@ from rollout.engine.engine import EngineStats
 from rollout.fleet.faults import Faults
 from rollout.fleet.pool import Answered, Event, Lost, Reported
 from rollout.fleet.update_round import Phase
-from rollout.fleet.worker import StagingArea, Worker
+from rollout.fleet.worker import StagingArea, Worker, WorkerReport
 from rollout.weights.manifest import Manifest
 from rollout.weights.receiver import HeldWeights, ReceiverState, WeightReceiver
 from rollout.weights.update import WeightUpdate, make_update
@@ -253,6 +253,13 @@ class SimulatedPool:
         """The process dies; word of it comes later."""
         if self._processes.pop(worker_id, None) is not None:
             self._emit(Lost(worker_id=worker_id, reason="it was killed"))
+
+    def report_of(self, worker_id: str) -> WorkerReport:
+        return self._processes[worker_id].worker.report()
+
+    def say(self, event: Event) -> None:
+        """Have the next `wait` bring this last."""
+        self._events.append(event)
 
     def pass_unattended(self, seconds: float) -> None:
         """Time goes by while nobody waits."""

@@ -5,6 +5,7 @@ import pytest
 
 from rollout.config import FaultConfig, FaultKind, FleetConfig, FleetKind
 from rollout.engine.core import Completion, FinishReason, Request
+from rollout.fleet.pool import Reported
 from rollout.fleet.worker_fleet import WorkerFleet, WorkerState
 from rollout.weights.update import WeightUpdate
 from tests.rollout.fleet.simulated import (
@@ -193,9 +194,8 @@ def test_what_a_slow_worker_holds_for_too_long_another_answers_and_the_late_answ
     metrics = fleet.take_metrics()
     assert metrics["fleet/reissued_leases"] == 2
     assert metrics["fleet/replaced_workers"] == 0
-    fleet.submit([make_request(9, 0, num_tokens=4)])
-    drain(fleet)
-    assert not pool.engines["worker-0"].has_unfinished or pool.now() < 60  # it was told to stop
+    pool.pass_unattended(3.0)
+    assert not pool.engines["worker-0"].has_unfinished  # it was told to stop
 
 
 def test_a_lone_worker_is_given_more_time_instead():
@@ -253,11 +253,12 @@ def test_a_poll_waits_no_longer_than_told():
 
 
 def test_time_in_which_nobody_asks_is_not_held_against_workers():
-    pool = SimulatedPool()
-    fleet = make_fleet(pool)
-    fleet.submit(batch(0))
-    pool.pass_unattended(500.0)  # a long training step
-    assert_are_the_tokens_of(drain(fleet), batch(0), 0)
+    pool = SimulatedPool(speeds=[1.0])
+    fleet = make_fleet(pool, lease_seconds=150.0, silence_seconds=100.0)
+    requests = [make_request(0, 0, num_tokens=200)]
+    fleet.submit(requests)
+    pool.pass_unattended(160.0)  # a long training step
+    assert_are_the_tokens_of(drain(fleet), requests, 0)
     metrics = fleet.take_metrics()
     assert (metrics["fleet/reissued_leases"], metrics["fleet/replaced_workers"]) == (0, 0)
 
@@ -298,6 +299,26 @@ def test_a_joiner_serves_only_at_the_current_version():
         assert not pool.engines[joiner].request_ids
         fleet.poll(0.0)
         pool.pass_unattended(0.01)
+    assert_serving_exactly(pool, fleet, 1)
+
+
+def test_a_report_that_was_overtaken_by_a_commit_does_not_set_a_joiner_back():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet.update_weights(update_to(1))
+    joiner = fleet.add_worker()
+    while fleet.workers[joiner] is WorkerState.STARTING:
+        fleet.poll(0.0)
+        pool.pass_unattended(0.01)
+    old = pool.report_of(joiner)
+    assert old.policy_version == 0
+    while fleet.workers[joiner] is not WorkerState.SERVING:
+        pool.say(Reported(worker_id=joiner, report=old))
+        fleet.poll(0.0)
+        pool.pass_unattended(0.001)
+    pool.say(Reported(worker_id=joiner, report=old))
+    fleet.poll(0.0)
+    assert fleet.take_metrics()["fleet/replaced_workers"] == 0
     assert_serving_exactly(pool, fleet, 1)
 
 
