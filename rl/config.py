@@ -430,7 +430,7 @@ class BenchSpeculationConfig:
     """Requests in flight; TAIL has all of its own at once."""
     paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
     """Where SECOND_EPOCH and UNPREDICTABLE run `pairs` times, as TAIL does; other cells run once."""
-    tokens_per_run: int = 1024
+    tokens_per_run: int = 768
     """About how many tokens each run of a scenario decodes, at least one per request in flight."""
     pairs: int = 7
     """Runs with and without drafts, in turn."""

@@ -133,10 +133,10 @@ class TrainLoop:
             self._version += 1
         metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
         if self._config.max_staleness:
-            # its tokens were decoded at other times than those that this step waited
-            metrics["rollout/tokens_per_second"] = metrics.pop(
-                "rollout/engine_tokens_per_second", 0.0
-            )
+            # the tokens of this batch were decoded at other times than those that this step waited
+            del metrics["rollout/tokens_per_second"]
+            if "fleet/tokens_per_second" in metrics:
+                metrics["rollout/tokens_per_second"] = metrics["fleet/tokens_per_second"]
             metrics |= self._predicted_staleness(batch, metrics)
         header = {"step": self._version, "policy_version": self._version}
         samples = sample_rows(groups, step=self._version)

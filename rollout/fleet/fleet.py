@@ -61,7 +61,7 @@ class Fleet(Protocol):
 
     def take_metrics(self) -> dict[str, float]:
         """What is worth following besides, since the last call; `rollout/concurrency`: requests per engine step, the
-        mean; `rollout/engine_tokens_per_second`: while engines step."""
+        mean; `fleet/tokens_per_second`: while engines step."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rl.tracking.events import read_events
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("model=tiny", "debug=smoke", "reward.num_workers=1")
+ANYTHING = "task.scorer=tests/e2e/any_scorer.py:score"  # the tiny model gives no right answer
 
 
 def command(run_dir: Path, *overrides: str) -> list[str]:

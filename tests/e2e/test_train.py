@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from rl.checkpoint.checkpoint import load_checkpoint
 from rl.tracking.events import read_events
 from rollout import Engine, SamplingParams
-from tests.e2e.runs import ROOT, command, steps_of, train, weights_of
+from tests.e2e.runs import ANYTHING, ROOT, command, steps_of, train, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def differences(run_dir: Path) -> list[float]:
 
 
 def test_int8_rollouts_train_measure_their_mismatch_and_resume_bit_for_bit(tmp_path):
-    int8 = ("engine.weight_dtype=INT8", "correction.max_k3=1")
+    int8 = (ANYTHING, "engine.weight_dtype=INT8", "correction.max_k3=1")
     whole, half, resumed = (tmp_path / name for name in ("whole", "half", "resumed"))
     train(whole, *int8, "trainer.num_steps=4")
     measured = [d for d in differences(whole) if d >= 0]
@@ -109,7 +109,7 @@ def test_int8_rollouts_train_measure_their_mismatch_and_resume_bit_for_bit(tmp_p
 
 
 def test_int8_is_given_up_past_the_limit_and_stays_so_when_resumed(tmp_path, caplog):
-    int8 = ("engine.weight_dtype=INT8", "correction.max_k3=1e-12")
+    int8 = (ANYTHING, "engine.weight_dtype=INT8", "correction.max_k3=1e-12")
     whole, half, resumed = (tmp_path / name for name in ("whole", "half", "resumed"))
     train(whole, *int8, "trainer.num_steps=4")
     assert caplog.text.count("the run goes on with engine.weight_dtype=PLAIN") == 1

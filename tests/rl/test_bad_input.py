@@ -196,7 +196,7 @@ def test_an_empty_sample_is_part_of_the_baseline_and_of_the_mean_over_sequences(
 
 
 def test_each_kind_is_counted():
-    metrics = rollout_metrics([EMPTY, LOST, UNIFORM], num_new_tokens=14, seconds=1.0)
+    metrics = rollout_metrics([EMPTY, LOST, UNIFORM], seconds=1.0)
     assert metrics["rollout/empty_fraction"] == pytest.approx(1 / 9)
     assert metrics["reward/error_rate"] == pytest.approx(1 / 9)
     assert metrics["reward/zero_variance_groups"] == pytest.approx(1 / 3)

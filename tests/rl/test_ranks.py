@@ -18,6 +18,7 @@ from rl.algorithm_config import (
     PPOConfig,
     SFTConfig,
 )
+from rl.algorithms.sft import sft_loss
 from rl.config import (
     DataParallel,
     LoRAConfig,
@@ -31,6 +32,7 @@ from rl.rollouts import RolloutGroup
 from rl.trainer.algorithm import make_algorithm
 from rl.trainer.learner import Learner
 from rl.trainer.learner_assembly import make_learner
+from rl.trainer.packing import TrainingSample, pack
 from rl.trainer.rank_validation import check_ranks
 from rl.trainer.ranks import ALONE, Ranks
 from rl.trainer.stopwatch import Stopwatch
@@ -259,6 +261,28 @@ def test_ten_steps_of_two_processes_have_the_losses_of_one(two_ranks: RankPool, 
     assert truth[9] < truth[0] - 1, "it learns: the curve says something"
     assert got == pytest.approx(truth, rel=1e-4)
     assert norms == pytest.approx(true_norms, rel=1e-3)
+
+
+def asked_around_a_step(ranks: Ranks, tiny: Path, trainer: TrainerConfig) -> torch.Tensor:
+    """Log-probabilities after a step before which, too, they were asked."""
+    backend = learner(tiny, ranks, trainer, SFTConfig()).backend
+    samples = [
+        TrainingSample(rollout=r, advantages=[1.0] * r.num_sampled_tokens, loss_weight=1.0)
+        for r in groups()[0].rollouts
+    ]
+    batches = pack(samples, max_tokens=400, share_prompts=True)
+    # every rank has all of them here
+    backend.forward_backward(batches, sft_loss, denominator=100.0 * ranks.count)
+    backend.old_logprobs(batches)
+    backend.step(1e-2)
+    return backend.old_logprobs(batches)
+
+
+def test_nothing_that_was_gathered_before_a_step_is_used_after_it(two_ranks: RankPool, tiny):
+    truth = asked_around_a_step(ALONE, tiny, DDP)
+    for trainer in (DDP, FSDP2, ZERO[3]):
+        for got in two_ranks(asked_around_a_step, tiny, trainer):
+            torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-4)
 
 
 def bf16_losses(ranks: Ranks, tiny: Path, trainer: TrainerConfig) -> list[float]:

@@ -164,3 +164,15 @@ def test_smoothing_leaves_a_constant_alone_and_averages_noise(make_step) -> None
     assert list(_axes(figure, "policy/entropy").lines[1].get_ydata()) == pytest.approx([0.43] * 300)
     reward = _axes(figure, "reward/mean").lines[1].get_ydata()
     assert list(reward[30:-30]) == pytest.approx([0.5] * 240, abs=1e-3)
+
+
+def test_staleness_is_drawn_beside_what_was_predicted(events) -> None:
+    for step, event in enumerate(e for e in events if e["event"] == "step"):
+        event |= {"staleness/mean": step % 2, "staleness/max": 1}
+        if step % 3 == 0:  # not at every step is there something to predict from
+            event["staleness/predicted"] = 0.5
+    figure = curves_figure(events, title="run")
+    (axes,) = (axes for axes in figure.axes if axes.get_title(loc="left") == "Staleness")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert drawn["max"] == [1] * 20
+    assert drawn["predicted"] == [0.5] * 7
