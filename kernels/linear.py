@@ -44,9 +44,8 @@ def linear(
             return _Linear.apply(x_TK, weight_NK, bias_N)  # pyrefly: ignore
         return linear_native(x_TK, weight_NK, bias_N, panels)
     out_features, in_features = weight_NK.shape
-    if (
-        out_features == 1
-    ):  # a matrix times a vector: libraries then sum a row in an order that depends on its place
+    if out_features == 1:
+        # a matrix times a vector: libraries then sum a row in an order that depends on its place
         two_NK = torch.cat([weight_NK, torch.zeros_like(weight_NK)])
         two_N = None if bias_N is None else torch.cat([bias_N, torch.zeros_like(bias_N)])
         return linear(x_TK, two_NK, two_N)[:, :1]

@@ -176,7 +176,7 @@ class WorkerFleet:
         if concurrency:
             speeds = [report.tokens_per_second or 0.0 for report in reports.values()]
             metrics["rollout/concurrency"] = concurrency
-            metrics["rollout/engine_tokens_per_second"] = sum(speeds)
+            metrics["fleet/tokens_per_second"] = sum(speeds)
         metrics |= self._phase_seconds
         if self._speculation is not None:
             metrics |= self._speculation.metrics()

@@ -65,9 +65,8 @@ static float activation_step(const element *x, int64_t K, float levels, float *i
     return step * ratio;
 }
 
-/* Shapes: x [M, K], w [N, K], scale [N], bias [N] or null, y [M, N]; room of
- * paceline_int8_room int16. Panels,
- * from paceline_int8_pack, may be null; paceline_int8_panel_places says how large they are, 0 where there are none. */
+/* Shapes: x [M, K], w [N, K], scale [N], bias [N] or null, y [M, N]; room of paceline_int8_room int16.
+ * Panels, from paceline_int8_pack, may be null; paceline_int8_panel_places says how large they are, 0 where there are none. */
 #if LANES == 16 && defined(__AVX512VNNI__)
 #include "int8_panels.c"
 #else

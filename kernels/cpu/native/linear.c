@@ -255,7 +255,7 @@ void paceline_linear(const element *x, const element *w, const int32_t *panels, 
 #pragma omp parallel num_threads(threads)
     {
         int32_t *room = panels ? 0 : aligned_alloc(64, block * size * sizeof(int32_t));
-        float *widened = WIDENS && M >= WIDEN_ROWS ? aligned_alloc(64, block * factors_of(K) * sizeof(float)) : 0;
+        float *widened = WIDENS && M >= WIDEN_ROWS ? aligned_alloc(64, block * width * sizeof(float)) : 0;
         for (int64_t b = take_block(&taken), next; b < blocks; b = next) {
             next = take_block(&taken);
             int64_t n = b * block, columns = n + block < N ? block : N - n;

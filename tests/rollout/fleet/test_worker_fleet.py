@@ -191,7 +191,7 @@ def test_speed_and_concurrency_are_those_of_the_engines_while_they_step():
     fleet.submit([make_request(i, 0, num_tokens=100) for i in range(8)])
     drain(fleet)
     metrics = fleet.take_metrics()
-    assert metrics["rollout/engine_tokens_per_second"] == pytest.approx(800.0)  # 4 in 10 ms, twice
+    assert metrics["fleet/tokens_per_second"] == pytest.approx(800.0)  # 4 in 10 ms, twice
     assert metrics["rollout/concurrency"] == pytest.approx(8.0)
     assert "rollout/concurrency" not in fleet.take_metrics()
 
