@@ -5,6 +5,11 @@
 #define MAX_GROUP 32      /* query heads of one KV head */
 #define QUERIES_PER_TASK 8
 #define ROWS_PER_TASK (QUERIES_PER_TASK * MAX_GROUP)
+#if WIDENS && LANES == 16
+#define TILE_ROWS 6
+#else
+#define TILE_ROWS 3
+#endif
 
 /* Where the key (or value) at a position of a sequence is: base + table[first entry + p / per_index] * index_stride
  * + head * head_stride + (p % per_index) * D. A paged cache has per_index = block_size; packed rows have 1.
@@ -32,60 +37,86 @@ typedef struct {
     float output[MAX_HEAD_DIM];
 } State;
 
-/* ROWS x (PANELS of keys) scores. */
-INLINE void score_tile(int ROWS, int PANELS, const element *const *q, const int32_t *const *keys,
-                       float (*scores)[KEY_BLOCK], int64_t c, int64_t D) {
-    vec sums[3][4];
+/* A place of ROWS rows, at `at`, times COLUMNS vectors of places. */
+INLINE void add_place(int ROWS, int COLUMNS, const factor *const *rows, int64_t at, const evec *places,
+                      vec (*sums)[4]) {
+#if WIDENS
+    const uvec upper = (uvec)ALL_LANES(0xffff0000);
+#pragma GCC unroll 2
+    for (int half = 0; half < PLACE; half++) {
+        vec held[4];
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int k = 0; k < PANELS; k++) sums[r][k] = splat(0);
-    for (int64_t p = 0; p < D / PLACE; p++) {
-        evec query[3];
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
-            query[r] = splat_place(place_of(q[r] + p * PLACE));
-            IN_REGISTER(query[r]);
+        for (int c = 0; c < COLUMNS; c++) {
+            held[c] = (vec)(half ? (uvec)places[c] & upper : (uvec)places[c] << 16);
+            IN_REGISTER(held[c]);
         }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            vec row = splat(rows[r][at + half]);
+            IN_REGISTER(row);
 #pragma GCC unroll 4
-        for (int k = 0; k < PANELS; k++) {
-            evec key = *(const evec *)(keys[k] + p * LANES);
-            if (ROWS > 1) IN_REGISTER(key);
-#pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) sums[r][k] = add_products(query[r], key, sums[r][k]);
+            for (int c = 0; c < COLUMNS; c++) {
+                sums[r][c] = fma_lanes(row, held[c], sums[r][c]);
+                IN_REGISTER(sums[r][c]); /* or the halves are mixed, and there are too few */
+            }
         }
     }
+#else
+    evec row[TILE_ROWS];
 #pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++) {
+        row[r] = splat_place(place_of(rows[r] + at));
+        IN_REGISTER(row[r]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < COLUMNS; c++) {
+        evec place = places[c];
+        if (ROWS > 1) IN_REGISTER(place);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) sums[r][c] = add_products(row[r], place, sums[r][c]);
+    }
+#endif
+}
+
+INLINE void clear_sums(int ROWS, int COLUMNS, vec (*sums)[4]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < COLUMNS; c++) sums[r][c] = splat(0);
+}
+
+/* ROWS x (PANELS of keys) scores. */
+INLINE void score_tile(int ROWS, int PANELS, const factor *const *q, const int32_t *const *keys,
+                       float (*scores)[KEY_BLOCK], int64_t c, int64_t D) {
+    vec sums[TILE_ROWS][4];
+    clear_sums(ROWS, PANELS, sums);
+    for (int64_t p = 0; p < D / PLACE; p++) {
+        evec places[4];
+#pragma GCC unroll 4
+        for (int k = 0; k < PANELS; k++) places[k] = *(const evec *)(keys[k] + p * LANES);
+        add_place(ROWS, PANELS, q, p * PLACE, places, sums);
+    }
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
         for (int k = 0; k < PANELS; k++) store_floats(scores[r] + c + k * LANES, sums[r][k]);
 }
 
 /* ROWS x VECS vectors of the weighted sum of values, joined to what was there; `width` elements of them exist. */
-INLINE void value_tile(int ROWS, int VECS, int64_t width, element (*weights)[KEY_BLOCK], const int32_t *const *values,
+INLINE void value_tile(int ROWS, int VECS, int64_t width, const factor *const *weights, const int32_t *const *values,
                        int64_t count, int64_t d, State *states) {
-    vec sums[3][4];
-#pragma GCC unroll 4
-    for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++) sums[r][v] = splat(0);
+    vec sums[TILE_ROWS][4];
+    clear_sums(ROWS, VECS, sums);
     for (int64_t c = 0; c < count; c += PLACE) {
-        evec weight[3];
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS; r++) {
-            weight[r] = splat_place(place_of(weights[r] + c));
-            IN_REGISTER(weight[r]);
-        }
+        evec places[4];
 #pragma GCC unroll 4
         for (int v = 0; v < VECS; v++) {
-            const float *places = (const float *)values[c / PLACE] + d + v * LANES;
-            evec value = width < LANES ? (evec)load_floats_part(places, width) : (evec)load_floats(places);
-            if (ROWS > 1) IN_REGISTER(value);
-#pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) sums[r][v] = add_products(weight[r], value, sums[r][v]);
+            const float *value = (const float *)values[c / PLACE] + d + v * LANES;
+            places[v] = width < LANES ? (evec)load_floats_part(value, width) : (evec)load_floats(value);
         }
+        add_place(ROWS, VECS, weights, c, places, sums);
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECS; v++) {
@@ -95,7 +126,7 @@ INLINE void value_tile(int ROWS, int VECS, int64_t width, element (*weights)[KEY
 }
 
 /* Scores of the first `count` keys become weights, zeros behind them; maximum and total go into the state. */
-INLINE void weigh(float *scores, element *weights, int64_t count, float scale, State *state) {
+INLINE void weigh(float *scores, factor *weights, int64_t count, float scale, State *state) {
     vec maximum = splat(-INFINITY), total = splat(0), changes = splat(0);
     for (int64_t c = count; c < KEY_BLOCK; c++) scores[c] = -INFINITY;
     for (int64_t c = 0; c < KEY_BLOCK; c += LANES) {
@@ -106,7 +137,7 @@ INLINE void weigh(float *scores, element *weights, int64_t count, float scale, S
     float most = greatest_lane(maximum);
     for (int64_t c = 0; c < KEY_BLOCK; c += LANES) {
         vec x = load_floats(scores + c), weight = choose(x == splat(-INFINITY), splat(0), exp_lanes(x - splat(most)));
-        store(weights + c, weight);
+        store_factors(weights + c, weight);
         total += weight;
     }
     float joint = most <= state->maximum ? state->maximum : most;
@@ -119,37 +150,49 @@ INLINE void weigh(float *scores, element *weights, int64_t count, float scale, S
     state->maximum = joint;
 }
 
-#define BY_THREE(ROWS, TILE, ...)                                   \
-    do {                                                            \
-        int64_t r = 0;                                              \
-        for (; r + 3 <= (ROWS); r += 3) TILE(3, __VA_ARGS__);       \
-        if ((ROWS) - r == 2) TILE(2, __VA_ARGS__);                  \
-        if ((ROWS) - r == 1) TILE(1, __VA_ARGS__);                  \
+/* Rows r of a block, as many at a time as the registers hold. */
+#if TILE_ROWS == 6
+#define BY_TILES(ROWS, TILE, ...)                                               \
+    do {                                                                        \
+        int64_t r = 0;                                                          \
+        for (; r + 6 <= (ROWS); r += 6) TILE(6, __VA_ARGS__);                   \
+        for (; r + 3 <= (ROWS); r += 3) TILE(3, __VA_ARGS__);                   \
+        if ((ROWS) - r == 2) TILE(2, __VA_ARGS__);                              \
+        if ((ROWS) - r == 1) TILE(1, __VA_ARGS__);                              \
     } while (0)
+#else
+#define BY_TILES(ROWS, TILE, ...)                                               \
+    do {                                                                        \
+        int64_t r = 0;                                                          \
+        for (; r + 3 <= (ROWS); r += 3) TILE(3, __VA_ARGS__);                   \
+        if ((ROWS) - r == 2) TILE(2, __VA_ARGS__);                              \
+        if ((ROWS) - r == 1) TILE(1, __VA_ARGS__);                              \
+    } while (0)
+#endif
 
 /* One block of keys from position `start`, for all heads of `queries` queries that read it from the same place. Keys
  * outermost, so that they pass through the first-level cache once. `visible` keys of the last query, fewer before. */
-static void attend_block(const element *q, const Block *block, int64_t start, const Query *queries,
-                         int64_t num_queries, State *states, int64_t head, int64_t N, int64_t G, int64_t D) {
+static void attend_block(const factor *const *query, const Block *block, int64_t start, const Query *queries,
+                         int64_t num_queries, State *states, int64_t G, int64_t D) {
     float scores[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(64)));
-    element weights[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(64)));
-    const element *query[ROWS_PER_TASK];
+    factor weights[ROWS_PER_TASK][KEY_BLOCK] __attribute__((aligned(64)));
+    const factor *weight[ROWS_PER_TASK];
     int64_t rows = num_queries * G, visible = queries[num_queries - 1].position + 1 - start;
     float scale = 1.0f / sqrtf((float)D);
     if (visible > KEY_BLOCK) visible = KEY_BLOCK;
-    for (int64_t r = 0; r < rows; r++) query[r] = q + (queries[r / G].row * N + head * G + r % G) * D;
     int64_t panels = (visible + LANES - 1) / LANES, c = 0;
-    for (; c + 4 <= panels; c += 4) BY_THREE(rows, score_tile, 4, query + r, block->keys + c, scores + r, c * LANES, D);
-    for (; c < panels; c++) BY_THREE(rows, score_tile, 1, query + r, block->keys + c, scores + r, c * LANES, D);
+    for (; c + 4 <= panels; c += 4) BY_TILES(rows, score_tile, 4, query + r, block->keys + c, scores + r, c * LANES, D);
+    for (; c < panels; c++) BY_TILES(rows, score_tile, 1, query + r, block->keys + c, scores + r, c * LANES, D);
     for (int64_t r = 0; r < rows; r++) {
         int64_t count = queries[r / G].position + 1 - start;
         weigh(scores[r], weights[r], count < KEY_BLOCK ? count : KEY_BLOCK, scale, states + r);
+        weight[r] = weights[r];
     }
     int64_t d = 0;
     for (; d + 4 * LANES <= D; d += 4 * LANES)
-        BY_THREE(rows, value_tile, 4, 4 * LANES, weights + r, block->values, visible, d, states + r);
+        BY_TILES(rows, value_tile, 4, 4 * LANES, weight + r, block->values, visible, d, states + r);
     for (; d < D; d += LANES)
-        BY_THREE(rows, value_tile, 1, D - d < LANES ? D - d : LANES, weights + r, block->values, visible, d, states + r);
+        BY_TILES(rows, value_tile, 1, D - d < LANES ? D - d : LANES, weight + r, block->values, visible, d, states + r);
 }
 
 INLINE void dequantize(const int8_t *q, float scale, element *x, int64_t D) {
@@ -252,11 +295,22 @@ INLINE void write_token(element *keys, element *values, int64_t offset, int64_t 
 static void attend_task(const element *q, const Cache *cache, element *out, float *logsumexp, const Query *queries,
                         int64_t num_queries, int64_t shared, int64_t head, int64_t N, int64_t G, int64_t D) {
     State states[ROWS_PER_TASK];
+    const factor *rows[ROWS_PER_TASK];
     Block block;
     int32_t room[KEY_BLOCK * 2 * MAX_HEAD_DIM / PLACE] __attribute__((aligned(64)));
     int64_t last = 0;
     for (int64_t i = 0; i < num_queries; i++) last = queries[i].position > last ? queries[i].position : last;
+#if WIDENS
+    factor wide[ROWS_PER_TASK * MAX_HEAD_DIM];
+#endif
     for (int64_t r = 0; r < num_queries * G; r++) {
+        const element *row = q + (queries[r / G].row * N + head * G + r % G) * D;
+#if WIDENS
+        rows[r] = wide + r * D;
+        for (int64_t d = 0; d < D; d++) wide[r * D + d] = as_float(row + d);
+#else
+        rows[r] = row;
+#endif
         states[r].maximum = -INFINITY;
         states[r].total = 0;
         memset(states[r].output, 0, sizeof(states[r].output));
@@ -270,7 +324,7 @@ static void attend_task(const element *q, const Cache *cache, element *out, floa
             int64_t visible = queries[end - 1].position + 1;
             if (visible > start + KEY_BLOCK) visible = start + KEY_BLOCK;
             locate_block(cache, first, start, visible, head, D, room, &block);
-            attend_block(q, &block, start, queries + i, end - i, states + i * G, head, N, G, D);
+            attend_block(rows + i * G, &block, start, queries + i, end - i, states + i * G, G, D);
         }
     for (int64_t r = 0; r < num_queries * G; r++) {
         int64_t at = queries[r / G].row * N + head * G + r % G;

@@ -9,6 +9,7 @@ typedef float factor;
 #define FETCH 16
 #endif
 INLINE int64_t factors_of(int64_t K) { return places_of(K) * PLACE; }
+INLINE void store_factors(factor *p, vec x) { store_floats(p, x); }
 
 /* The rows of x, zeros behind each, in memory of their own. */
 INLINE const factor *factors(const element *x, int64_t M, int64_t K, int threads) {
@@ -97,6 +98,7 @@ INLINE void widened_step(int ROWS, int COLUMNS, const element *x, const float *p
 
 typedef element factor;
 INLINE int64_t factors_of(int64_t K) { return K; }
+INLINE void store_factors(factor *p, vec x) { store(p, x); }
 INLINE const factor *factors(const element *x, int64_t M, int64_t K, int threads) {
     (void)M, (void)K, (void)threads;
     return x;
