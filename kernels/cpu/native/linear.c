@@ -263,7 +263,7 @@ void paceline_linear(const element *x, const element *w, const int32_t *panels, 
             int64_t n = b * block, columns = n + block < N ? block : N - n;
             if (!panels) pack_columns(w + n * K, K, columns, room);
             const int32_t *packed = panels ? panels + n * size : room;
-            int64_t tiles = M / 6 * ((columns + step - 1) / step) * (size / FETCH_PLACES);
+            int64_t tiles = (M + 5) / 6 * ((columns + step - 1) / step) * (size / FETCH_PLACES);
             Ahead ahead = ahead_of(panels, size * 4, panels ? next : blocks, block, N, tiles);
             int64_t m = 0;
 #if WIDENS
