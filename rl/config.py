@@ -326,6 +326,13 @@ class TrainConfig:
     """Prompts per optimiser step."""
     group_size: int = 8
     """Rollouts per prompt."""
+    num_spare_rollouts: int = 0
+    """Over-provisioning: rollouts per prompt that are begun beyond `group_size`. The first `group_size` to end are kept and
+    trained, the others are aborted. A batch waits less for its slowest rollout, and learns from answers that are too short:
+    `overprovision/*` says what is left out. Which rollouts are kept depends on who was fast, so the run is repeatable only
+    with fleet=inline and without speculation. What stays true: the tokens of a kept rollout are those that its key
+    (seed, group, sample) draws from the weights in force; groups have `group_size` rollouts and are trained once each, in
+    their order; evaluations have no spare ones. 0: off."""
     max_staleness: int = 0
     """Updates of the policy that may pass between a rollout's first token and the step that trains on it. 0: each batch is
     sampled from the policy it trains, exactly. Above 0 rollouts of later batches are begun early, so that nothing waits
@@ -355,6 +362,7 @@ class TrainConfig:
         require(
             self.group_size > 1, "group_size", "> 1 (advantages compare siblings)", self.group_size
         )
+        require(self.num_spare_rollouts >= 0, "num_spare_rollouts", ">= 0", self.num_spare_rollouts)
         require(self.max_staleness >= 0, "max_staleness", ">= 0", self.max_staleness)
         require(
             self.trainer.steps_per_batch <= self.num_prompts_per_step,

@@ -76,7 +76,14 @@ class RolloutGroup:
     prompt: Prompt
     purpose: Purpose
     rollouts: list[Rollout]
+    surplus: list[Rollout] = field(default_factory=list)
+    """Begun in excess and not kept: nobody scores them, and nothing trains on them. Aborted ones end where they were."""
 
     @property
     def is_complete(self) -> bool:
         return all(rollout.outcome is not None for rollout in self.rollouts)
+
+    def set_aside(self, rollout: Rollout) -> None:
+        """Do without a rollout, by identity."""
+        self.rollouts = [kept for kept in self.rollouts if kept is not rollout]
+        self.surplus.append(rollout)

@@ -265,12 +265,14 @@ def _plan(
     tensors = 3 if weight.itemsize >= 4 else 4
     optimizer_gb = (num_critics * num_parameters + num_trained) * 4 * tensors / 1e9
     optimizer_gb += num_trained * 4 * int(config.trainer.ema_decay > 0) / 1e9
+    num_spare = config.num_spare_rollouts
+    spare = f", the first to end of {config.group_size + num_spare}," if num_spare else ""
     trained = f", {num_trained / 1e6:.2f} M trained" if num_trained < num_parameters else ""
     return {
         "model": f"{num_parameters / 1e6:.1f} M parameters{trained}, {str(weight.dtype).removeprefix('torch.')}",
         "task": f"{task.name}: {len(task.train):,} prompts to train on (mean {sum(lengths) / len(lengths):.0f} "
         f"tokens), {len(task.held_out):,} held out",
-        "batch": f"{config.num_prompts_per_step} prompts x {config.group_size} rollouts of at most "
+        "batch": f"{config.num_prompts_per_step} prompts x {config.group_size} rollouts{spare} of at most "
         f"{config.sampling.max_tokens} tokens",
         "memory": f"weights {weights_gb:.2f} GB, optimizer {optimizer_gb:.2f} GB, "
         f"KV cache up to {num_engines * config.engine.kv_cache_gb:.2f} GB, and activations",

@@ -206,4 +206,5 @@ class Batches:
             group_size=self._config.group_size,
             params=SamplingParams.of(self._config.sampling, seed=self._config.seed),
             purpose=Purpose.TRAINING,
+            num_spare=self._config.num_spare_rollouts,
         )

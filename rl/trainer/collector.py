@@ -1,6 +1,9 @@
 """Turns prompts into scored groups: submits requests, lets the environment answer, scores, joins siblings.
 
 begin(prompt) -> requests -> fleet -> completion -> environment: reply, or done -> scorer pool -> group
+
+Over-provisioning: of a group with spare rollouts the first `group_size` to be done are kept. The others are cancelled as
+soon as these are there, and their group is complete when they have been answered, so that it knows how far each of them was.
 """
 
 from collections import Counter
@@ -23,6 +26,7 @@ _PRIORITY = {
     Purpose.TRAINING: 0,
     Purpose.EVALUATION: 1,
 }  # training runs ahead, evaluation is waited for
+_SPARE_PRIORITY = -1  # no spare rollout is begun while one that is needed waits
 
 
 @dataclass(slots=True)
@@ -32,6 +36,8 @@ class _Attempt:
     group: RolloutGroup
     rollout: Rollout
     params: SamplingParams
+    priority: int = 0
+    is_cancelled: bool = False
 
     @property
     def key(self) -> _GroupKey:
@@ -50,6 +56,8 @@ class Collector:
         self._environment = environment
         self._attempts: dict[str, _Attempt] = {}
         self._num_generating: Counter[_GroupKey] = Counter()
+        self._num_places: dict[_GroupKey, int] = {}
+        """Rollouts that a group with spare ones still wants."""
         self._tickets: list[tuple[ScoreTicket, list[_Attempt]]] = []
         self._complete: list[RolloutGroup] = []
 
@@ -70,8 +78,19 @@ class Collector:
         group_size: int,
         params: SamplingParams,
         purpose: Purpose,
+        num_spare: int = 0,
     ) -> None:
-        """Submit the siblings of one prompt."""
+        """Submit the siblings of one prompt.
+
+        Args:
+            prompt: what they answer.
+            prompt_ids: its tokens.
+            group_id: of the group.
+            group_size: rollouts that it has when it is complete.
+            params: of every request; the number of samples aside.
+            purpose: of the group.
+            num_spare: rollouts that are begun besides, and take the places of the slowest.
+        """
         group = RolloutGroup(
             group_id=group_id,
             prompt=prompt,
@@ -83,11 +102,21 @@ class Collector:
                     num_prompt_tokens=len(prompt_ids),
                     token_ids=list(prompt_ids),
                 )
-                for i in range(group_size)
+                for i in range(group_size + num_spare)
             ],
         )
-        attempts = [_Attempt(group, rollout, params) for rollout in group.rollouts]
-        self._num_generating[purpose, group_id] = group_size
+        attempts = [
+            _Attempt(
+                group,
+                rollout,
+                params,
+                _PRIORITY[purpose] if rollout.sample_index < group_size else _SPARE_PRIORITY,
+            )
+            for rollout in group.rollouts
+        ]
+        self._num_generating[purpose, group_id] = len(attempts)
+        if num_spare:
+            self._num_places[purpose, group_id] = group_size
         self._fleet.submit([self._request(attempt) for attempt in attempts])
 
     def demonstrate(
@@ -155,31 +184,70 @@ class Collector:
         return {a.group.group_id for a in attempts if a.group.purpose is purpose}
 
     def _take_completions(self, timeout_seconds: float) -> None:
-        done = []
+        ended = []
         for completion in self._fleet.poll(timeout_seconds):
             attempt = self._attempts.pop(completion.request_id)
-            if self._is_done(attempt, completion):
-                done.append(attempt)
+            if self._has_ended(attempt, completion):
+                ended.append(attempt)
+        done = self._keep(ended) if self._num_places else ended
         if done:
             jobs = [ScoreJob(completion=a.rollout.text, row=a.group.prompt.row) for a in done]
             self._tickets.append((self._pool.submit(jobs), done))
         self._fleet.status().check()
-        self._num_generating -= Counter(attempt.key for attempt in done)
+        self._num_generating -= Counter(attempt.key for attempt in ended)
 
-    def _is_done(self, attempt: _Attempt, completion: Completion) -> bool:
-        """Append a completion; True if it is to be scored, False if it goes on or could not be computed."""
-        if completion.finish_reason in (FinishReason.REJECTED, FinishReason.ABORTED):
+    def _has_ended(self, attempt: _Attempt, completion: Completion) -> bool:
+        """Append a completion; False if the rollout goes on.
+
+        Raises:
+            RuntimeError: it could not be computed, or was aborted by nobody here.
+        """
+        reason = completion.finish_reason
+        is_aborted = reason is FinishReason.ABORTED and not attempt.is_cancelled
+        if reason is FinishReason.REJECTED or is_aborted:
             raise RuntimeError(
                 f"request {completion.request_id} of prompt {attempt.group.prompt.prompt_id} was "
                 f"{completion.finish_reason}: {completion.message}"
             )
         attempt.rollout.append_completion(completion)
-        reply = self._environment.reply(attempt.rollout)
+        reply = None if attempt.is_cancelled else self._environment.reply(attempt.rollout)
         if reply is None:
             return True
         attempt.rollout.append_context(reply)
         self._fleet.submit([self._request(attempt)])
         return False
+
+    def _keep(self, ended: Sequence[_Attempt]) -> list[_Attempt]:
+        """Those of the rollouts that ended which their groups want; the others, and whoever is late now, are set aside.
+
+        Of those that end together the lowest `sample_index` is kept first, which says nothing of their lengths.
+        """
+        kept = []
+        for attempt in sorted(ended, key=lambda attempt: attempt.rollout.sample_index):
+            num_places = self._num_places.get(attempt.key)
+            if num_places == 0:
+                attempt.group.set_aside(attempt.rollout)
+                self._hand_over(attempt.group)
+                continue
+            if num_places is not None:
+                self._num_places[attempt.key] = num_places - 1
+            kept.append(attempt)
+        late = {
+            request_id: attempt
+            for request_id, attempt in self._attempts.items()
+            if self._num_places.get(attempt.key) == 0 and not attempt.is_cancelled
+        }
+        for attempt in late.values():
+            attempt.is_cancelled = True
+        if late:
+            self._fleet.cancel(list(late))
+        return kept
+
+    def _hand_over(self, group: RolloutGroup) -> None:
+        """Let `poll` return a group, if nothing of it is missing any more."""
+        if group.is_complete:
+            self._complete.append(group)
+            self._num_places.pop((group.purpose, group.group_id), None)
 
     def _book_scores(self, awaited: Collection[_GroupKey]) -> None:
         """Book the scores that are there, and wait for those of some groups."""
@@ -190,8 +258,7 @@ class Collector:
                 continue
             for attempt, outcome in zip(attempts, ticket.outcomes(), strict=True):
                 attempt.rollout.outcome = outcome
-                if attempt.group.is_complete:
-                    self._complete.append(attempt.group)
+                self._hand_over(attempt.group)
         self._tickets = pending
 
     def _request(self, attempt: _Attempt) -> Request:
@@ -204,7 +271,7 @@ class Collector:
             token_ids=tuple(rollout.token_ids),
             params=replace(attempt.params, n=1),
             key=SampleKey(attempt.params.seed, group.group_id, rollout.sample_index),
-            priority=_PRIORITY[group.purpose],
+            priority=attempt.priority,
         )
 
 

@@ -23,6 +23,7 @@ from rl.trainer.collector import Collector, count_unscored
 from rl.trainer.evaluation import Evaluation, evaluate
 from rl.trainer.learner import Learner
 from rl.trainer.metrics import memory_metrics, rollout_metrics, sample_rows
+from rl.trainer.overprovision import overprovision_metrics
 from rl.trainer.prompts import EncodedPrompts
 from rl.trainer.staleness import Pipeline, check_staleness, staleness_metrics
 from rl.trainer.stop_signal import StopSignal
@@ -124,7 +125,7 @@ class TrainLoop:
         groups = batch.groups
         self._check_scores(groups)
         seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
-        metrics = rollout_metrics(groups, seconds=seconds)
+        metrics = rollout_metrics(groups, seconds=seconds) | overprovision_metrics(groups)
         metrics["rollout/num_dropped_groups"] = len(groups) - len(batch.trained)
         if self._config.mode is not RunMode.ROLLOUT_ONLY:
             progress.begin_phase("training")

@@ -83,7 +83,9 @@ class Pipeline:
         speed_ratio: float,
         num_waiting: int,
     ) -> "Pipeline":
-        lengths = [r.num_sampled_tokens for group in groups for r in group.rollouts]
+        # surplus ones were decoded, too, for as long as they were
+        begun = [r for group in groups for r in (*group.rollouts, *group.surplus)]
+        lengths = [rollout.num_sampled_tokens for rollout in begun]
         mean = sum(lengths) / len(lengths)
         return cls(
             concurrency=concurrency,

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 
-from rl.algorithm_config import DAPOConfig, KLEstimator, KLPlacement, RatioBase
+from rl.algorithm_config import DAPOConfig, KLEstimator, KLPlacement, RatioBase, SFTConfig
 from rl.config import RunMode, TrainConfig, WandbMode
 
 __all__ = ["check_config", "check_prompts"]
@@ -30,6 +30,7 @@ def check_config(config: TrainConfig) -> None:
             "another distribution than the trainer's"
         )
     _check_algorithm(config)
+    _check_spare_rollouts(config)
     mode = config.tracking.wandb.mode
     if mode is not WandbMode.DISABLED and importlib.util.find_spec("wandb") is None:
         raise ValueError(
@@ -38,6 +39,27 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.resume_from and config.mode is not RunMode.FULL:
         raise ValueError(f"resume_from needs mode=FULL, got {config.mode.name}")
+
+
+def _check_spare_rollouts(config: TrainConfig) -> None:
+    """Refuse to over-provision what nobody samples."""
+    if not config.num_spare_rollouts:
+        return
+    reasons = {
+        "algorithm=sft": (
+            isinstance(config.algorithm, SFTConfig),
+            "it learns the tasks' own answers, and samples none",
+        ),
+        "mode=TRAIN_ONLY": (
+            config.mode is RunMode.TRAIN_ONLY,
+            "its rollouts are invented, and all end at once",
+        ),
+    }
+    for key, (is_asked, reason) in reasons.items():
+        if is_asked:
+            raise ValueError(
+                f"num_spare_rollouts must be 0 with {key}, got {config.num_spare_rollouts}: {reason}"
+            )
 
 
 def _check_algorithm(config: TrainConfig) -> None:

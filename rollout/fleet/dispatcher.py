@@ -16,6 +16,8 @@ from rollout.fleet.router import Placement, Router
 
 __all__ = ["Dispatcher"]
 
+_CANCEL_SECONDS = 5.0  # to answer a cancelled request in; whoever hangs holds nobody up for longer
+
 
 class Dispatcher:
     """Leases every request to a worker, again where it has to, and answers it once.
@@ -52,8 +54,9 @@ class Dispatcher:
             self.leases.open(request)
             self.router.enqueue(request)
 
-    def cancel(self, request_ids: Sequence[str]) -> None:
-        """End requests; who works on one is told, and answers it."""
+    def cancel(self, request_ids: Sequence[str], now: float) -> None:
+        """End requests. Who works on one is told, and answers it with what it has; if nobody does in time, it had nothing."""
+        told: dict[str, list[str]] = {}
         for request_id in request_ids:
             if not self.leases.is_open(request_id):
                 continue
@@ -62,7 +65,10 @@ class Dispatcher:
             if not leases:
                 self._answer_cancelled(request_id)
             for lease in leases:
-                self._pool.cancel(lease.worker_id, [str(lease.lease_id)])
+                self.leases.extend(lease, deadline=now + _CANCEL_SECONDS)
+                told.setdefault(lease.worker_id, []).append(str(lease.lease_id))
+        for worker_id, lease_ids in told.items():
+            self._pool.cancel(worker_id, lease_ids)
 
     def route(self, now: float) -> None:
         """Hand out what waits, to those with room."""
@@ -76,8 +82,10 @@ class Dispatcher:
         """Let others try what is overdue; where there is no other, its worker has more time."""
         for lease in self.leases.take_overdue(now):
             request_id = lease.request.request_id
+            if not self.leases.is_open(request_id):
+                continue  # answered just now, for another lease of it
             if self.leases.is_cancelled(request_id):
-                self._answer_cancelled(request_id)  # its worker missed it
+                self._answer_cancelled(request_id)
                 continue
             holders = self.leases.holders(request_id)
             placement = self.router.place_one(lease.request, excluding=holders)

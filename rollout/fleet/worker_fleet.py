@@ -121,7 +121,7 @@ class WorkerFleet:
         return self._requests.take_completions()
 
     def cancel(self, request_ids: Sequence[str]) -> None:
-        self._requests.cancel(request_ids)
+        self._requests.cancel(request_ids, self._time)
 
     def update_weights(self, update: WeightUpdate) -> None:
         """Stage at all workers, verify at all, commit at all; a worker that fails alone is replaced.

@@ -32,7 +32,8 @@ class SlotFleet:
         self.waiting: list[Request] = []
         self.running: dict[Request, list[int]] = {}
         self.begun: list[int] = []  # group ids, in order
-        self.num_finished = self.num_steps = self.num_slot_steps = 0
+        self.answered: list[Completion] = []  # of requests that were cancelled
+        self.num_finished = self.num_cancelled = self.num_steps = self.num_slot_steps = 0
 
     def submit(self, requests):
         self.waiting += requests
@@ -43,32 +44,41 @@ class SlotFleet:
             self.running[self.waiting.pop(0)] = []
         self.num_steps += bool(self.running)
         self.num_slot_steps += len(self.running)
-        done = []
+        done, self.answered = self.answered, []
+        self.num_cancelled += len(done)
         for request, versions in list(self.running.items()):
             versions.append(self.version)
             if len(versions) == self.lengths(request):
                 del self.running[request]
-                done.append(
-                    Completion(
-                        request_id=request.request_id,
-                        token_ids=[1] * len(versions),
-                        logprobs=[-1.0] * len(versions),
-                        policy_versions=versions,
-                        finish_reason=FinishReason.STOP,
-                        text=f"{request.key.group_id} {request.key.sample_index}",
-                    )
-                )
-        self.num_finished += len(done)
+                done.append(self._completion(request, versions, FinishReason.STOP))
+                self.num_finished += 1
         return done
 
+    def cancel(self, request_ids):
+        for request in [*self.running, *self.waiting]:
+            if request.request_id in request_ids:
+                versions = self.running.pop(request, [])
+                self.answered.append(self._completion(request, versions, FinishReason.ABORTED))
+        self.waiting = [r for r in self.waiting if r.request_id not in request_ids]
+
+    def _completion(self, request, versions, reason):
+        return Completion(
+            request_id=request.request_id,
+            token_ids=[1] * len(versions),
+            logprobs=[-1.0] * len(versions),
+            policy_versions=versions,
+            finish_reason=reason,
+            text=f"{request.key.group_id} {request.key.sample_index}",
+        )
+
     def status(self):
-        running = len(self.running) + len(self.waiting)
+        running = len(self.running) + len(self.waiting) + len(self.answered)
         return FleetStatus(
-            issued=running + self.num_finished,
+            issued=running + self.num_finished + self.num_cancelled,
             running=running,
             finished=self.num_finished,
             rejected=0,
-            cancelled=0,
+            cancelled=self.num_cancelled,
             policy_version=self.version,
         )
 
@@ -109,12 +119,13 @@ class Prompts:
         return prompt, [index]
 
 
-def config(*, max_staleness, num_steps=12, size=3, group_size=2) -> TrainConfig:
+def config(*, max_staleness, num_steps=12, size=3, group_size=2, num_spare=0) -> TrainConfig:
     return TrainConfig(
         run_dir="",
         num_prompts_per_step=size,
         group_size=group_size,
         max_staleness=max_staleness,
+        num_spare_rollouts=num_spare,
         model=ModelConfig(source=ModelSource.TINY),
         task=ArithmeticConfig(),
         algorithm=GRPOConfig(),
@@ -127,10 +138,10 @@ def random_lengths(request: Request) -> int:
     return random.Random(f"{key.group_id}/{key.sample_index}").choice((1, 2, 3, 30))
 
 
-def run(fleet, made, *, pool=None, state=None, stop_after=None, max_refills=0):
+def run(fleet, made, *, pool=None, state=None, stop_after=None, max_refills=0, environment=None):
     """Batches until the last step or `stop_after`; one version per batch, as the loop has it."""
     state = state or RunState(policy_version=0, accepted_groups=0)
-    collector = Collector(fleet, pool or LazyPool(), Done())
+    collector = Collector(fleet, pool or LazyPool(), environment or Done())
     batches = Batches(made, Prompts(), collector, state, max_refills=max_refills)
     out = []
     stop_after = stop_after or made.trainer.num_steps

@@ -243,6 +243,35 @@ def test_a_cancelled_request_is_answered_even_if_its_worker_dies():
     assert drain(fleet)["0/0"].finish_reason is FinishReason.ABORTED
 
 
+def test_a_cancelled_request_is_answered_once_though_all_who_hold_it_hang():
+    pool = SimulatedPool(speeds=[50.0])
+    fleet = make_fleet(pool, silence_seconds=1000.0)
+    fleet.submit([make_request(0, 0, num_tokens=400)])
+    while fleet.take_metrics()["fleet/reissued_leases"] == 0:
+        fleet.poll(0.2)
+    for process in pool._processes.values():
+        process.is_hung = True
+    fleet.cancel(["0/0"])
+    start = pool.now()
+    assert drain(fleet)["0/0"].finish_reason is FinishReason.ABORTED
+    assert pool.now() - start < 6.0, "they hold nobody up for longer than that"
+
+
+def test_what_was_cancelled_leaves_its_room_to_others_at_once():
+    pool = SimulatedPool(max_requests=4)
+    fleet = make_fleet(pool, num_workers=1)
+    fleet.submit([make_request(0, i, num_tokens=1000) for i in range(6)])
+    fleet.poll(0.1)
+    fleet.cancel([f"0/{i}" for i in range(6)])
+    requests = [make_request(1, i, num_tokens=5) for i in range(4)]
+    fleet.submit(requests)
+    start, answers = pool.now(), {}
+    while sum(name.startswith("1/") for name in answers) < 4:
+        answers |= {c.request_id: c for c in fleet.poll(1.0)}
+    assert pool.now() - start < 0.5
+    assert len(answers) == 10
+
+
 def test_what_fits_nowhere_waits_and_is_begun_later():
     pool = SimulatedPool(num_blocks=12, max_requests=4)
     fleet = make_fleet(pool, num_workers=1)
