@@ -25,13 +25,15 @@ class Broadcast:
         self._members: tuple[str, ...] = ()
         """Of the group; empty when there is none, or its last transfer failed or is under way."""
         self._generation = -1
+        self._receivers: tuple[str, ...] = ()
+        """Of the last transfer."""
         self._thread: Thread | None = None
 
     def begin(self, worker_ids: Sequence[str], update: WeightUpdate) -> Mapping[str, Place]:
         """Begin to send; returns where each worker stands. First waits for the last transfer, which all have answered."""
         self._join()
         is_new = self._members != tuple(worker_ids)
-        self._members = ()
+        self._members, self._receivers = (), tuple(worker_ids)
         self._generation += is_new
         arguments = (update, tuple(worker_ids), is_new)
         self._thread = Thread(target=self._send, args=arguments, name="weights", daemon=True)
@@ -43,6 +45,12 @@ class Broadcast:
             )
             for rank, worker_id in enumerate(worker_ids, start=1)
         }
+
+    def lose(self, worker_id: str) -> None:
+        """A worker is gone: a transfer that waits for it to join fails now, at everyone, and not at its deadline."""
+        is_sending = self._thread is not None and self._thread.is_alive()
+        if is_sending and worker_id in self._receivers:
+            self._sender.lose(self._receivers.index(worker_id) + 1, self._generation)
 
     def close(self) -> None:
         """Wait for what is under way, which has a deadline, and leave the group."""

@@ -67,7 +67,7 @@ class WorkerPool(Protocol):
         """
 
     def stop(self, worker_id: str) -> None:
-        """End a worker at once; nothing more is heard of it."""
+        """End a worker at once; nothing more is heard of it. Those that wait for it to join a transfer are told to stop."""
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         """What came; waits for it no longer than told."""

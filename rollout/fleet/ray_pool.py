@@ -94,6 +94,7 @@ class RayPool:
     def stop(self, worker_id: str) -> None:
         self._calls = {f: call for f, call in self._calls.items() if call.worker_id != worker_id}
         self._ray.kill(self._actors.pop(worker_id))
+        self._broadcast.lose(worker_id)
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         futures = list(self._calls)

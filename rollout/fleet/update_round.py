@@ -56,6 +56,11 @@ class UpdateRound:
     def is_done(self) -> bool:
         return self.phase is Phase.DONE
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether a worker is gone, which may be why others failed: they were receiving together."""
+        return bool(self._gone)
+
     def answer(self, worker_id: str, phase: Phase, error: str = "") -> None:
         """Note an answer; one to an earlier phase, or of somebody else, changes nothing."""
         if phase is self.phase and worker_id in self._pending:

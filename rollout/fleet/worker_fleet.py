@@ -314,7 +314,8 @@ class WorkerFleet:
             self._version, self._digest = done.version, update.manifest.digest
             self._current = _kept(update, self._current)
             self._requests.router.forget_prefixes()
-        if done.committed or is_join:
+        # a joiner that failed beside one that was lost is asked again
+        if done.committed or (is_join and not done.has_lost):
             for worker_id in done.failures.keys() & self._members.keys():
                 self._drop(worker_id, done.failures[worker_id])
 

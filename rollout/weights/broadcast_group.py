@@ -23,12 +23,14 @@ __all__ = [
     "CollectiveError",
     "answer_roll",
     "call_roll",
+    "cross_off",
     "find_store",
     "open_store",
 ]
 
 SENDER = 0
 """Rank of the sender; receivers have 1 to their number."""
+_LOST = 0  # no group has this size
 
 
 class CollectiveError(RuntimeError):
@@ -88,13 +90,25 @@ def call_roll(
         )
     else:
         sizes = {rank: int(store.get(key)) for rank, key in keys.items()}
-        silent = [rank for rank, theirs in sizes.items() if theirs != size]
-        if silent:
+        if silent := [rank for rank, theirs in sizes.items() if theirs == _LOST]:
+            complaint = f"receivers {silent} of {num_receivers} were lost before generation {generation} was complete"
+        elif silent := [rank for rank, theirs in sizes.items() if theirs != size]:
             complaint = f"receivers {silent} joined generation {generation} as one of another size than {size}"
     verdict = {"complaint": complaint, "bucket_bytes": bucket_bytes}
     store.set(_key(generation, "verdict", SENDER), json.dumps(verdict))
     if complaint:
         raise CollectiveError(complaint, ranks=silent)
+
+
+def cross_off(store: Store, *, rank: int, generation: int) -> None:
+    """Answer the roll for a receiver that is known to be lost, so that nobody waits for it.
+
+    Args:
+        store: a client of its own: one that waits lets nobody else in.
+        rank: of the receiver.
+        generation: of the group.
+    """
+    store.set(_key(generation, "member", rank), str(_LOST))
 
 
 def answer_roll(store: Store, *, rank: int, size: int, generation: int, deadline: float) -> int:

@@ -30,6 +30,7 @@ from rollout.weights.broadcast_group import (
     CollectiveError,
     answer_roll,
     call_roll,
+    cross_off,
     find_store,
     open_store,
 )
@@ -138,6 +139,16 @@ class CollectiveSender(_Member):
             deadline=_deadline(self._limits.join_seconds),
         )
         self._connect(self._store, rank=SENDER, size=num_receivers + 1, generation=generation)
+
+    def lose(self, rank: int, generation: int) -> None:
+        """A receiver is lost. If `rebuild` waits for it, in another thread, it and those who came end at once with an error.
+
+        Args:
+            rank: of the receiver.
+            generation: that it was to be in.
+        """
+        store = find_store(self.address, self._limits.join_seconds)
+        cross_off(store, rank=rank, generation=generation)
 
     def send(self, update: WeightUpdate) -> None:
         """Broadcast an update whose digests are known; returns when every receiver has it.

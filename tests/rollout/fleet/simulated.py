@@ -31,6 +31,7 @@ from rollout.weights.update import WeightUpdate, make_update
 
 _IDLE_SECONDS = 0.05
 _REPORT_SECONDS = 0.25
+_JOIN_SECONDS = 30.0
 VOCAB_SIZE = 1000
 
 
@@ -192,6 +193,37 @@ class _Process:
         self.pending: tuple[Phase, int] | None = None
 
 
+class _Transfer:
+    """All that are to receive come first, or are lost, which somebody has to say, or the time is over."""
+
+    def __init__(self, worker_ids: Sequence[str], end: Callable[[str, str], None]) -> None:
+        self.worker_ids = worker_ids
+        self.is_over = False
+        self._missing = set(worker_ids)
+        self._waiting: list[str] = []
+        self._end = end
+        self._error = ""
+
+    def join(self, worker_id: str) -> None:
+        self._missing.discard(worker_id)
+        self._waiting.append(worker_id)
+        if not self._missing or self.is_over:
+            self.finish(self._error)
+
+    def lose(self, worker_id: str) -> None:
+        if worker_id in self._missing:
+            self.finish(f"{worker_id} was lost before it joined")
+
+    def expire(self) -> None:
+        if not self.is_over:
+            self.finish(f"{sorted(self._missing)} did not join in time")
+
+    def finish(self, error: str) -> None:
+        self.is_over, self._error = True, error
+        while self._waiting:
+            self._end(self._waiting.pop(0), error)
+
+
 class SimulatedPool:
     """A `WorkerPool` whose messages take random times, in the order of `seed`.
 
@@ -219,7 +251,9 @@ class SimulatedPool:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._processes: dict[str, _Process] = {}
         self._events: list[Event] = []
+        self._transfer: _Transfer | None = None
         self._started: set[str] = set()
+        self._doomed: set[str] = set()
         self.stopped: list[str] = []
         self.is_closed = False
 
@@ -242,6 +276,15 @@ class SimulatedPool:
         self._send(worker_id, lambda process: process.worker.cancel(request_ids))
 
     def ask(self, worker_ids: Sequence[str], phase: Phase, update: WeightUpdate) -> None:
+        if phase is Phase.STAGE:
+            while self._transfer is not None and not self._transfer.is_over:
+                self._next()  # as a sender does, which has one thread
+            transfer = _Transfer(worker_ids, partial(self._stage, update))
+            self._transfer = transfer
+            self._later(_JOIN_SECONDS, transfer.expire)
+            for worker_id in worker_ids:
+                self._send(worker_id, partial(self._join, worker_id, transfer))
+            return
         for worker_id in worker_ids:
             self._send(worker_id, partial(self._do, worker_id, phase, update))
 
@@ -249,11 +292,22 @@ class SimulatedPool:
         self._started.discard(worker_id)
         self._processes.pop(worker_id, None)
         self.stopped.append(worker_id)
+        if self._transfer is not None:
+            self._transfer.lose(worker_id)
 
     def kill(self, worker_id: str) -> None:
         """The process dies; word of it comes later."""
         if self._processes.pop(worker_id, None) is not None:
             self._emit(Lost(worker_id=worker_id, reason="it was killed"))
+
+    def kill_when_asked(self, worker_id: str) -> None:
+        """The process dies on its next request to join a transfer."""
+        self._doomed.add(worker_id)
+
+    def load_together(self, worker_ids: Sequence[str]) -> None:
+        """Have workers that were started be there at once."""
+        for worker_id in worker_ids:
+            self._load(worker_id)
 
     def report_of(self, worker_id: str) -> WorkerReport:
         return self._processes[worker_id].worker.report()
@@ -266,15 +320,13 @@ class SimulatedPool:
         """Time goes by while nobody waits."""
         deadline = self._time + seconds
         while self._heap and self._heap[0][0] <= deadline:
-            self._time, _, action = heapq.heappop(self._heap)
-            action()
+            self._next()
         self._time = deadline
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         deadline = self._time + timeout_seconds
         while not self._events and self._heap and self._heap[0][0] <= deadline:
-            self._time, _, action = heapq.heappop(self._heap)
-            action()
+            self._next()
         if not self._events:
             self._time = deadline
         events, self._events = self._events, []
@@ -282,6 +334,10 @@ class SimulatedPool:
 
     def close(self) -> None:
         self.is_closed = True
+
+    def _next(self) -> None:
+        self._time, _, action = heapq.heappop(self._heap)
+        action()
 
     def _later(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (self._time + seconds, next(self._order), action))
@@ -306,7 +362,7 @@ class SimulatedPool:
             process.is_hung = True
 
     def _load(self, worker_id: str) -> None:
-        if worker_id not in self._started:
+        if worker_id not in self._started or worker_id in self._processes:
             return
         ordinal = int(worker_id.rpartition("-")[2])
         seconds = self._speeds[min(ordinal, len(self._speeds) - 1)]
@@ -347,6 +403,21 @@ class SimulatedPool:
             process.reported_at = self._time
             report = process.worker.report()
             self._emit(Reported(worker_id=worker_id, report=report, completions=completions))
+
+    def _join(self, worker_id: str, transfer: _Transfer, process: _Process) -> None:
+        if worker_id in self._doomed:
+            raise _Killed
+        transfer.join(worker_id)
+
+    def _stage(self, update: WeightUpdate, worker_id: str, error: str) -> None:
+        """A transfer begins at a worker, or ends before it did."""
+        process = self._processes.get(worker_id)
+        if process is None:
+            return
+        if error:
+            self._answer(worker_id, process, Phase.STAGE, update.version, error)
+        else:
+            self._run(worker_id, partial(self._do, worker_id, Phase.STAGE, update))
 
     def _do(self, worker_id: str, phase: Phase, update: WeightUpdate, process: _Process) -> None:
         worker = process.worker

@@ -376,6 +376,39 @@ def test_a_leaver_ends_its_requests_gets_no_new_ones_and_is_not_replaced():
     assert (metrics["fleet/reissued_leases"], metrics["fleet/replaced_workers"]) == (0, 0)
 
 
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_a_worker_that_dies_before_it_joined_a_transfer_holds_no_update_up(num_workers):
+    pool = SimulatedPool()
+    fleet = make_fleet(pool, num_workers=num_workers)
+    pool.kill_when_asked("worker-0")
+    start = pool.now()
+    fleet.update_weights(update_to(1))
+    assert pool.now() - start < 5.0, "a new worker loads in 2 s"
+    assert_serving_exactly(pool, fleet, 1)
+    assert fleet.take_metrics()["fleet/replaced_workers"] == 1
+
+
+def test_a_joiner_that_dies_before_it_joined_a_transfer_holds_neither_the_next_update_up_nor_another_joiner():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet.update_weights(update_to(1))
+    joiners = [fleet.add_worker() for _ in range(2)]
+    pool.load_together(joiners)
+    pool.kill_when_asked(joiners[0])
+    while pool.engines.keys() & set(joiners) != {joiners[1]}:
+        fleet.poll(0.0)
+        pool.pass_unattended(0.01)
+    start = pool.now()
+    fleet.update_weights(update_to(2))
+    assert pool.now() - start < 5.0
+    while WorkerState.STARTING in fleet.workers.values():
+        fleet.poll(0.0)
+        pool.pass_unattended(0.1)
+    assert joiners[1] in fleet.workers
+    assert fleet.take_metrics()["fleet/replaced_workers"] == 1
+    assert_serving_exactly(pool, fleet, 2)
+
+
 def test_an_update_that_nobody_can_take_leaves_the_old_version_serving():
     pool = SimulatedPool()
     fleet = make_fleet(pool)
