@@ -78,7 +78,7 @@ def _panels() -> list[list[_Panel]]:
     accuracy = _Panel(
         "Held-out accuracy", "% of prompts, greedy", "evaluation/accuracy", _draw_accuracy
     )
-    length = _Panel("Completion length", "tokens, mean", "rollout/length_mean", _draw_trend)
+    length = _Panel("Completion length", "tokens, mean", "rollout/length_mean", _draw_length)
     entropy = _Panel("Entropy", "nats per token", "policy/entropy", _draw_trend)
     speed = _Panel("Rollout speed", "tokens/s", "rollout/tokens_per_second", _draw_trend)
     mismatch = _Panel(
@@ -141,6 +141,14 @@ def _draw_trend(axes: "Axes", events: Rows, key: str) -> None:
     axes.plot(steps, smooth, color=_BLUE, linewidth=2)
     write_label(axes, steps[-1], smooth[-1], _short(smooth[-1]), color=_BLUE)
     axes.margins(y=0.12)
+
+
+def _draw_length(axes: "Axes", events: Rows, key: str) -> None:
+    begun = "overprovision/length_mean_begun_at_least"
+    if points(events, begun)[0]:
+        axes.plot(*points(events, begun), ".", color=MUTED, alpha=0.5, label="all begun, at least")
+        axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
+    _draw_trend(axes, events, key)
 
 
 def _draw_accuracy(axes: "Axes", events: Rows, key: str) -> None:

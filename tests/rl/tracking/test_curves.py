@@ -176,3 +176,13 @@ def test_staleness_is_drawn_beside_what_was_predicted(events) -> None:
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     assert drawn["max"] == [1] * 20
     assert drawn["predicted"] == [0.5] * 7
+
+
+def test_lengths_of_all_that_were_begun_are_drawn_beside_those_of_the_kept(events) -> None:
+    assert _axes(curves_figure(events, title="run"), "rollout/length_mean").get_legend() is None
+    for event in events:
+        if event["event"] == "step":
+            event["overprovision/length_mean_begun_at_least"] = 31.5
+    axes = _axes(curves_figure(events, title="run"), "rollout/length_mean")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    assert drawn["all begun, at least"] == [31.5] * 20
