@@ -21,7 +21,7 @@ from rich.logging import RichHandler
 from kernels.host_memory import keep_freed_memory
 from rl.composition import ROOTS, known_keys, register_schemas, suggest, to_config
 
-__all__ = ["UserError", "launch"]
+__all__ = ["RunError", "UserError", "launch"]
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"}
@@ -34,10 +34,15 @@ class UserError(Exception):
     """A mistake in what the user asked for, found before any work was done."""
 
 
+class RunError(Exception):
+    """Something beneath the run ended it; the sentence says what, and how to go on."""
+
+
 def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line's overrides and run `task(config)`.
 
-    Exits with 2 after one sentence on a user's mistake, and with what `task` returns otherwise.
+    Exits with 2 after one sentence on a user's mistake, with 1 after one on what ended the run, and with what `task`
+    returns otherwise.
     """
     keep_freed_memory()
     register_schemas()
@@ -55,10 +60,10 @@ def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
     def main(cfg: DictConfig) -> None:
         try:
             exit_codes.append(task(_config_of(cfg, config_name)) or 0)
-        except UserError as error:
+        except (UserError, RunError) as error:
             if is_sweep:
                 raise
-            _fail(str(error))
+            _fail(str(error), code=2 if isinstance(error, UserError) else 1)
 
     # a traceback is worth reading whole: Hydra's own handler cuts it
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -123,9 +128,9 @@ def _configure_logging() -> None:
     logging.getLogger("paceline").setLevel(logging.INFO if _IS_FIRST else logging.ERROR)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, *, code: int = 2) -> None:
     if _IS_FIRST:
         Console(stderr=True, soft_wrap=True, highlight=False).print(
             f"[bold red]error:[/] {message}"
         )
-    sys.exit(2)
+    sys.exit(code)

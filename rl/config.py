@@ -202,7 +202,12 @@ class TrainerConfig:
     """Optimiser steps, one per batch."""
     backend: TrainerBackend = TrainerBackend.TORCH
     data_parallel: DataParallel = DataParallel.DDP
-    """Of the processes that torchrun starts, with `backend` TORCH."""
+    """Of several processes, with `backend` TORCH."""
+    num_processes: int = 1
+    """Processes that train together, on Ray: on this machine, or in the cluster of `fleet.address`. The first is the one that was
+    started. Leave it at 1 under torchrun, which starts them itself."""
+    threads_per_process: int = 1
+    """With `num_processes` above 1: CPU threads of each, and cores that each but the first asks a cluster for."""
     zero_stage: int = 2
     """Of DEEPSPEED: what is in shards. 0: nothing, 1: the optimiser's state, 2: gradients too, 3: weights too."""
     offload_optimizer: bool = False
@@ -238,6 +243,9 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         require(self.num_steps >= 0, "trainer.num_steps", ">= 0", self.num_steps)
+        require(self.num_processes > 0, "trainer.num_processes", "> 0", self.num_processes)
+        threads = self.threads_per_process
+        require(threads > 0, "trainer.threads_per_process", "> 0", threads)
         require(0 <= self.zero_stage <= 3, "trainer.zero_stage", "0, 1, 2 or 3", self.zero_stage)
         require(self.learning_rate >= 0, "trainer.learning_rate", ">= 0", self.learning_rate)
         require(

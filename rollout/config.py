@@ -201,19 +201,21 @@ class FaultConfig:
 class FleetConfig:
     kind: FleetKind = FleetKind.INLINE
     """INLINE: one engine in the trainer's process, which takes turns with it; RAY: workers of their own. The other keys
-    are for RAY."""
+    are for RAY, the address for trainer processes too."""
     num_workers: int = 2
     """Engines, each with the memory that `engine` says."""
     threads_per_worker: int = 1
     """CPU threads of a worker, and cores that it asks a cluster for."""
     address: str = ""
-    """Of a Ray cluster, as `ray.init` takes it; empty: one is started on this machine and ends with the run."""
+    """Of a Ray cluster, as `ray.init` takes it; empty: one is started on this machine and ends with the run. Whatever a run
+    starts on Ray is there, trainer processes too."""
     lease_seconds: float = 60.0
     """A request that is answered so much later than predicted is given to another worker as well."""
     silence_seconds: float = 60.0
     """A worker whose engine gives no sign of life for so long is replaced; it must exceed the longest engine step."""
     start_seconds: float = 300.0
-    """A worker that needs longer to load, or to take an update, is replaced."""
+    """A worker that needs longer to load, or to take an update, is replaced; trainer processes that need longer to start
+    end the run."""
     max_replacements: int = 10
     """Workers that may be replaced before the run gives up."""
     faults: list[FaultConfig] = field(default_factory=list)

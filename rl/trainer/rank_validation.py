@@ -1,6 +1,7 @@
 """What a trainer of several processes, or one that shards, cannot do."""
 
 import importlib.util
+from collections.abc import Mapping
 
 import torch
 
@@ -8,7 +9,33 @@ from rl.algorithm_config import PPOConfig
 from rl.config import DataParallel, OptimizerKind, RunMode, TrainConfig, TrainerBackend
 from rollout.models.checkpoint import torch_dtype
 
-__all__ = ["check_ranks"]
+__all__ = ["check_launch", "check_ranks"]
+
+
+def check_launch(config: TrainConfig, environment: Mapping[str, str]) -> None:
+    """Refuse `trainer.num_processes` where they cannot be started.
+
+    Args:
+        config: of the run.
+        environment: variables of this process.
+
+    Raises:
+        ValueError: with the key, the rule and the cure.
+    """
+    count = config.trainer.num_processes
+    if count == 1:
+        return
+    if "WORLD_SIZE" in environment:
+        raise ValueError(
+            f"trainer.num_processes must be 1 where torchrun starts the processes, got {count} beside its "
+            f"{environment['WORLD_SIZE']}; leave out one of the two"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError(
+            f'trainer.num_processes={count} needs the package ray: pip install "paceline[ray]", or start the '
+            f"processes by torchrun --nproc-per-node {count}"
+        )
+    check_ranks(config, count)
 
 
 def check_ranks(config: TrainConfig, count: int) -> None:
@@ -18,6 +45,10 @@ def check_ranks(config: TrainConfig, count: int) -> None:
         ValueError: with the keys, the rule and the cure.
     """
     trainer = config.trainer
+    if trainer.num_processes not in (1, count):
+        raise ValueError(
+            f"trainer.num_processes must be 1 in a script that trains in {count} process, got {trainer.num_processes}"
+        )
     is_deepspeed = trainer.backend is TrainerBackend.DEEPSPEED
     is_sharded = is_deepspeed or trainer.data_parallel is DataParallel.FSDP2
     if is_deepspeed:
@@ -26,8 +57,8 @@ def check_ranks(config: TrainConfig, count: int) -> None:
         raise ValueError("trainer.offload_optimizer=true needs trainer.backend=DEEPSPEED")
     elif is_sharded and count == 1:
         raise ValueError(
-            "trainer.data_parallel=FSDP2 needs several processes, got 1: torchrun --nproc-per-node 2 "
-            "scripts/train.py ..., or leave it at DDP"
+            "trainer.data_parallel=FSDP2 needs several processes, got 1: set trainer.num_processes=2, start "
+            "torchrun --nproc-per-node 2 scripts/train.py ..., or leave it at DDP"
         )
     if is_sharded:
         _check_sharded(config)

@@ -1,12 +1,13 @@
 """One training run, from its config to the summary at the end."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from rl.cli import UserError
+from rl.cli import RunError, UserError
 from rl.config import TrainConfig, TrainerBackend
 from rl.tracking.summary import print_summary
 from rl.trainer.assembly import Run, assemble, assemble_follower
@@ -14,20 +15,44 @@ from rl.trainer.follower import dismiss
 from rl.trainer.loop import ScoringError
 from rl.trainer.metrics import sample_rows
 from rl.trainer.mismatch import MismatchError
+from rl.trainer.rank_launch import RankError, start_ranks
+from rl.trainer.rank_validation import check_launch
 from rl.trainer.ranks import join_ranks
+from rollout.weights.store import WeightStore
 
-__all__ = ["INTERRUPTED", "train"]
+__all__ = ["INTERRUPTED", "train", "train_rank"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
 def train(config: TrainConfig) -> int:
-    """Run `config`, on every process that torchrun started; returns the exit code: 0, or 130 when it was told to stop (a checkpoint is kept).
+    """Run `config`, with the processes that it asks for; returns the exit code: 0, or 130 when it was told to stop (a checkpoint is kept).
 
     Raises:
         UserError: a mistake in the config or in what it points to.
+        RunError: another process ended the run.
     """
+    if config.trainer.num_processes == 1:
+        return train_rank(config)
+    try:
+        return _train_ranks(config)
+    except RankError as error:
+        raise RunError(f"{error}{_how_to_go_on(config)}") from error
+
+
+def _train_ranks(config: TrainConfig) -> int:
+    with ExitStack() as stack:
+        try:
+            check_launch(config, os.environ)
+            stack.enter_context(start_ranks(train_rank, config))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return train_rank(config)
+
+
+def train_rank(config: TrainConfig) -> int:
+    """What every process does, whoever started it; see `train`."""
     needs_group = config.trainer.backend is TrainerBackend.DEEPSPEED
     with join_ranks("cpu", needs_group=needs_group) as ranks, ExitStack() as stack:
         if not ranks.is_first:
@@ -43,6 +68,12 @@ def train(config: TrainConfig) -> int:
             raise UserError(f"{error}. The weights so far are kept in {config.run_dir}") from error
         dismiss(ranks)
         return 0 if is_done else INTERRUPTED
+
+
+def _how_to_go_on(config: TrainConfig) -> str:
+    store = WeightStore(Path(config.run_dir) / "weights")
+    version = store.latest() if store.root.is_dir() else None
+    return "" if version is None else f"; resume_from={config.run_dir} goes on from step {version}"
 
 
 def _run(run: Run, config: TrainConfig) -> bool:

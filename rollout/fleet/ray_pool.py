@@ -1,10 +1,7 @@
 """Workers as Ray actors, on this machine or in a cluster."""
 
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -14,13 +11,12 @@ from rollout.fleet.broadcast import Broadcast
 from rollout.fleet.pool import Answered, Event, Lost, Reported
 from rollout.fleet.update_round import Phase
 from rollout.fleet.worker_process import WorkerProcess, WorkerSpec
+from rollout.ray_session import actor_options, join_ray, reason_of
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["RayPool"]
 
 _POLL_SECONDS = 0.25  # a worker's longest silence while all is well
-_OBJECT_STORE_BYTES = 256 * 2**20
-_LOCAL_CPUS = 1  # a bookkeeping unit: how many threads a worker has, it sets itself
 _NUM_CALLS = 4  # at the same time in a worker: poll, a phase of an update, submit, cancel
 
 
@@ -40,7 +36,7 @@ class RayPool:
         config: of the fleet.
 
     Raises:
-        ValueError: an address, where Ray runs in this process already; without one it is used, and left running.
+        ValueError: no cluster at the address, or this process has joined another; Ray that runs here already is left running.
     """
 
     def __init__(self, spec: WorkerSpec, config: FleetConfig) -> None:
@@ -51,13 +47,7 @@ class RayPool:
         self._config = config
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, _Call] = {}  # by their future
-        self._is_ours = not ray.is_initialized()
-        if self._is_ours:
-            _connect(config)
-        elif config.address:
-            raise ValueError(
-                f"fleet.address must be empty where this process has joined a Ray cluster already, got {config.address!r}"
-            )
+        self._is_ours = join_ray(config.address)
         self._broadcast = Broadcast(ray.util.get_node_ip_address())
 
     def now(self) -> float:
@@ -67,10 +57,9 @@ class RayPool:
         ordinal = int(worker_id.rpartition("-")[2])
         faults = [fault for fault in self._config.faults if fault.worker == ordinal]
         remote = self._ray.remote(WorkerProcess).options(
-            num_cpus=self._config.threads_per_worker if self._config.address else 0,
             max_concurrency=_NUM_CALLS,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": self._environment()},
+            **actor_options(self._config.address, num_threads=self._config.threads_per_worker),
         )
         self._actors[worker_id] = remote.remote(replace(self._spec, faults=faults))
         self._poll(worker_id)
@@ -121,7 +110,7 @@ class RayPool:
         try:
             report, outcome = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
-            return Lost(worker_id=call.worker_id, reason=_reason(error))
+            return Lost(worker_id=call.worker_id, reason=reason_of(error))
         if call.phase is None:
             self._poll(call.worker_id)
             return Reported(worker_id=call.worker_id, report=report, completions=outcome)
@@ -132,39 +121,3 @@ class RayPool:
             report=report,
             error=outcome,
         )
-
-    def _environment(self) -> dict[str, str]:
-        variables = {"OMP_NUM_THREADS": str(self._config.threads_per_worker)}
-        if not self._config.address:  # the very code that this process runs
-            root = str(Path(__file__).resolve().parents[2])
-            inherited = os.environ.get("PYTHONPATH")
-            variables["PYTHONPATH"] = os.pathsep.join([root, *([inherited] if inherited else [])])
-        return variables
-
-
-def _connect(config: FleetConfig) -> None:
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if config.address:
-        ray.init(address=config.address, log_to_driver=False, configure_logging=False)
-        return
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # says that it is on
-    ray.init(
-        address="local",
-        num_cpus=_LOCAL_CPUS,
-        include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        configure_logging=False,
-        _node_ip_address="127.0.0.1",
-    )
-
-
-def _reason(error: Exception) -> str:
-    """What is worth knowing of Ray's account of an error."""
-    text = str(error)
-    if "worker process has died" in text:  # a page on what may kill a process follows
-        return "its process died"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)  # what was raised, behind where
