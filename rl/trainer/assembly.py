@@ -123,7 +123,7 @@ def assemble(config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE) -> Run
     plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
     if ranks.count > 1:
         plan["processes"] = (
-            f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out"
+            f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out{_whereabouts(config)}"
         )
     loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)
     return Run(loop=loop, tracker=tracker, plan=plan, num_parameters=_num_parameters(decoder))
@@ -216,6 +216,13 @@ def _fleet(
         digest=update.manifest.digest,
     )
     return stack.enter_context(fleet).start()
+
+
+def _whereabouts(config: TrainConfig) -> str:
+    """Of the ranks behind the first, where the run started them."""
+    if config.trainer.num_processes == 1:
+        return ""
+    return f", the others are on Ray, {config.fleet.address or 'on this machine'}"
 
 
 def _part(trainer: TrainerConfig) -> str:

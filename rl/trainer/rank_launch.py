@@ -117,7 +117,7 @@ class _Others:
         address, threads = self._config.fleet.address, self._config.trainer.threads_per_process
         for rank in range(1, self._count):
             options = actor_options(address, num_threads=threads, variables=self.variables(rank))
-            remote = self._ray.remote(_RankProcess).options(**options)
+            remote = self._ray.remote(RankProcess).options(**options)
             self._actors[rank] = remote.remote(threads, str(Path.cwd()))
         ready = {actor.ready.remote(): rank for rank, actor in self._actors.items()}
         done, missing = self._ray.wait(list(ready), num_returns=len(ready), timeout=timeout_seconds)
@@ -181,7 +181,7 @@ class _Others:
         return False
 
 
-class _RankProcess:
+class RankProcess:
     """The actor of one rank.
 
     Args:

@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import runpy
+import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -39,9 +41,40 @@ def train(run_dir: Path, *overrides: str, code: int = 0) -> str:
     return output.getvalue()
 
 
+def start(run_dir: Path, *overrides: str, **variables: str) -> subprocess.Popen:
+    """The same in a process group of its own, as a shell's job is; it prints to `log_of(run_dir)`."""
+    log = log_of(run_dir).open("w")
+    return subprocess.Popen(
+        [sys.executable, *command(run_dir, *overrides)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"} | variables,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(run_dir: Path, step: int, *, seconds: float = 200.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        if (run_dir / "events.jsonl").exists() and len(steps_of(run_dir)) >= step:
+            return
+        assert time.monotonic() < deadline, log_of(run_dir).read_text()
+        time.sleep(0.1)
+
+
+def log_of(run_dir: Path) -> Path:
+    return run_dir.parent / f"{run_dir.name}.log"
+
+
 def steps_of(run_dir: Path) -> list[dict]:
     return [row for row in read_events(run_dir / "events.jsonl") if row["event"] == "step"]
 
 
 def weights_of(run_dir: Path, version: int) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "weights" / f"v{version}" / "model.safetensors")
+
+
+def assert_same_weights(first: Path, second: Path, version: int) -> None:
+    ours, theirs = weights_of(first, version), weights_of(second, version)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

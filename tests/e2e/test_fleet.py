@@ -1,43 +1,13 @@
 """Whole runs of the tiny model over workers of their own, as a user starts them."""
 
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
-import torch
 
-from tests.e2e.runs import ROOT, command, steps_of, train, weights_of
+from tests.e2e.runs import assert_same_weights, start, steps_of, train, wait_for_step
 from tests.rollout.fleet.processes import descendants, wait_for_end_of
 
 pytestmark = pytest.mark.slow
-
-
-def start(run_dir, *overrides: str) -> subprocess.Popen:
-    log = (run_dir.parent / f"{run_dir.name}.log").open("w")
-    return subprocess.Popen(
-        [sys.executable, *command(run_dir, *overrides)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=log,
-        stderr=log,
-    )
-
-
-def wait_for_step(run_dir, step: int, *, seconds: float = 200.0) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        if (run_dir / "events.jsonl").exists() and len(steps_of(run_dir)) >= step:
-            return
-        assert time.monotonic() < deadline, (run_dir.parent / f"{run_dir.name}.log").read_text()
-        time.sleep(0.1)
-
-
-def assert_same_weights(first, second, version: int) -> None:
-    ours, theirs = weights_of(first, version), weights_of(second, version)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def rewards_of(run_dir) -> list[float]:

@@ -1,6 +1,7 @@
-"""Whole runs of several processes, as torchrun starts them."""
+"""Whole runs of several processes, as torchrun starts them, and as a run starts them itself on Ray."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.e2e.runs import ANYTHING, ROOT, SMALL, steps_of, train, weights_of
+from tests.e2e.runs import (
+    ANYTHING,
+    ROOT,
+    SMALL,
+    assert_same_weights,
+    log_of,
+    start,
+    steps_of,
+    train,
+    wait_for_step,
+    weights_of,
+)
+from tests.rollout.fleet.processes import descendants, wait_for_end_of
 
 
 def torchrun(run_dir: Path, *overrides: str, code: int = 0) -> str:
@@ -100,3 +113,72 @@ def test_a_mistake_is_one_sentence_from_one_of_them(tmp_path):
     assert output.count("trainer.zero_stage must be 0, 1, 2 or 3, got 7") == 1
     output = torchrun(tmp_path / "run", "num_prompts_per_step=1", "mode=ROLLOUT_ONLY", code=2)
     assert output.count("mode=ROLLOUT_ONLY trains nothing: start 1 process, got 2") == 1
+
+
+# --- on Ray
+
+RAY = "trainer.num_processes=2"
+LONG = (RAY, ANYTHING, "trainer.num_steps=1000", "checkpoint.every_steps=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        (),
+        ("trainer.data_parallel=FSDP2", "fleet=ray"),
+        ("trainer.backend=DEEPSPEED", "trainer.zero_stage=3"),
+    ],
+    ids=["ddp", "fsdp2_and_workers", "zero3"],
+)
+def test_on_ray_they_train_bitwise_the_weights_of_those_that_torchrun_starts(tmp_path, trainer):
+    arguments = (*trainer, FLOAT32, ANYTHING, "evaluation.every_steps=0")
+    before = descendants()
+    threads, variables = torch.get_num_threads(), dict(os.environ)
+    output = train(tmp_path / "ray", *arguments, RAY)
+    assert not wait_for_end_of(descendants() - before)
+    assert (torch.get_num_threads(), dict(os.environ)) == (threads, variables)
+    assert "the others are on Ray, on this machine" in output
+    torchrun(tmp_path / "torchrun", *arguments)
+    assert_same_weights(tmp_path / "ray", tmp_path / "torchrun", 3)
+    rows = steps_of(tmp_path / "ray")
+    assert any("loss/policy" in row for row in rows), "no step had a group with signal"
+
+
+def rank_among(pids: set[int]) -> int:
+    """The process of rank 1."""
+    (rank,) = [p for p in pids if b"RankProcess" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return rank
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fleet", ["inline", "ray"])
+def test_a_rank_that_dies_ends_the_run_in_a_sentence_that_names_it(tmp_path, fleet):
+    run_dir = tmp_path / "run"
+    before = descendants()
+    run = start(run_dir, *LONG, f"fleet={fleet}")
+    wait_for_step(run_dir, 2)
+    started = descendants() - before
+    os.kill(rank_among(started), signal.SIGKILL)
+    assert run.wait(60) == 1
+    log = log_of(run_dir).read_text()
+    assert "error: rank 1 of 2 ended: its process died; resume_from=" in log.replace("\n", " ")
+    assert "Traceback" not in log
+    assert not wait_for_end_of(started)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fleet", ["inline", "ray"])
+def test_after_ctrl_c_in_the_terminal_a_checkpoint_and_no_process_is_left(tmp_path, fleet):
+    run_dir = tmp_path / "run"
+    before = descendants()
+    run = start(run_dir, *LONG[:-1], f"fleet={fleet}")
+    wait_for_step(run_dir, 2)
+    started = descendants() - before
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    log = log_of(run_dir).read_text()
+    assert "Stopped after step" in log
+    assert "Traceback" not in log
+    assert weights_of(run_dir, len(steps_of(run_dir)))
+    assert not wait_for_end_of(started)
