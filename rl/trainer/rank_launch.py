@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from kernels.host_memory import keep_freed_memory
 from rl.config import TrainConfig
+from rl.trainer.ranks import FIRST_IS_THERE
 from rollout.ray_session import actor_options, join_ray, reason_of
 
 __all__ = ["RankError", "start_ranks"]
@@ -121,10 +122,9 @@ class _Others:
             self._actors[rank] = remote.remote(threads, str(Path.cwd()))
         ready = {actor.ready.remote(): rank for rank, actor in self._actors.items()}
         done, missing = self._ray.wait(list(ready), num_returns=len(ready), timeout=timeout_seconds)
-        for future in done:
-            failure = self._failure(future, ready[future])
-            if failure is not None:
-                raise RankError(failure)
+        failure = self._failure_among({future: ready[future] for future in done})
+        if failure is not None:
+            raise RankError(failure)
         if missing:
             ranks = ", ".join(str(rank) for rank in sorted(ready[future] for future in missing))
             raise RankError(
@@ -139,11 +139,10 @@ class _Others:
         self._watch.start()
 
     def wait_for_failure(self, timeout_seconds: float) -> str | None:
-        """The first rank that failed, and why, when all have ended or time is over; None if none has."""
+        """Which rank failed, and why, when all have ended or time is over; None if none has."""
         futures = list(self._runs)
         done, _ = self._ray.wait(futures, num_returns=len(futures), timeout=timeout_seconds)
-        failures = (self._failure(future, self._runs[future]) for future in done)
-        return next((failure for failure in failures if failure is not None), None)
+        return self._failure_among({future: self._runs[future] for future in done})
 
     def close(self) -> None:
         self._is_closing.set()
@@ -153,32 +152,42 @@ class _Others:
             self._watch.join()
         self._store = None
 
-    def _failure(self, future: Any, rank: int) -> str | None:
+    def _failure_among(self, done: Mapping[Any, int]) -> str | None:
+        """Of several the one that is no consequence of another."""
+        errors = {rank: self._error(future) for future, rank in done.items()}
+        failures = [(rank, error) for rank, error in sorted(errors.items()) if error is not None]
+        if not failures:
+            return None
+        rank, error = min(failures, key=lambda failure: _remoteness(failure[1]))
+        name = f"rank {rank} of {self._count}"
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            logger.error("%s", error)  # its traceback
+            return f"{name} failed: {type(error.cause).__name__}: {error.cause}"
+        return f"{name} ended: {reason_of(error)}"
+
+    def _error(self, future: Any) -> Exception | None:
         try:
             self._ray.get(future)
-        except self._ray.exceptions.RayTaskError as error:
-            logger.error("%s", error.traceback_str)
-            cause = error.cause
-            return f"rank {rank} of {self._count} failed: {type(cause).__name__}: {cause}"
         except self._ray.exceptions.RayError as error:
-            return f"rank {rank} of {self._count} ended: {reason_of(error)}"
+            return error
         return None
 
     def _watch_over(self) -> None:
-        """Close the store when a rank fails: the first may wait there for it to join, for half an hour."""
-        running = list(self._runs)
-        while running and not self._is_closing.is_set():
+        """Close the store when a rank fails, in which the first may wait for it to join, for half an hour."""
+        running, has_failed = list(self._runs), False
+        while running and not has_failed and not self._is_closing.is_set():
             done, running = self._ray.wait(running, timeout=_POLL_SECONDS)
-            if any(self._has_failed(future) for future in done):
+            has_failed = any(self._error(future) is not None for future in done)
+        while has_failed and self._store is not None and not self._is_closing.wait(_POLL_SECONDS):
+            # not before: to a store that is closed one tries to connect for as long
+            if self._store.check([FIRST_IS_THERE]):
                 self._store = None
-                return
 
-    def _has_failed(self, future: Any) -> bool:
-        try:
-            self._ray.get(future)
-        except self._ray.exceptions.RayError:
-            return True
-        return False
+
+def _remoteness(error: Exception) -> int:
+    """From the cause: who loses a connection to a rank that died, or fails, raises a RuntimeError."""
+    cause = getattr(error, "cause", None)
+    return 0 if cause is None else 1 + isinstance(cause, RuntimeError)
 
 
 class RankProcess:

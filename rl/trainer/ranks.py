@@ -1,6 +1,6 @@
 """The processes of a trainer: which of them this is, and how they talk.
 
-torchrun starts them and sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors go
+torchrun starts them, or `rank_launch.py` does on Ray, and sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors go
 over the group of their device (NCCL for CUDA, gloo for CPUs), decisions and samples over a gloo group of their own: it
 waits for as long as the first rank generates, while a collective of tensors is late after minutes.
 """
@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ["ALONE", "Ranks", "join_ranks"]
+__all__ = ["ALONE", "FIRST_IS_THERE", "Ranks", "join_ranks"]
 
 T = TypeVar("T")
 
@@ -24,6 +24,9 @@ _PATIENCE = timedelta(days=7)
 """Of a rank that waits for the first one's decision. A rank that dies ends the wait at once: its connections close."""
 _BUCKET_BYTES = 32 << 20
 _FAILED = "paceline/failed"
+
+FIRST_IS_THERE = "paceline/first"
+"""A key of the store, from when the first rank begins to wait for the others in it."""
 
 
 class Ranks:
@@ -134,7 +137,10 @@ def _rendezvous(init_method: str) -> tuple[dist.Store, int, int]:
     if "WORLD_SIZE" not in os.environ:
         return dist.HashStore(), 0, 1
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return next(iter(dist.rendezvous(init_method, rank, count)))
+    store, rank, count = next(iter(dist.rendezvous(init_method, rank, count)))
+    if rank == 0:
+        store.set(FIRST_IS_THERE, "")
+    return store, rank, count
 
 
 def _first_to_fail(error: Exception, store: dist.Store, rank: int) -> str | None:

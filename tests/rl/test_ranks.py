@@ -367,7 +367,7 @@ def config(**changes: Any) -> TrainConfig:
             5,
             r"5 processes need a sample each .*, got 2 prompts \(num_prompts_per_step=4 // .*=2\) x group_size=2 = 4 samples",
         ),
-        ({"trainer": FSDP2}, 1, r"FSDP2 needs several processes, got 1: torchrun --nproc-per-node 2"),
+        ({"trainer": FSDP2}, 1, r"FSDP2 needs several processes, got 1: set trainer\.num_processes=2"),
         ({"trainer": FSDP2, "algorithm": PPOConfig()}, 2, r"algorithm=ppo needs trainer\.backend=TORCH"),
         ({"trainer": ZERO[2], "algorithm": PPOConfig()}, 2, r"algorithm=ppo needs trainer\.backend=TORCH"),
         (
@@ -390,6 +390,7 @@ def config(**changes: Any) -> TrainConfig:
             r"DEEPSPEED shards by trainer\.zero_stage",
         ),
         ({"mode": RunMode.ROLLOUT_ONLY}, 2, r"trains nothing: start 1 process, got 2"),
+        ({"trainer": replace(DDP, num_processes=2)}, 1, r"num_processes must be 1 in a script that trains in 1 process, got 2"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_the_numbers(changes, count, message):
