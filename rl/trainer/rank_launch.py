@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from kernels.host_memory import keep_freed_memory
 from rl.config import TrainConfig
-from rl.trainer.ranks import FIRST_IS_THERE
+from rl.trainer.ranks import FIRST_WAITS
 from rollout.ray_session import actor_options, join_ray, reason_of
 
 __all__ = ["RankError", "start_ranks"]
@@ -59,7 +59,7 @@ def start_ranks(work: Work, config: TrainConfig) -> Iterator[None]:
         others = _Others(config, host=ray.util.get_node_ip_address())
         stack.enter_context(closing(others))
         others.start(fleet.start_seconds)
-        stack.enter_context(_set(others.variables(0), num_threads=trainer.threads_per_process))
+        stack.enter_context(_as_first(others.variables(0), num_threads=trainer.threads_per_process))
         others.run(work, config)
         try:
             yield
@@ -161,7 +161,8 @@ class _Others:
         rank, error = min(failures, key=lambda failure: _remoteness(failure[1]))
         name = f"rank {rank} of {self._count}"
         if isinstance(error, self._ray.exceptions.RayTaskError):
-            logger.error("%s", error)  # its traceback
+            _, _, traceback = str(error).partition("\n")  # behind a line of Ray's
+            logger.error("%s, at\n%s", name, traceback)
             return f"{name} failed: {type(error.cause).__name__}: {error.cause}"
         return f"{name} ended: {reason_of(error)}"
 
@@ -179,8 +180,8 @@ class _Others:
             done, running = self._ray.wait(running, timeout=_POLL_SECONDS)
             has_failed = any(self._error(future) is not None for future in done)
         while has_failed and self._store is not None and not self._is_closing.wait(_POLL_SECONDS):
-            # not before: to a store that is closed one tries to connect for as long
-            if self._store.check([FIRST_IS_THERE]):
+            # not before it waits: to a store that is closed it tries to connect for as long
+            if self._store.check([FIRST_WAITS]):
                 self._store = None
 
 
@@ -225,7 +226,7 @@ def _ray(address: str, stack: ExitStack) -> Any:
 
 
 @contextmanager
-def _set(variables: Mapping[str, str], *, num_threads: int) -> Iterator[None]:
+def _as_first(variables: Mapping[str, str], *, num_threads: int) -> Iterator[None]:
     """Be a rank inside, and nothing of it afterwards."""
     threads_before = torch.get_num_threads()
     before = {name: os.environ.get(name) for name in variables}

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-__all__ = ["ALONE", "FIRST_IS_THERE", "Ranks", "join_ranks"]
+__all__ = ["ALONE", "FIRST_WAITS", "Ranks", "join_ranks"]
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ _PATIENCE = timedelta(days=7)
 _BUCKET_BYTES = 32 << 20
 _FAILED = "paceline/failed"
 
-FIRST_IS_THERE = "paceline/first"
-"""A key of the store, from when the first rank begins to wait for the others in it."""
+FIRST_WAITS = "paceline/first_waits"
+"""A key that is in the store while the first rank waits for the others to join."""
 
 
 class Ranks:
@@ -120,6 +120,8 @@ def join_ranks(
     try:
         control = dist.new_group(backend="gloo", timeout=_PATIENCE)
         assert isinstance(control, dist.ProcessGroup), "every rank belongs to it"
+        if rank == 0:
+            store.delete_key(FIRST_WAITS)
         yield Ranks(rank, count, control)
     except Exception as error:
         first = _first_to_fail(error, store, rank)
@@ -139,7 +141,7 @@ def _rendezvous(init_method: str) -> tuple[dist.Store, int, int]:
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store, rank, count = next(iter(dist.rendezvous(init_method, rank, count)))
     if rank == 0:
-        store.set(FIRST_IS_THERE, "")
+        store.set(FIRST_WAITS, "")
     return store, rank, count
 
 

@@ -182,3 +182,28 @@ def test_after_ctrl_c_in_the_terminal_a_checkpoint_and_no_process_is_left(tmp_pa
     assert "Traceback" not in log
     assert weights_of(run_dir, len(steps_of(run_dir)))
     assert not wait_for_end_of(started)
+
+
+@pytest.mark.slow
+def test_in_a_cluster_they_share_it_with_workers_and_wait_for_cores_only_so_long(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    arguments = (RAY, FLOAT32, ANYTHING, "trainer.num_steps=2", "evaluation.every_steps=0")
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    try:
+        address = f"fleet.address={cluster.address}"
+        train(tmp_path / "run", *arguments, "fleet=ray", "fleet.num_workers=1", address)
+        output = train(
+            tmp_path / "large", *arguments, "trainer.num_processes=4", "fleet.start_seconds=20", address,
+            code=1,
+        )  # fmt: skip
+    finally:
+        cluster.shutdown()
+    assert "1 of 4 trainer processes" in output
+    assert "trainer.threads_per_process=1 cores" in output.replace("\n", " ")
+    output = train(tmp_path / "late", *arguments, address, code=2)
+    assert "fleet.address must be that of a running Ray cluster" in output.replace("\n", " ")
+    train(tmp_path / "local", *arguments)
+    assert_same_weights(tmp_path / "run", tmp_path / "local", 2)

@@ -1,12 +1,24 @@
 """What ranks do in tests of how they are started. Actors import it by name."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from rl.config import TrainConfig
+from rl.trainer.rank_launch import RankError, start_ranks
 from rl.trainer.ranks import join_ranks
+
+
+def failure_of(work: Callable[[TrainConfig], int], config: TrainConfig) -> str:
+    """What the first rank is told."""
+    try:
+        with start_ranks(work, config):
+            work(config)
+    except RankError as error:
+        return str(error)
+    return ""
 
 
 def adds_up(config: TrainConfig) -> int:
