@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 __all__ = ["actor_options", "join_ray", "reason_of"]
 
 _OBJECT_STORE_BYTES = 256 * 2**20
+_KNOCK_SECONDS = 10.0
 _LOCAL_CPUS = 1  # a bookkeeping unit: how many threads an actor has, it sets itself
 
 _joined = ""
@@ -36,8 +38,9 @@ def join_ray(address: str) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except ConnectionError as error:
+        except OSError as error:
             raise ValueError(
                 f"fleet.address must be that of a running Ray cluster, got {address!r}: {error}"
             ) from error
@@ -55,6 +58,13 @@ def join_ray(address: str) -> bool:
         )
     _joined = address
     return True
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself tries again for many minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def actor_options(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -49,6 +50,15 @@ def test_what_two_processes_cannot_do_is_found_before_they_are_started():
         check_launch(replace(config(), mode=RunMode.ROLLOUT_ONLY), {})
     sharded = TrainerConfig(num_processes=2, data_parallel=DataParallel.FSDP2)
     check_launch(replace(config(), trainer=sharded), {})
+
+
+def test_an_address_where_no_cluster_is_is_said_at_once():
+    with socket.socket() as own:  # a port that nobody listens at
+        own.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{own.getsockname()[1]}"
+        message = rf"fleet\.address must be that of a running Ray cluster, got '{address}'"
+        with pytest.raises(ValueError, match=message):
+            join_ray(address)
 
 
 # --- on Ray
