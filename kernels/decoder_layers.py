@@ -82,13 +82,15 @@ class _Rooms(ctypes.Structure):
 
 
 class DecoderLayers:
-    """Holds the tensors of all layers, their matrices laid out anew: for new values or tensors this must be made again.
+    """Holds the tensors of all layers, and their matrices laid out anew: for other tensors this must be made again, for new
+    values in the same ones there is `refresh`.
 
     Args:
         layers: weights; contiguous.
         caches: keys and values of each layer.
         num_heads: of queries.
         eps: of every norm.
+        num_threads: that lay the matrices out; None: as many as PyTorch has.
 
     Raises:
         ValueError: something is not contiguous, or of a type or shape that C cannot take; ask `runs_natively` and `takes_heads` first.
@@ -101,6 +103,7 @@ class DecoderLayers:
         *,
         num_heads: int,
         eps: float,
+        num_threads: int | None = None,
     ) -> None:
         _, self._num_kv_heads, self._block_size, self._head_dim = caches[0].keys.shape
         self._lanes = caches[0].lanes if caches[0].lanes > 1 else 0
@@ -119,17 +122,27 @@ class DecoderLayers:
         }
         self._widest_input = max(self._hidden_size, heads, self._intermediate_size)
         self._dtype = first.input_norm.dtype
-        panels: list[torch.Tensor] = []
+        self._panels: list[_Panels] = []
         self._layers = (_Layer * len(layers))(
             *(
-                _layer(weights, cache, self._dtype, panels)
+                _layer(weights, cache, self._dtype, self._panels, num_threads)
                 for weights, cache in zip(layers, caches, strict=True)
             )
         )
-        self._kept = (layers, caches, panels)  # alive as long as their addresses
+        self._kept = (layers, caches)  # alive as long as their addresses, as the panels are
         self._run = native_library(self._dtype).paceline_layers  # pyrefly: ignore
         self.seconds = {"linears": 0.0, "attention": 0.0}
-        """Spent in parts of the layers, in all calls."""
+        """Spent in parts of the layers, in all calls since the matrices were last laid out."""
+
+    def refresh(self, *, num_threads: int | None = None) -> None:
+        """Lay the matrices out again, whose values have changed, in the memory of the last time.
+
+        Args:
+            num_threads: None: as many as PyTorch has.
+        """
+        for weight, panels in self._panels:
+            pack_native(weight, self._dtype, into=panels, num_threads=num_threads)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
 
     def __call__(
         self,
@@ -186,14 +199,22 @@ class DecoderLayers:
         return x_TH
 
 
+_Panels = tuple[torch.Tensor, torch.Tensor]
+"""A matrix, and what `pack_native` made of it."""
+
+
 def _layer(
-    weights: LayerWeights, cache: PagedKV, dtype: torch.dtype, panels: list[torch.Tensor]
+    weights: LayerWeights,
+    cache: PagedKV,
+    dtype: torch.dtype,
+    panels: list[_Panels],
+    num_threads: int | None,
 ) -> _Layer:
     key_scales, value_scales = cache.scales or (None, None)
     stored = dtype if cache.scales is None else torch.int8
     return _Layer(
         *(
-            _linear(x, dtype, panels)
+            _linear(x, dtype, panels, num_threads)
             for x in (weights.qkv, weights.o, weights.gate_up, weights.down)
         ),
         *(
@@ -212,13 +233,15 @@ def _layer(
     )
 
 
-def _linear(linear: LinearWeights, dtype: torch.dtype, panels: list[torch.Tensor]) -> _Linear:
+def _linear(
+    linear: LinearWeights, dtype: torch.dtype, panels: list[_Panels], num_threads: int | None
+) -> _Linear:
     """Its panels are appended to `panels`."""
     out_features, in_features = linear.weight.shape
     weight = _address(linear.weight, dtype if linear.scale is None else torch.int8)
-    packed = pack_native(linear.weight, dtype)
+    packed = pack_native(linear.weight, dtype, num_threads=num_threads)
     if packed is not None:
-        panels.append(packed)
+        panels.append((linear.weight, packed))
     return _Linear(
         weight,
         None if packed is None else packed.data_ptr(),

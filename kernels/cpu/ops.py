@@ -88,12 +88,21 @@ def _functions(dtype: torch.dtype) -> SimpleNamespace:
     return functions
 
 
-def pack_native(weight_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+def pack_native(
+    weight_NK: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    into: torch.Tensor | None = None,
+    num_threads: int | None = None,
+) -> torch.Tensor | None:
     """The weight's values as they are now, laid out as C reads them: int32, as large as the weight or a little larger.
 
     Args:
         weight_NK: of type `dtype`, or int8.
         dtype: of the rows that will be multiplied by it.
+        into: what this gave for a weight of the same shape and type, to be written over: memory used for the first time
+            takes 20 times as long as the rest.
+        num_threads: None: as many as PyTorch has.
 
     Returns:
         None where the weight is read as it stands. With few rows in a call, laying it out takes longer than multiplying.
@@ -109,9 +118,18 @@ def pack_native(weight_NK: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | N
     num_places = functions[f"{prefix}panel_places"](in_features, out_features)
     if num_places == 0:
         return None
-    panels = torch.empty(num_places, dtype=torch.int32, device="cpu")
+    panels = torch.empty(num_places, dtype=torch.int32, device="cpu") if into is None else into
+    if panels.shape != (num_places,) or panels.dtype is not torch.int32:
+        raise ValueError(
+            f"panels of a weight {tuple(weight_NK.shape)} are int32 [{num_places}], got {panels.dtype} "
+            f"{tuple(panels.shape)}"
+        )
     functions[f"{prefix}pack"](
-        weight_NK.data_ptr(), panels.data_ptr(), in_features, out_features, torch.get_num_threads()
+        weight_NK.data_ptr(),
+        panels.data_ptr(),
+        in_features,
+        out_features,
+        num_threads or torch.get_num_threads(),
     )
     return panels
 

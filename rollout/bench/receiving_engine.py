@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
-from rollout.config import EngineConfig, ModelConfig
+from rollout.config import EngineConfig, ModelConfig, OnUpdate
 from rollout.engine.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.weights.collective import CollectiveReceiver
@@ -17,7 +17,7 @@ from rollout.weights.manifest import Manifest
 
 __all__ = ["serve"]
 
-_STEPS_AFTER = 2  # a commit: the first lays the weights out, and computes the prompts again
+_STEPS_AFTER = 2  # a commit
 _PROMPT = list(range(5, 45))
 
 
@@ -70,12 +70,8 @@ class _ReceivingEngine:
         taken = SimpleQueue[float]()
 
         def commit() -> None:
-            # what is in flight is dropped: an engine may want to be idle
-            for request_id in self._running:
-                self._engine.abort(request_id)
-            if self._running:
-                self._engine.step()
-            self._running.clear()
+            if self._engine.config.on_update is OnUpdate.DRAIN:
+                self._drop_all()
             start = time.perf_counter()
             self._engine.commit()
             taken.put(time.perf_counter() - start)
@@ -102,6 +98,13 @@ class _ReceivingEngine:
             lambda: answer.put((engine.policy_version, engine.weights_digest()))
         )
         return answer.get()
+
+    def _drop_all(self) -> None:
+        for request_id in self._running:
+            self._engine.abort(request_id)
+        if self._running:
+            self._engine.step()
+        self._running.clear()
 
     def _step(self) -> None:
         while len(self._running) < self._concurrency:

@@ -114,6 +114,7 @@ class Engine:
             dict(self._shadow.hf_tensors()),
             version=policy_version,
             swap=self._swap_decoders,
+            prepare=lambda: self._runner.prepare(self._shadow),
         )
         self._committer = Committer(self._receiver, self._scheduler, self._runner, config.on_update)
         is_free = config.yield_threads and runs_natively(weight)  # of threads, to the last bit
@@ -306,7 +307,8 @@ class Engine:
         return self._receiver
 
     def verify(self, manifest: Manifest | None = None) -> None:
-        """Compare the staged bytes with the manifest's digests; `manifest` has them where staging began without."""
+        """Compare the staged bytes with the manifest's digests, and lay them out for the kernels, so that after the commit a
+        step costs what it costs before; `manifest` has the digests where staging began without."""
         self._receiver.verify(manifest)
 
     def commit(self) -> None:

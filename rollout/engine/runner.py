@@ -14,13 +14,14 @@ import torch
 
 from kernels.attention import AttentionLayout, PagedKV, Segment, paged_attention, paged_layout
 from kernels.cpu.ops import cache_lanes
-from kernels.decoder_layers import DecoderLayers
 from rollout.engine.core import Batch
 from rollout.models.decoder import Decoder
-from rollout.models.native_layers import native_layers
+from rollout.models.laid_out import LaidOutDecoder
 from rollout.models.spec import DecoderSpec
 
 __all__ = ["Runner", "bytes_per_block"]
+
+_PREPARING_THREADS = 1  # beside a step, whose threads would wait for those of this one
 
 
 def bytes_per_block(
@@ -42,7 +43,11 @@ class _Inputs:
 
 
 class Runner:
-    """Owns the KV cache: one pair of [blocks, KV heads, block_size, head width] per layer."""
+    """Owns the KV cache, one pair of [blocks, KV heads, block_size, head width] per layer, and the weights as laid out for the kernels.
+
+    Those of a decoder that it has not seen are laid out by the step that needs them; those of an update by `prepare`, in
+    another thread if need be, and `reset` swaps them in. Old ones stay, since the next update is laid out in their memory.
+    """
 
     def __init__(
         self,
@@ -77,34 +82,28 @@ class Runner:
             )
             for _ in range(spec.num_layers)
         ]
-        self._native_decoder: Decoder | None = None
-        self._native_layers: DecoderLayers | None = None  # of that decoder, as is
-        self._head_panels: torch.Tensor | None = None
+        self._live: LaidOutDecoder | None = None
+        self._shadow: LaidOutDecoder | None = None  # what comes next, or was before
 
     @property
     def layer_seconds(self) -> Mapping[str, float]:
         """What parts of the layers took in all steps; empty where they run op by op."""
-        return {} if self._native_layers is None else self._native_layers.seconds
+        layers = None if self._live is None else self._live.layers
+        return {} if layers is None else layers.seconds
 
     @torch.inference_mode()
     def run(self, decoder: Decoder, batch: Batch) -> torch.Tensor:
         """[R, V] logits after the last token of each chunk that reaches the end of its log, and after each of its draft."""
         self._copy_blocks(batch)
         inputs = self._inputs(batch)
-        hidden_TH = self._forward(decoder, inputs)
-        return decoder.logits(hidden_TH[inputs.last_rows_R], self._head_panels)
+        if self._live is None or self._live.decoder is not decoder:
+            self._live = None  # its memory is used again
+            self._live = LaidOutDecoder(decoder, self._caches)
+        hidden_TH = self._forward(self._live, inputs)
+        return decoder.logits(hidden_TH[inputs.last_rows_R], self._live.head_panels)
 
-    def _lay_out(self, decoder: Decoder) -> None:
-        """Lay out the weights for the kernels, after every `reset`."""
-        self._native_layers = self._head_panels = None  # their memory is used again
-        self._native_layers = native_layers(decoder, self._caches)
-        self._head_panels = decoder.pack_head()
-        self._native_decoder = decoder
-
-    def _forward(self, decoder: Decoder, inputs: _Inputs) -> torch.Tensor:
-        if decoder is not self._native_decoder:
-            self._lay_out(decoder)
-        native = self._native_layers
+    def _forward(self, laid_out: LaidOutDecoder, inputs: _Inputs) -> torch.Tensor:
+        decoder, native = laid_out.decoder, laid_out.layers
         if native is not None:
             return decoder.around(
                 lambda x_TH, cos_sin_TD: native(
@@ -123,13 +122,20 @@ class Runner:
 
         return decoder(inputs.token_ids_T, inputs.positions_T, attend)
 
+    def prepare(self, decoder: Decoder) -> None:
+        """Lay out weights that come into force at the next `reset`; may be called by another thread than the one that runs."""
+        if self._shadow is not None and self._shadow.decoder is decoder:
+            self._shadow.refresh(num_threads=_PREPARING_THREADS)
+            return
+        self._shadow = None  # its memory is used again
+        self._shadow = LaidOutDecoder(decoder, self._caches, num_threads=_PREPARING_THREADS)
+
     def reset(self, kept_blocks: Collection[int] = ()) -> None:
-        """New weights: lay them out at the next step, and forget all other blocks, so that a NaN of a bad update cannot linger in slots not yet written again.
+        """New weights, those prepared; and forget all other blocks, so that a NaN of a bad update cannot linger in slots not yet written again.
 
         A masked key has weight 0, and 0 * NaN is NaN. Costs little next to the forwards that wrote the blocks.
         """
-        # an engine has two decoders in turn: after a second commit without a step the same object holds other weights
-        self._native_decoder = None
+        self._live, self._shadow = self._shadow, self._live
         forgotten = self._written.difference(kept_blocks)
         blocks = torch.tensor(sorted(forgotten), dtype=torch.int64, device=self._device)
         for cache in self._caches:

@@ -224,9 +224,12 @@ class Decoder(nn.Module):
             return linear(hidden_TH, self.embed_tokens, panels=head_panels)
         return self._lm_head(hidden_TH, head_panels)
 
-    def pack_head(self) -> torch.Tensor | None:
-        """The LM head as its linear reads it; None where that is how it stands."""
-        return pack_native(self.lm_head, self.embed_tokens.dtype)
+    def pack_head(
+        self, *, into: torch.Tensor | None = None, num_threads: int | None = None
+    ) -> torch.Tensor | None:
+        """The LM head as its linear reads it; None where that is how it stands. Arguments as in `pack_native`."""
+        dtype = self.embed_tokens.dtype
+        return pack_native(self.lm_head, dtype, into=into, num_threads=num_threads)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""

@@ -10,12 +10,15 @@ from rollout.models.decoder import Decoder, DecoderLayer, Int8Linear, Linear
 __all__ = ["layer_weights", "native_layers"]
 
 
-def native_layers(decoder: Decoder, caches: Sequence[PagedKV]) -> DecoderLayers | None:
+def native_layers(
+    decoder: Decoder, caches: Sequence[PagedKV], *, num_threads: int | None = None
+) -> DecoderLayers | None:
     """All layers in one call, over these caches; None where they run op by op.
 
     Args:
         decoder: its matrices are read now; caches and norms at every call.
         caches: one per layer.
+        num_threads: that lay the matrices out; None: as many as PyTorch has.
     """
     spec = decoder.spec
     has_heads = takes_heads(spec.num_heads, spec.num_kv_heads, spec.head_dim)
@@ -26,6 +29,7 @@ def native_layers(decoder: Decoder, caches: Sequence[PagedKV]) -> DecoderLayers 
         caches,
         num_heads=spec.num_heads,
         eps=spec.rms_norm_eps,
+        num_threads=num_threads,
     )
 
 

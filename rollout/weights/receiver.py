@@ -45,13 +45,14 @@ class WeightReceiver:
          staging that raises, a verify that fails, a rollback: the old version stays in force
 
     `staging` and `verify` touch nothing but the shadows and may run in a thread beside the engine's; `commit` belongs
-    between two steps. `held` answers from any thread.
+    between two steps, and leaves the step after it nothing to do. `held` answers from any thread.
 
     Args:
         targets: the live weights by HF name; may be views into larger fused parameters.
         shadows: tensors of the same names, shapes and dtypes, which an update is written to.
         version: of the live weights.
         swap: exchanges live and shadow storage. If it raises it must have changed nothing.
+        prepare: whatever else these weights need before they can be used; called by `verify`, where the digests are right.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class WeightReceiver:
         *,
         version: int,
         swap: Callable[[], None],
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         _check_same_layout(_layout(targets), _layout(shadows), of="the shadows")
         self._targets = targets
         self._shadows = shadows
         self._version = version
         self._swap = swap
+        self._prepare = prepare
         self._state = ReceiverState.IDLE
         self._staged: Manifest | None = None
         self._held: HeldWeights | None = None
@@ -141,14 +144,15 @@ class WeightReceiver:
         self._state = ReceiverState.STAGED
 
     def verify(self, manifest: Manifest | None = None) -> None:
-        """Compare the digests of what was staged with the manifest's.
+        """Compare the digests of what was staged with the manifest's, and prepare it.
 
         Args:
             manifest: with digests, of what was staged by one without.
 
         Raises:
             ValueError: no digests, or a manifest of something else than what was staged; it stays staged.
-            RuntimeError: some differ; the receiver is IDLE again and the old version in force.
+            RuntimeError: some differ; the receiver is IDLE again and the old version in force. So it is after any error of
+                the preparation.
         """
         self._require(ReceiverState.STAGED, "verify")
         manifest = self._with_digests(manifest)
@@ -162,6 +166,11 @@ class WeightReceiver:
                 f"weights of version {version} differ from their manifest in {len(bad)} of {len(specs)} "
                 f"tensors: {_some(bad)}; version {self._version} stays in force"
             )
+        try:
+            self._prepare()
+        except BaseException:
+            self.rollback()
+            raise
         self._staged = manifest
         self._state = ReceiverState.VERIFIED
 

@@ -16,7 +16,7 @@ from kernels.attention import (
 )
 from kernels.cpu import library
 from kernels.cpu.library import native_library
-from kernels.cpu.ops import attends_natively, runs_natively
+from kernels.cpu.ops import attends_natively, pack_native, runs_natively
 from kernels.linear import linear
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rope import rope, rope_reference
@@ -86,11 +86,25 @@ def test_the_gate_is_right_from_one_end_of_float32_to_the_other():
         (lambda: rms_norm(randn(3, 64), randn(64).bfloat16(), eps=1e-5), "must be float32"),
         (lambda: rope(randn(3, 2, 8), randn(1, 8)), r"angles \[3, 8\]"),
         (lambda: rope(randn(3, 2, 7), randn(3, 7)), "an even width"),
+        (
+            lambda: pack_native(randn(9, 8), torch.float32, into=torch.zeros(8)),
+            "panels of a weight",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_its_bytes_are_read(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_panels_written_over_are_those_made_anew():
+    first, second = randn(19, 9), randn(19, 9, seed=1)
+    panels, expected = (pack_native(weight, torch.float32) for weight in (first, second))
+    assert panels is not None
+    assert expected is not None
+    assert not torch.equal(panels, expected)
+    assert pack_native(second, torch.float32, into=panels, num_threads=2) is panels
+    assert torch.equal(panels, expected)
 
 
 def test_strided_weights_and_biases_are_read_as_they_stand():

@@ -5,7 +5,11 @@ import threading
 import pytest
 import torch
 
+from kernels.cpu.library import native_library
+from kernels.cpu.ops import _functions
+from rollout.config import StorageDtype
 from rollout.models.checkpoint import load_decoder
+from rollout.models.int8 import int8_weights
 from rollout.weights.manifest import describe_layout
 from rollout.weights.receiver import HeldWeights
 from rollout.weights.update import WeightUpdate, make_update
@@ -228,3 +232,96 @@ def test_weights_arrive_in_pieces_from_another_thread_while_requests_run(
     assert engine.held_weights() == HeldWeights(version=1, digest=update.manifest.digest)
     assert engine.weights_digest() == update.manifest.digest
     assert draws(run(engine, mixed_requests())) == new
+
+
+@pytest.fixture
+def num_packed(monkeypatch):
+    """How often a matrix was laid out since the last call, by which thread; C is asked, whoever called it."""
+    functions, threads = _functions(torch.float32), []
+
+    def counted(pack):
+        def call(*args) -> None:
+            threads.append(threading.get_ident())
+            pack(*args)
+
+        return call
+
+    for name in ("pack", "int8_pack"):
+        monkeypatch.setattr(functions, name, counted(getattr(functions, name)))
+
+    def take() -> list[int]:
+        taken = list(threads)
+        threads.clear()
+        return taken
+
+    return take
+
+
+@pytest.mark.skipif(native_library(torch.float32) is None, reason="nothing is laid out without C")
+@pytest.mark.parametrize("weight_dtype", StorageDtype)
+def test_what_is_laid_out_is_laid_out_before_the_commit_and_never_in_a_step(
+    llama, other_llama, num_packed, weight_dtype
+):
+    def as_sent(directory, version):
+        weights = load_decoder(directory, dtype=torch.float32).hf_tensors()
+        is_int8 = weight_dtype is StorageDtype.INT8
+        return make_update(version, int8_weights(weights) if is_int8 else weights)
+
+    engine = make_engine(llama, weight_dtype=weight_dtype)
+    outputs = [
+        draws(run(make_engine(directory, weight_dtype=weight_dtype), mixed_requests()))
+        for directory in (llama, other_llama)
+    ]
+    run(engine, mixed_requests())
+    num_packed()
+    for version in range(1, 5):
+        for request in mixed_requests():
+            engine.add_request(request)
+        engine.step()
+        engine.stage(as_sent((llama, other_llama)[version % 2], version))
+        verifying = threading.Thread(target=engine.verify)
+        verifying.start()
+        verifying.join(60)
+        laid_out = num_packed()
+        assert set(laid_out) <= {verifying.ident}
+        assert laid_out or weight_dtype is StorageDtype.INT8, "int8 has panels on some CPUs alone"
+        engine.commit_when_ready()
+        assert draws(run(engine)) == outputs[(version - 1) % 2], "the old weights finish their own"
+        assert draws(run(engine, mixed_requests())) == outputs[version % 2]
+        assert not num_packed()
+
+
+@pytest.mark.skipif(native_library(torch.float32) is None, reason="nothing is laid out without C")
+def test_a_torn_or_withdrawn_update_is_laid_out_anew_when_it_comes_again(
+    llama, other_llama, old, new, num_packed
+):
+    engine = make_engine(llama)
+    put_in_force(engine, update_from(llama, 1))  # both sets of panels exist from here on
+    torn = update_from(llama, 2, fill=3.0)
+    torn.tensors[QUERY].detach()[0, 0] += 1
+    num_packed()
+    engine.stage(torn)
+    with pytest.raises(RuntimeError, match="differ from their manifest"):
+        engine.verify()
+    assert not num_packed(), "what is wrong is not worth it"
+    engine.stage(update_from(llama, 2, fill=3.0))
+    engine.verify()
+    engine.rollback()
+    assert draws(run(engine, mixed_requests())) == old
+    put_in_force(engine, update_from(other_llama, 2))
+    assert draws(run(engine, mixed_requests())) == new
+
+
+@pytest.mark.skipif(native_library(torch.float32) is None, reason="nothing is laid out without C")
+def test_panels_of_updates_take_turns_in_the_memory_of_two(llama, other_llama):
+    engine = make_engine(llama)
+    places = []
+    for version in range(1, 6):
+        put_in_force(engine, update_from((llama, other_llama)[version % 2], version))
+        run(engine, mixed_requests())
+        laid_out = engine._runner._live
+        assert laid_out is not None
+        assert laid_out.head_panels is not None
+        places.append(laid_out.head_panels.data_ptr())
+    assert places == [places[0], places[1]] * 2 + [places[0]]
+    assert places[0] != places[1]

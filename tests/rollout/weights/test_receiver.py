@@ -238,6 +238,40 @@ def test_a_swap_that_raises_leaves_the_old_version_in_force():
     receiver.rollback()
 
 
+def test_what_is_verified_is_prepared_and_what_is_wrong_is_not():
+    prepared = []
+    shadows = weights(9)
+    receiver = WeightReceiver(
+        weights(0),
+        shadows,
+        version=0,
+        swap=lambda: None,
+        prepare=lambda: prepared.append((receiver.state, shadows["q"].clone())),
+    )
+    torn = update(1)
+    torn.tensors["k"][0, 0] += 1
+    receiver.stage(torn)
+    with pytest.raises(RuntimeError, match="differ from their manifest"):
+        receiver.verify()
+    assert prepared == []
+    receiver.stage(update(1))
+    receiver.verify()
+    ((state, q),) = prepared
+    assert state is ReceiverState.STAGED
+    assert torch.equal(q, weights(1)["q"])
+
+
+def test_what_cannot_be_prepared_leaves_the_old_version_in_force():
+    def prepare() -> None:
+        raise MemoryError("no room")
+
+    receiver = WeightReceiver(weights(0), weights(9), version=0, swap=lambda: None, prepare=prepare)
+    receiver.stage(update(1))
+    with pytest.raises(MemoryError):
+        receiver.verify()
+    assert (receiver.version, receiver.state) == (0, ReceiverState.IDLE)
+
+
 def test_parameters_with_gradients_can_be_sent_and_received():
     live = {"w": torch.nn.Parameter(torch.zeros(3))}
     shadow = {"w": torch.nn.Parameter(torch.zeros(3))}
