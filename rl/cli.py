@@ -21,7 +21,10 @@ from rich.logging import RichHandler
 from kernels.host_memory import keep_freed_memory
 from rl.composition import ROOTS, known_keys, register_schemas, suggest, to_config
 
-__all__ = ["RunError", "UserError", "launch"]
+__all__ = ["INTERRUPTED", "RunError", "UserError", "launch"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"}
@@ -41,8 +44,8 @@ class RunError(Exception):
 def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
     """Compose `conf/<config_name>.yaml` with the command line's overrides and run `task(config)`.
 
-    Exits with 2 after one sentence on a user's mistake, with 1 after one on what ended the run, and with what `task`
-    returns otherwise.
+    Exits with 2 after one sentence on a user's mistake, with 1 after one on what ended the run, with 130 after Ctrl-C, and
+    with what `task` returns otherwise.
     """
     keep_freed_memory()
     register_schemas()
@@ -64,6 +67,10 @@ def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
             if is_sweep:
                 raise
             _fail(str(error), code=2 if isinstance(error, UserError) else 1)
+        except KeyboardInterrupt:  # while a run starts, or a second one
+            if is_sweep:
+                raise
+            sys.exit(INTERRUPTED)
 
     # a traceback is worth reading whole: Hydra's own handler cuts it
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

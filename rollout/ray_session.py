@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rollout.interrupts import deferring_interrupts
+
 __all__ = ["actor_options", "join_ray", "reason_of"]
 
 _OBJECT_STORE_BYTES = 256 * 2**20
@@ -35,6 +37,20 @@ def join_ray(address: str) -> bool:
                 f"fleet.address must be empty where this process has joined a Ray cluster already, got {address!r}"
             )
         return False
+    try:
+        # interrupted within, Ray leaves agents behind that look for the rest of it for a minute
+        with deferring_interrupts():
+            _start(address)
+    except BaseException:
+        ray.shutdown()
+        raise
+    _joined = address
+    return True
+
+
+def _start(address: str) -> None:
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
         try:
@@ -56,8 +72,6 @@ def join_ray(address: str) -> bool:
             configure_logging=False,
             _node_ip_address="127.0.0.1",
         )
-    _joined = address
-    return True
 
 
 def _knock(address: str) -> None:

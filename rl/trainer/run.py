@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rl.cli import RunError, UserError
+from rl.cli import INTERRUPTED, RunError, UserError
 from rl.config import TrainConfig, TrainerBackend
 from rl.tracking.summary import print_summary
 from rl.trainer.assembly import Run, assemble, assemble_follower
@@ -20,10 +20,7 @@ from rl.trainer.rank_validation import check_launch
 from rl.trainer.ranks import join_ranks
 from rollout.weights.store import WeightStore
 
-__all__ = ["INTERRUPTED", "train", "train_rank"]
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+__all__ = ["train", "train_rank"]
 
 
 def train(config: TrainConfig) -> int:

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -54,13 +55,17 @@ def start(run_dir: Path, *overrides: str, **variables: str) -> subprocess.Popen:
     )
 
 
-def wait_for_step(run_dir: Path, step: int, *, seconds: float = 200.0) -> None:
+def wait_until(run_dir: Path, is_true: Callable[[], bool], *, seconds: float = 200.0) -> None:
+    """Of a run that `start` began."""
     deadline = time.monotonic() + seconds
-    while True:
-        if (run_dir / "events.jsonl").exists() and len(steps_of(run_dir)) >= step:
-            return
+    while not is_true():
         assert time.monotonic() < deadline, log_of(run_dir).read_text()
         time.sleep(0.1)
+
+
+def wait_for_step(run_dir: Path, step: int, *, seconds: float = 200.0) -> None:
+    events = run_dir / "events.jsonl"
+    wait_until(run_dir, lambda: events.exists() and len(steps_of(run_dir)) >= step, seconds=seconds)
 
 
 def log_of(run_dir: Path) -> Path:

@@ -1,11 +1,24 @@
 """Whole runs of the tiny model over workers of their own, as a user starts them."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.runs import assert_same_weights, start, steps_of, train, wait_for_step
-from tests.rollout.fleet.processes import descendants, wait_for_end_of
+from tests.e2e.runs import (
+    assert_same_weights,
+    log_of,
+    start,
+    steps_of,
+    train,
+    wait_for_step,
+    wait_until,
+)
+from tests.rollout.fleet.processes import ProcessesSince, descendants, wait_for_end_of
 
 pytestmark = pytest.mark.slow
 
@@ -37,19 +50,90 @@ def test_a_run_in_which_everything_goes_wrong_trains_the_weights_of_one_in_which
     assert sum(row["fleet/replaced_workers"] for row in steps_of(chaos)) >= 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_of_a_run_that_is_interrupted_or_killed(tmp_path, number):
+# --- what is left behind: nothing
+
+RAISING = "task.scorer=tests/e2e/raising_scorer.py:score"
+LOST = ("fleet.max_replacements=0", "fleet.faults=[{kind: KILL_DECODING, worker: 0, after: 3}]")
+
+
+@pytest.fixture
+def started() -> Iterator[ProcessesSince]:
+    with ProcessesSince() as processes:
+        yield processes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"), [((), 0), ((RAISING,), 2), (LOST, 1)], ids=["done", "scorer", "workers"]
+)
+def test_nothing_is_left_of_a_run_that_ends_or_fails(tmp_path, started, overrides, code):
+    process = start(tmp_path / "run", "trainer.num_steps=2", "fleet=ray", *overrides)
+    assert process.wait(200) == code, log_of(tmp_path / "run").read_text()
+    assert started.left() == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_nothing_is_left_of_a_run_ended_by_ctrl_c(tmp_path, started, times):
     run_dir = tmp_path / "run"
-    before = descendants()
     process = start(run_dir, "trainer.num_steps=1000", "fleet=ray")
     wait_for_step(run_dir, 2)
-    started = descendants() - before
-    assert len(started) > 5
-    process.send_signal(number)
-    code = process.wait(60)
-    assert code == (130 if number is signal.SIGINT else -signal.SIGKILL)
+    for _ in range(times):
+        time.sleep(0.2)  # else two of them are one
+        os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, log_of(run_dir).read_text()
+    assert started.left() == []
+
+
+@pytest.mark.parametrize("name", ["gcs_server", "raylet", "ray::"])
+def test_nothing_is_left_of_a_run_interrupted_while_its_fleet_starts(tmp_path, started, name):
+    """Its workers are `ray::` until they have loaded."""
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "trainer.num_steps=1000", "fleet=ray")
+    wait_until(run_dir, lambda: started.has(name))
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, log_of(run_dir).read_text()
+    assert started.left() == []
+
+
+def test_nothing_is_left_of_a_run_that_is_killed(tmp_path, started):
+    run_dir = tmp_path / "run"
+    process = start(run_dir, "trainer.num_steps=1000", "fleet=ray")
+    wait_for_step(run_dir, 2)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
     # unattended, Ray's own agents look for its other processes for a minute before they follow them
-    assert not wait_for_end_of(started, seconds=20 if number is signal.SIGINT else 120)
+    assert started.left(seconds=120) == []
+
+
+def test_runs_that_end_fail_or_are_interrupted_leave_a_cluster_as_they_found_it(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    def ray_status() -> str:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address"]
+        return subprocess.run(
+            [*command, cluster.address], capture_output=True, text=True, check=True
+        ).stdout
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False}
+    )
+    try:
+        fleet = ("fleet=ray", f"fleet.address={cluster.address}")
+        for name, overrides, code in (
+            ("done", (), 0),
+            ("scorer", (RAISING,), 2),
+            ("ctrl-c", (), 130),
+        ):
+            num_steps = 1000 if name == "ctrl-c" else 2
+            run_dir = tmp_path / name
+            process = start(run_dir, f"trainer.num_steps={num_steps}", *fleet, *overrides)
+            if name == "ctrl-c":
+                wait_for_step(run_dir, 1)
+                assert "2.0/4.0 CPU" in ray_status()
+                os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(200) == code, log_of(run_dir).read_text()
+            wait_until(run_dir, lambda: "0.0/4.0 CPU" in ray_status(), seconds=30)
+    finally:
+        cluster.shutdown()
 
 
 def test_a_trainer_killed_under_a_living_cluster_goes_on_in_it_as_if_it_had_not_been(tmp_path):

@@ -1,0 +1,5 @@
+"""A scorer that is broken."""
+
+
+def score(completion: str, row: dict) -> float:
+    raise KeyError("answer")
