@@ -463,30 +463,35 @@ class BenchSpeculationConfig:
         )
 
 
-@dataclass(kw_only=True)
-class BenchFleetConfig:
-    """Of scripts/bench_fleet.py."""
+class FleetCase(Enum):
+    UPDATES = "updates"
+    ASYNCHRONY = "asynchrony"
+    MEMBERSHIP = "membership"
 
-    model: ModelConfig = MISSING
-    """Whose weights travel."""
-    engine: EngineConfig = field(default_factory=lambda: EngineConfig(kv_cache_gb=0.25))
-    """Of each receiver."""
+
+@dataclass(kw_only=True)
+class BenchFleetConfig(TrainConfig):
+    """Of scripts/bench_fleet.py: those of a run, and what is measured. ASYNCHRONY runs it, at every `staleness`."""
+
+    cases: list[FleetCase] = field(default_factory=lambda: list(FleetCase))
     receivers: list[int] = field(default_factory=lambda: [1, 2, 4])
-    """Engines in processes of their own."""
+    """UPDATES: engines in processes of their own."""
     concurrency: list[int] = field(default_factory=lambda: [0, 4])
-    """Requests each of them decodes meanwhile; 0: none, the transport alone."""
-    threads_per_receiver: int = 1
+    """UPDATES: requests each of them decodes meanwhile; 0: none, the transport alone."""
     bucket_mb: float = 16.0
-    """Of the transport, in MB (10^6 bytes); two buffers of it at each end."""
+    """UPDATES: of the transport, in MB (10^6 bytes); two buffers of it at each end."""
+    staleness: list[int] = field(default_factory=lambda: [0, 1])
+    """ASYNCHRONY: values of `max_staleness`, each a run of `trainer.num_steps` steps; the first step warms up."""
     repeats: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         is_counts = bool(self.receivers) and min(self.receivers) > 0
         require(is_counts, "receivers", "a list of positive numbers", self.receivers)
         is_counts = bool(self.concurrency) and min(self.concurrency) >= 0
         require(is_counts, "concurrency", "a list of numbers >= 0", self.concurrency)
-        threads = self.threads_per_receiver
-        require(threads > 0, "threads_per_receiver", "> 0", threads)
+        is_counts = bool(self.staleness) and min(self.staleness) >= 0
+        require(is_counts, "staleness", "a list of numbers >= 0", self.staleness)
         require(self.bucket_mb > 0, "bucket_mb", "> 0", self.bucket_mb)
         require(self.repeats > 0, "repeats", "> 0", self.repeats)
 

@@ -1,22 +1,37 @@
-"""What a fleet costs, one JSON line per case. `python scripts/bench_fleet.py 'receivers=[1,2]' 'concurrency=[0,4]'`."""
+"""What a fleet costs, one JSON line per result. `python scripts/bench_fleet.py 'cases=[UPDATES]' 'receivers=[1,2]'`; --help says more."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
+from rl.bench.asynchrony import measure_asynchrony
 from rl.cli import UserError, launch
-from rl.config import BenchFleetConfig
+from rl.config import BenchFleetConfig, FleetCase
 from rollout.bench.machine import busy_cores, warn_if_busy
+from rollout.bench.membership import measure_membership
 from rollout.bench.weights import measure_updates
 
 
 def bench(config: BenchFleetConfig) -> None:
     warn_if_busy(busy_cores())
     try:
-        for result in weight_updates(config):
-            print(json.dumps(result), flush=True)
+        for case in config.cases:
+            for result in results_of(case, config):
+                print(json.dumps(result), flush=True)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def results_of(case: FleetCase, config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
+    match case:
+        case FleetCase.UPDATES:
+            yield from weight_updates(config)
+        case FleetCase.ASYNCHRONY:
+            yield from measure_asynchrony(config)
+        case FleetCase.MEMBERSHIP:
+            yield measure_membership(
+                config.model, config.engine, config.fleet, repeats=config.repeats
+            )
 
 
 def weight_updates(config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
@@ -27,7 +42,7 @@ def weight_updates(config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
                 config.engine,
                 num_receivers=num_receivers,
                 concurrency=concurrency,
-                num_threads=config.threads_per_receiver,
+                num_threads=config.fleet.threads_per_worker,
                 repeats=config.repeats,
                 bucket_mb=config.bucket_mb,
             )

@@ -42,6 +42,7 @@ from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_weights
 from rollout.models.sources import resolve_model
 from rollout.models.spec import read_spec
+from rollout.speculation.drafters.make import history_tokens
 from rollout.weights.update import make_update
 
 __all__ = ["Run", "assemble", "assemble_follower"]
@@ -214,6 +215,7 @@ def _fleet(
         config.fleet,
         policy_version=state.policy_version,
         digest=update.manifest.digest,
+        history_tokens=history_tokens(engine_config),
     )
     return stack.enter_context(fleet).start()
 

@@ -13,6 +13,7 @@ from rollout.fleet.leases import Lease, LeaseBook
 from rollout.fleet.lengths import LengthHistory
 from rollout.fleet.pool import WorkerPool
 from rollout.fleet.router import Placement, Router
+from rollout.speculation.drafters.history import History
 
 __all__ = ["Dispatcher"]
 
@@ -25,10 +26,12 @@ class Dispatcher:
     Args:
         pool: of the workers.
         lease_seconds: that an answer may come later than predicted.
+        history_tokens: of past answers that are kept for drafts, at most.
     """
 
-    def __init__(self, pool: WorkerPool, *, lease_seconds: float) -> None:
+    def __init__(self, pool: WorkerPool, *, lease_seconds: float, history_tokens: int = 0) -> None:
         self.lengths = LengthHistory()
+        self.history = History(max_tokens=history_tokens)
         self.router = Router(self.lengths)
         self.leases = LeaseBook()
         self.num_answered = 0
@@ -107,6 +110,8 @@ class Dispatcher:
             return
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.lengths.add(request.token_ids, len(completion.token_ids))
+            version = max(completion.policy_versions, default=0)
+            self.history.add(request.token_ids, completion.token_ids, version)
         self._answer(replace(completion, request_id=request.request_id), by=lease)
 
     def lose(self, worker_id: str) -> int:

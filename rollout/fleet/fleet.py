@@ -61,7 +61,7 @@ class Fleet(Protocol):
 
     def take_metrics(self) -> dict[str, float]:
         """What is worth following besides, since the last call; `rollout/concurrency`: requests per engine step, the
-        mean; `fleet/tokens_per_second`: while engines step."""
+        mean; `fleet/tokens_per_second`: while engines step; `fleet/busy_seconds`: in which they did, the mean of all."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class InlineFleet:
             num_tokens = stats.num_sampled_tokens - last.num_sampled_tokens
             metrics["rollout/concurrency"] = num_request_steps / num_steps
             metrics["fleet/tokens_per_second"] = num_tokens / self._step_seconds
+            metrics["fleet/busy_seconds"] = self._step_seconds
         if self._drain_seconds:
             metrics["rollout/drain_seconds"] = self._drain_seconds
         self._step_seconds = self._drain_seconds = 0.0

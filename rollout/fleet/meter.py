@@ -41,6 +41,9 @@ class FleetMeter:
             speeds = [report.tokens_per_second or 0.0 for report in reports.values()]
             metrics["rollout/concurrency"] = concurrency
             metrics["fleet/tokens_per_second"] = sum(speeds)
+        if reports:
+            busy = sum(_busy_seconds(r, self._reports.get(w)) for w, r in reports.items())
+            metrics["fleet/busy_seconds"] = busy / len(reports)
         if self._speculation is not None:
             metrics |= self._speculation.metrics()
         self._totals, self._reports = Counter(totals), dict(reports)
@@ -53,3 +56,7 @@ def _requests_per_step(report: WorkerReport, before: WorkerReport | None) -> flo
     num_steps = report.num_steps - (before.num_steps if before else 0)
     count = report.num_request_steps - (before.num_request_steps if before else 0)
     return count / num_steps if num_steps else 0.0
+
+
+def _busy_seconds(report: WorkerReport, before: WorkerReport | None) -> float:
+    return report.busy_seconds - (before.busy_seconds if before else 0.0)

@@ -1,8 +1,8 @@
 """Between a fleet and its workers: what is asked of them, and what comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rollout.engine.core import Completion, Request
 from rollout.fleet.update_round import Phase
@@ -58,6 +58,9 @@ class WorkerPool(Protocol):
 
     def cancel(self, worker_id: str, request_ids: Sequence[str]) -> None:
         """End requests; they are answered as aborted, if they are there."""
+
+    def restore(self, worker_id: str, speculation: Mapping[str, Any]) -> None:
+        """Give a loaded worker what its drafts are made from, as `Speculator.state_dict` has it."""
 
     def ask(self, worker_ids: Sequence[str], phase: Phase, update: WeightUpdate) -> None:
         """Begin a phase of an update at several workers; `Answered` follows from each.

@@ -1,6 +1,6 @@
 """Workers as Ray actors, on this machine or in a cluster."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
@@ -70,6 +70,9 @@ class RayPool:
     def cancel(self, worker_id: str, request_ids: Sequence[str]) -> None:
         self._actors[worker_id].cancel.remote(request_ids)
 
+    def restore(self, worker_id: str, speculation: Mapping[str, Any]) -> None:
+        self._actors[worker_id].restore.remote(speculation)
+
     def ask(self, worker_ids: Sequence[str], phase: Phase, update: WeightUpdate) -> None:
         places = self._broadcast.begin(worker_ids, update) if phase is Phase.STAGE else {}
         for worker_id in worker_ids:
@@ -84,6 +87,10 @@ class RayPool:
         self._calls = {f: call for f, call in self._calls.items() if call.worker_id != worker_id}
         self._ray.kill(self._actors.pop(worker_id))
         self._broadcast.lose(worker_id)
+
+    def crash(self, worker_id: str) -> None:
+        """End a worker as if it had ended itself: `Lost` follows."""
+        self._ray.kill(self._actors[worker_id])
 
     def wait(self, timeout_seconds: float) -> list[Event]:
         futures = list(self._calls)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rollout.engine.core import Completion, Request
 from rollout.fleet.faults import FaultPoint, Faults
@@ -42,6 +42,8 @@ class WorkerReport:
     """Of its engine, since it was made."""
     num_request_steps: int = 0
     """Requests of a batch, summed over those steps."""
+    busy_seconds: float = 0.0
+    """In which it computed, since it was made."""
     speculation: SpeculationStats | None = None
     """Since the last report."""
 
@@ -83,6 +85,7 @@ class Worker:
         self._num_answered_tokens = 0
         self._tokens_per_second: float | None = None
         self._num_turns = 0
+        self._busy_seconds = 0.0
 
     @property
     def has_unfinished(self) -> bool:
@@ -98,6 +101,11 @@ class Worker:
         for request_id in request_ids:
             self.engine.abort(request_id)
 
+    def restore(self, speculation: Mapping[str, Any]) -> None:
+        """Take up what `Speculator.state_dict` gave, here or elsewhere; of no use to an engine that does not speculate."""
+        if self.engine.speculator is not None:
+            self.engine.speculator.load_state_dict(speculation)
+
     def turn(self) -> list[Completion]:
         """One step of the engine, if there is something to compute; returns what finished."""
         self._num_turns += 1
@@ -108,7 +116,9 @@ class Worker:
         completions = self.engine.step()
         self._sleep((self._faults.slowness - 1) * (self._clock() - start))
         num_sampled = self.engine.stats.num_sampled_tokens - num_before
-        self._measure(num_sampled, self._clock() - start)
+        seconds = self._clock() - start
+        self._busy_seconds += seconds
+        self._measure(num_sampled, seconds)
         self._num_unfinished -= len(completions)
         self._num_answered_tokens += sum(len(c.token_ids) for c in completions)
         return completions
@@ -170,6 +180,7 @@ class Worker:
             num_turns=self._num_turns,
             num_steps=engine.stats.num_steps,
             num_request_steps=engine.stats.num_request_steps,
+            busy_seconds=self._busy_seconds,
             speculation=None if speculator is None else speculator.take_stats(),
         )
 

@@ -20,6 +20,7 @@ from rollout.fleet.meter import FleetMeter
 from rollout.fleet.pool import Answered, Event, Lost, Reported, WorkerPool
 from rollout.fleet.weights_in_force import WeightsInForce
 from rollout.fleet.worker import WorkerReport
+from rollout.speculation.drafters.suffix import SuffixDrafter
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["WorkerFleet", "WorkerState"]
@@ -39,19 +40,29 @@ class WorkerFleet:
         config: how many, and for how long they are waited for.
         policy_version: of the first workers' weights.
         digest: of those weights.
+        history_tokens: of past answers, at most, for the drafts of workers that join or begin anew; 0 where drafts have no
+            history.
     """
 
     is_concurrent = True
 
     def __init__(
-        self, pool: WorkerPool, config: FleetConfig, *, policy_version: int, digest: str
+        self,
+        pool: WorkerPool,
+        config: FleetConfig,
+        *,
+        policy_version: int,
+        digest: str,
+        history_tokens: int = 0,
     ) -> None:
         self._pool = pool
         self._config = config
         self._weights = WeightsInForce(
             pool, version=policy_version, digest=digest, start_seconds=config.start_seconds
         )
-        self._requests = Dispatcher(pool, lease_seconds=config.lease_seconds)
+        self._requests = Dispatcher(
+            pool, lease_seconds=config.lease_seconds, history_tokens=history_tokens
+        )
         self._members = Members(config)
         self._meter = FleetMeter()
         self._watchdog = Watchdog(patience_seconds=_PATIENCE_SECONDS)
@@ -148,17 +159,38 @@ class WorkerFleet:
         return metrics | self._weights.take_phase_seconds()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lengths": self._requests.lengths.state_dict()}
+        return {
+            "lengths": self._requests.lengths.state_dict(),
+            "speculation": self._speculation_state(),
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         if "lengths" in saved:
             self._requests.lengths.load_state_dict(saved["lengths"])
+        history = saved.get("speculation", {}).get(SuffixDrafter.__name__)
+        if history is not None:
+            self._requests.history.load_state_dict(history)
+            for worker_id in self._requests.router.worker_ids:
+                self._restore(worker_id)
+
+    def _speculation_state(self) -> dict[str, Any]:
+        """As an engine's own `Speculator` would have it: all workers' answers are in one history, whoever gave them."""
+        return {SuffixDrafter.__name__: self._requests.history.state_dict()}
+
+    def _restore(self, worker_id: str) -> None:
+        if self._requests.history.num_tokens:
+            self._pool.restore(worker_id, self._speculation_state())
 
     # --- workers
 
     @property
     def workers(self) -> dict[str, WorkerState]:
         return self._members.states
+
+    def requests_of(self, worker_id: str) -> set[str]:
+        """Ids of those that it works on, by its leases."""
+        leases = self._requests.leases.of_worker(worker_id)
+        return {lease.request.request_id for lease in leases}
 
     def add_worker(self) -> str:
         """Start one more; it serves when it holds the current version."""
@@ -207,6 +239,7 @@ class WorkerFleet:
             elif self._weights.are_held(report):
                 self._members.enter(worker_id, WorkerState.SERVING, self._time)
                 self._requests.router.add_worker(worker_id, report.capacity)
+                self._restore(worker_id)
             else:
                 self._drop(
                     worker_id,

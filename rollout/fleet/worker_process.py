@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch
 
@@ -80,6 +81,9 @@ class WorkerProcess:
 
     def cancel(self, request_ids: Sequence[str]) -> None:
         self._inbox.put(lambda: self._worker.cancel(request_ids))
+
+    def restore(self, speculation: Mapping[str, Any]) -> None:
+        self._inbox.put(lambda: self._worker.restore(speculation))
 
     def poll(self, timeout_seconds: float) -> tuple[WorkerReport, list[Completion]]:
         """What finished since the last call; waits for it, or for the time to be over.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from rl.checkpoint.checkpoint import load_checkpoint
 from tests.e2e.runs import (
     assert_same_weights,
     log_of,
@@ -37,6 +38,29 @@ def test_two_workers_train_bitwise_the_weights_of_the_run_in_one_process(tmp_pat
     rows = steps_of(ray)
     assert all(row.get("mismatch/logprob_difference_max", 0.0) == 0.0 for row in rows)
     assert not wait_for_end_of(descendants() - before)
+
+
+def test_drafts_of_workers_are_in_checkpoints_and_a_run_goes_on_from_them_with_another_number_of_workers(
+    tmp_path,
+):
+    inline, ray = tmp_path / "inline", tmp_path / "ray"
+    speculates = ("engine.speculation.drafter=SUFFIX", "trainer.num_steps=2")
+    train(inline, *speculates)
+    train(ray, *speculates, "fleet=ray")
+    assert_same_weights(inline, ray, 2)
+
+    def history(run_dir):
+        return load_checkpoint(run_dir).fleet_state["speculation"]["SuffixDrafter"]["rollouts"]
+
+    kept = sorted(history(ray))
+    assert kept == sorted(history(inline))
+    assert kept
+    resumed = tmp_path / "resumed"
+    more = (*speculates, "trainer.num_steps=3", f"resume_from={ray}")
+    train(resumed, *more, "fleet=ray", "fleet.num_workers=1")
+    again = history(resumed)
+    assert len(again) > len(kept)
+    assert all(rollout in again for rollout in kept)
 
 
 def test_a_run_in_which_everything_goes_wrong_trains_the_weights_of_one_in_which_nothing_does(

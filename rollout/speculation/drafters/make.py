@@ -10,7 +10,7 @@ from rollout.speculation.drafters.model import ModelDrafter
 from rollout.speculation.drafters.ngram import NgramDrafter
 from rollout.speculation.drafters.suffix import SuffixDrafter
 
-__all__ = ["make_drafters"]
+__all__ = ["history_tokens", "make_drafters"]
 
 
 def make_drafters(config: EngineConfig, target: Decoder) -> list[Drafter]:
@@ -32,6 +32,12 @@ def make_drafters(config: EngineConfig, target: Decoder) -> list[Drafter]:
         case DrafterKind.AUTO:
             suffix = SuffixDrafter(history_tokens=speculation.history_tokens)
             return [suffix, _model_drafter(config, target)] if speculation.model_path else [suffix]
+
+
+def history_tokens(config: EngineConfig) -> int:
+    """Of past rollouts that these drafters keep, at most."""
+    has_history = config.speculation.drafter in (DrafterKind.SUFFIX, DrafterKind.AUTO)
+    return config.speculation.history_tokens if has_history else 0
 
 
 def _model_drafter(config: EngineConfig, target: Decoder) -> ModelDrafter:

@@ -5,9 +5,10 @@ Everything that happens is an entry in one heap, so a run is a function of its s
 
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
+from typing import Any
 
 import torch
 
@@ -255,6 +256,7 @@ class SimulatedPool:
         self._started: set[str] = set()
         self._doomed: set[str] = set()
         self.stopped: list[str] = []
+        self.restored: list[tuple[str, Mapping[str, Any]]] = []
         self.is_closed = False
 
     @property
@@ -274,6 +276,9 @@ class SimulatedPool:
 
     def cancel(self, worker_id: str, request_ids: Sequence[str]) -> None:
         self._send(worker_id, lambda process: process.worker.cancel(request_ids))
+
+    def restore(self, worker_id: str, speculation: Mapping[str, Any]) -> None:
+        self.restored.append((worker_id, speculation))
 
     def ask(self, worker_ids: Sequence[str], phase: Phase, update: WeightUpdate) -> None:
         if phase is Phase.STAGE:

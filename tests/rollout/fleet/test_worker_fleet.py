@@ -1,3 +1,4 @@
+import json
 import random
 from collections.abc import Sequence
 
@@ -19,10 +20,12 @@ from tests.rollout.fleet.simulated import (
 LIMITS = {"lease_seconds": 2.0, "silence_seconds": 3.0, "start_seconds": 10.0}
 
 
-def make_fleet(pool: SimulatedPool, **limits) -> WorkerFleet:
+def make_fleet(pool: SimulatedPool, *, history_tokens: int = 0, **limits) -> WorkerFleet:
     config = FleetConfig(kind=FleetKind.RAY, **({"num_workers": 2} | LIMITS | limits))
     digest = update_to(0).manifest.digest
-    return WorkerFleet(pool, config, policy_version=0, digest=digest).start()
+    return WorkerFleet(
+        pool, config, policy_version=0, digest=digest, history_tokens=history_tokens
+    ).start()
 
 
 def drain(fleet: WorkerFleet, *, limit_seconds: float = 1000.0) -> dict[str, Completion]:
@@ -325,6 +328,45 @@ def test_lengths_are_remembered_across_runs():
 
 
 # --- workers and updates
+
+
+def test_drafts_of_all_workers_are_made_from_one_history_wherever_they_go_on():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool, history_tokens=200)
+    fleet.submit(batch(0))
+    answers = drain(fleet)
+    assert pool.restored == [], "nothing is known at the start"
+    saved = fleet.state_dict()
+    rollouts = saved["speculation"]["SuffixDrafter"]["rollouts"]
+    outputs = [completion.token_ids for completion in answers.values()]
+    assert all(
+        prompt == [1, 2, 3] and version == 0 and token_ids in outputs
+        for prompt, version, token_ids in rollouts
+    )
+    assert 0 < sum(len(token_ids) for _, _, token_ids in rollouts) <= 200
+    joiner = fleet.add_worker()
+    fleet.submit(batch(1, num_groups=40))
+    drain(fleet)
+    assert [worker_id for worker_id, _ in pool.restored] == [joiner]
+
+    pool = SimulatedPool()
+    fleet = make_fleet(pool, num_workers=3, history_tokens=200)
+    fleet.load_state_dict(json.loads(json.dumps(saved)))
+    assert sorted(worker_id for worker_id, _ in pool.restored) == [f"worker-{i}" for i in range(3)]
+    assert all(speculation == saved["speculation"] for _, speculation in pool.restored)
+    assert fleet.state_dict()["speculation"] == saved["speculation"]
+    pool.kill("worker-0")
+    fleet.submit(batch(1, num_groups=40))
+    drain(fleet)
+    assert [worker_id for worker_id, _ in pool.restored[3:]] == ["worker-3"]
+
+
+def test_where_drafts_have_no_history_nothing_is_kept():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet.submit(batch(0))
+    drain(fleet)
+    assert fleet.state_dict()["speculation"] == {"SuffixDrafter": {"rollouts": []}}
 
 
 def test_a_joiner_serves_only_at_the_current_version():
