@@ -9,7 +9,7 @@ The forward is `kernels.linear` and `kernels.token_logprobs`, bit for bit what t
 
 import torch
 
-from kernels.linear import linear
+from kernels.linear import as_factor, factor_dtype, linear
 from kernels.numerics import accumulate_dtype
 from kernels.token_logprobs import vocab_sums
 
@@ -49,9 +49,9 @@ class _LinearLogprobs(torch.autograd.Function):
     def backward(ctx, grad_logprobs_T, _grad_entropy_T):  # pyrefly: ignore
         hidden_TH, weight_VH, token_ids_T, maximum_T, total_T = ctx.saved_tensors
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
-        dtype = accumulate_dtype(weight_VH.dtype)
         grad_hidden_TH = torch.zeros_like(hidden_TH) if needs_hidden else None
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
+        grad_weight_VH = _Sum(weight_VH) if needs_weight else None
+        factor_VH = as_factor(weight_VH)
         for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
             grad_logits = _chunk_backward(
                 grad_logprobs_T[rows],
@@ -62,13 +62,29 @@ class _LinearLogprobs(torch.autograd.Function):
                 ctx.inverse_temperature,
             )
             if grad_hidden_TH is not None:
-                grad_hidden_TH[rows] = grad_logits @ weight_VH
+                grad_hidden_TH[rows] = grad_logits @ factor_VH
             if grad_weight_VH is not None:
-                grad_weight_VH += grad_logits.T @ hidden_TH[rows]
+                grad_weight_VH.add_product(grad_logits.T, as_factor(hidden_TH[rows]))
             del grad_logits  # before the next one is made
-        if grad_weight_VH is not None:
-            grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH, None, None
+        total_VH = None if grad_weight_VH is None else grad_weight_VH.rounded()
+        return grad_hidden_TH, total_VH, None, None
+
+
+class _Sum:
+    """A sum of products in the type of sums, for a gradient of `like`."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self._total = torch.zeros_like(like, dtype=accumulate_dtype(like.dtype))
+        self._dtype = like.dtype
+
+    def add_product(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        if a.dtype == self._total.dtype:
+            self._total.addmm_(a, b)
+        else:
+            self._total += a @ b
+
+    def rounded(self) -> torch.Tensor:
+        return self._total.to(self._dtype)
 
 
 # functions of their own, so that the logits of a chunk are gone when the next are made
@@ -103,7 +119,7 @@ def _chunk_backward(
     weights = logits.sub_(maximum_T[:, None]).exp_()
     grad_logits = weights.mul_(-grad_T1 / total_T[:, None])
     grad_logits.scatter_add_(-1, token_ids_T[:, None], grad_T1)
-    return grad_logits.to(weight_VH.dtype)
+    return grad_logits.to(factor_dtype(weight_VH.dtype))
 
 
 def _chunks(num_rows: int, vocab_size: int) -> list[slice]:
