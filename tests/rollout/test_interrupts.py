@@ -1,11 +1,21 @@
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from rollout.interrupts import deferring_interrupts
 
 
+@pytest.fixture
+def default_handler() -> Iterator[None]:
+    """A background job of a shell is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_handler")
 def test_an_interrupt_comes_behind_the_block_and_only_once():
     done = []
 
