@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kernels.attention_layout import KEY_BLOCK, AttentionBucket, AttentionLayout
-from kernels.numerics import accumulate_dtype, gemm_row_tile
+from kernels.numerics import accumulate_dtype, as_factor, gemm_row_tile
 from kernels.paged_kv import PagedKV
 
 __all__ = ["fold_packed", "fold_packed_backward", "fold_paged"]
@@ -57,12 +57,11 @@ def fold_packed_backward(
     grad_q = torch.zeros_like(q_TND)
     grad_k, grad_v = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in keys_values)
     num_kv_heads = keys_values[0].shape[1]
+    factors = as_factor(keys_values[0]), as_factor(keys_values[1])
+    rows = as_factor(q_TND), as_factor(grad_TND), out_TND, logsumexp_TN.unsqueeze(-1)
     for bucket in layout.buckets:
-        gathered = [
-            _gather_queries(x, bucket, num_kv_heads)
-            for x in (q_TND, grad_TND, out_TND, logsumexp_TN.unsqueeze(-1))
-        ]
-        _backward_bucket(gathered, keys_values, bucket, (grad_q, grad_k, grad_v))
+        gathered = [_gather_queries(x, bucket, num_kv_heads) for x in rows]
+        _backward_bucket(gathered, factors, bucket, (grad_q, grad_k, grad_v))
     return grad_q, grad_k.to(keys_values[0].dtype), grad_v.to(keys_values[1].dtype)
 
 

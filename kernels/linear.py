@@ -6,11 +6,10 @@ Shape legend: T = rows, K = in features, N = out features. Traffic: reads T*K + 
 import torch
 from torch.nn import functional
 
-from kernels.cpu.library import widens_bfloat16
 from kernels.cpu.ops import linear_native, runs_natively
-from kernels.numerics import gemm_row_tile, pad_rows
+from kernels.numerics import as_factor, gemm_row_tile, pad_rows
 
-__all__ = ["as_factor", "factor_dtype", "linear", "linear_reference"]
+__all__ = ["linear", "linear_reference"]
 
 _EXACT_TILE = 64
 
@@ -78,12 +77,3 @@ class _Linear(torch.autograd.Function):
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a b, rounded once, by whichever units of this processor are faster."""
     return (as_factor(a) @ as_factor(b)).to(a.dtype)
-
-
-def factor_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which a backward multiplies: float32 for bfloat16 where this processor is faster at that (ADR 20)."""
-    return torch.float32 if dtype == torch.bfloat16 and widens_bfloat16() else dtype
-
-
-def as_factor(x: torch.Tensor) -> torch.Tensor:
-    return x.to(factor_dtype(x.dtype))

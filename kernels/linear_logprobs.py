@@ -9,8 +9,8 @@ The forward is `kernels.linear` and `kernels.token_logprobs`, bit for bit what t
 
 import torch
 
-from kernels.linear import as_factor, factor_dtype, linear
-from kernels.numerics import accumulate_dtype
+from kernels.linear import linear
+from kernels.numerics import accumulate_dtype, as_factor, factor_dtype
 from kernels.token_logprobs import vocab_sums
 
 __all__ = ["linear_logprobs", "linear_logprobs_reference"]
@@ -119,7 +119,7 @@ def _chunk_backward(
     weights = logits.sub_(maximum_T[:, None]).exp_()
     grad_logits = weights.mul_(-grad_T1 / total_T[:, None])
     grad_logits.scatter_add_(-1, token_ids_T[:, None], grad_T1)
-    return grad_logits.to(factor_dtype(weight_VH.dtype))
+    return grad_logits.to(factor_dtype(weight_VH))
 
 
 def _chunks(num_rows: int, vocab_size: int) -> list[slice]:

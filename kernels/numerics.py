@@ -1,4 +1,4 @@
-"""Two facts that every op shares: the type it accumulates in, and how many rows a GEMM must have.
+"""What every op shares: the types in which it multiplies and accumulates, and how many rows a GEMM must have.
 
 A GEMM library may choose another code path for few rows, and then a row's result depends on who else is in
 the batch. `gemm_row_tile` finds the smallest row multiple from which on it does not, by trying.
@@ -8,7 +8,16 @@ import functools
 
 import torch
 
-__all__ = ["accumulate_dtype", "gemm_row_tile", "native_dtype", "pad_rows"]
+from kernels.cpu.library import widens_bfloat16
+
+__all__ = [
+    "accumulate_dtype",
+    "as_factor",
+    "factor_dtype",
+    "gemm_row_tile",
+    "native_dtype",
+    "pad_rows",
+]
 
 _TILES = (1, 2, 4, 8, 16, 32, 64)
 _PROBE_ROWS = 130  # past two tiles of 64, and no multiple of anything
@@ -17,6 +26,16 @@ _PROBE_ROWS = 130  # past two tiles of 64, and no multiple of anything
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for bf16, fp16 and fp32; float64 for float64, so that float64 tests mean something."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def factor_dtype(x: torch.Tensor) -> torch.dtype:
+    """In which a backward multiplies x: float32 for bfloat16 where a CPU is faster at that (ADR 20), else its own."""
+    is_widened = x.dtype == torch.bfloat16 and x.device.type == "cpu" and widens_bfloat16()
+    return torch.float32 if is_widened else x.dtype
+
+
+def as_factor(x: torch.Tensor) -> torch.Tensor:
+    return x.to(factor_dtype(x))
 
 
 def native_dtype(device: torch.device | str) -> torch.dtype:
