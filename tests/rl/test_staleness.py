@@ -91,12 +91,18 @@ def pipeline(**changes: float) -> Pipeline:
 
 
 def test_the_closed_form_is_that_of_the_source_on_both_sides_and_has_no_jump_between():
-    assert pipeline().staleness(max_staleness=100) == 96 * 2 / 64 + 0.5
+    slow = pipeline(queue=0.25)
+    assert slow.staleness(max_staleness=100) == 96 * 2 / 64 + 0.5
     fast = pipeline(speed_ratio=2.0, queue=2.0)
     assert fast.staleness(max_staleness=100) == 96 * 2 / (2 * 64) + (4 + 2 - 1) / 4
     below, at = (pipeline(speed_ratio=r).staleness(max_staleness=100) for r in (1 - 1e-9, 1.0))
     assert math.isclose(below, at, rel_tol=1e-6)
     assert pipeline().staleness(max_staleness=2) == 2, "admission lets nothing grow older"
+
+
+def test_batches_that_wait_count_though_admission_holds_rollouts_back():
+    held_back = pipeline(speed_ratio=0.99, queue=3.0)
+    assert held_back.staleness(max_staleness=100) == 96 * 2 / 64 + 3
 
 
 def test_sizes_are_measured_of_the_batch():
