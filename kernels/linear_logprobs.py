@@ -50,7 +50,8 @@ class _LinearLogprobs(torch.autograd.Function):
         hidden_TH, weight_VH, token_ids_T, maximum_T, total_T = ctx.saved_tensors
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         grad_hidden_TH = torch.zeros_like(hidden_TH) if needs_hidden else None
-        grad_weight_VH = _Sum(weight_VH) if needs_weight else None
+        dtype = accumulate_dtype(weight_VH.dtype)
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
         factor_VH = as_factor(weight_VH)
         for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
             grad_logits = _chunk_backward(
@@ -64,27 +65,19 @@ class _LinearLogprobs(torch.autograd.Function):
             if grad_hidden_TH is not None:
                 grad_hidden_TH[rows] = grad_logits @ factor_VH
             if grad_weight_VH is not None:
-                grad_weight_VH.add_product(grad_logits.T, as_factor(hidden_TH[rows]))
+                _add_product(grad_weight_VH, grad_logits.T, as_factor(hidden_TH[rows]))
             del grad_logits  # before the next one is made
-        total_VH = None if grad_weight_VH is None else grad_weight_VH.rounded()
-        return grad_hidden_TH, total_VH, None, None
+        if grad_weight_VH is not None:
+            grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
+        return grad_hidden_TH, grad_weight_VH, None, None
 
 
-class _Sum:
-    """A sum of products in the type of sums, for a gradient of `like`."""
-
-    def __init__(self, like: torch.Tensor) -> None:
-        self._total = torch.zeros_like(like, dtype=accumulate_dtype(like.dtype))
-        self._dtype = like.dtype
-
-    def add_product(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        if a.dtype == self._total.dtype:
-            self._total.addmm_(a, b)
-        else:
-            self._total += a @ b
-
-    def rounded(self) -> torch.Tensor:
-        return self._total.to(self._dtype)
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a b, without a copy of the product where the types allow."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 # functions of their own, so that the logits of a chunk are gone when the next are made

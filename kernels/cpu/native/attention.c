@@ -41,13 +41,12 @@ typedef struct {
 INLINE void add_place(int ROWS, int COLUMNS, const factor *const *rows, int64_t at, const evec *places,
                       vec (*sums)[4]) {
 #if WIDENS
-    const uvec upper = (uvec)ALL_LANES(0xffff0000);
 #pragma GCC unroll 2
     for (int half = 0; half < PLACE; half++) {
         vec held[4];
 #pragma GCC unroll 4
         for (int c = 0; c < COLUMNS; c++) {
-            held[c] = (vec)(half ? (uvec)places[c] & upper : (uvec)places[c] << 16);
+            held[c] = half_of((uvec)places[c], half);
             IN_REGISTER(held[c]);
         }
 #pragma GCC unroll 8
@@ -151,24 +150,14 @@ INLINE void weigh(float *scores, factor *weights, int64_t count, float scale, St
 }
 
 /* Rows r of a block, as many at a time as the registers hold. */
-#if TILE_ROWS == 6
-#define BY_TILES(ROWS, TILE, ...)                                               \
-    do {                                                                        \
-        int64_t r = 0;                                                          \
-        for (; r + 6 <= (ROWS); r += 6) TILE(6, __VA_ARGS__);                   \
-        for (; r + 3 <= (ROWS); r += 3) TILE(3, __VA_ARGS__);                   \
-        if ((ROWS) - r == 2) TILE(2, __VA_ARGS__);                              \
-        if ((ROWS) - r == 1) TILE(1, __VA_ARGS__);                              \
+#define BY_TILES(ROWS, TILE, ...)                                                        \
+    do {                                                                                 \
+        int64_t r = 0;                                                                   \
+        for (; r + TILE_ROWS <= (ROWS); r += TILE_ROWS) TILE(TILE_ROWS, __VA_ARGS__);     \
+        for (; r + 3 <= (ROWS); r += 3) TILE(3, __VA_ARGS__);                            \
+        if ((ROWS) - r == 2) TILE(2, __VA_ARGS__);                                       \
+        if ((ROWS) - r == 1) TILE(1, __VA_ARGS__);                                       \
     } while (0)
-#else
-#define BY_TILES(ROWS, TILE, ...)                                               \
-    do {                                                                        \
-        int64_t r = 0;                                                          \
-        for (; r + 3 <= (ROWS); r += 3) TILE(3, __VA_ARGS__);                   \
-        if ((ROWS) - r == 2) TILE(2, __VA_ARGS__);                              \
-        if ((ROWS) - r == 1) TILE(1, __VA_ARGS__);                              \
-    } while (0)
-#endif
 
 /* One block of keys from position `start`, for all heads of `queries` queries that read it from the same place. Keys
  * outermost, so that they pass through the first-level cache once. `visible` keys of the last query, fewer before. */
@@ -300,17 +289,9 @@ static void attend_task(const element *q, const Cache *cache, element *out, floa
     int32_t room[KEY_BLOCK * 2 * MAX_HEAD_DIM / PLACE] __attribute__((aligned(64)));
     int64_t last = 0;
     for (int64_t i = 0; i < num_queries; i++) last = queries[i].position > last ? queries[i].position : last;
-#if WIDENS
-    factor wide[ROWS_PER_TASK * MAX_HEAD_DIM];
-#endif
+    factor wide[WIDENS ? ROWS_PER_TASK * MAX_HEAD_DIM : 1];
     for (int64_t r = 0; r < num_queries * G; r++) {
-        const element *row = q + (queries[r / G].row * N + head * G + r % G) * D;
-#if WIDENS
-        rows[r] = wide + r * D;
-        for (int64_t d = 0; d < D; d++) wide[r * D + d] = as_float(row + d);
-#else
-        rows[r] = row;
-#endif
+        rows[r] = row_factors(q + (queries[r / G].row * N + head * G + r % G) * D, D, wide + (WIDENS ? r * D : 0));
         states[r].maximum = -INFINITY;
         states[r].total = 0;
         memset(states[r].output, 0, sizeof(states[r].output));

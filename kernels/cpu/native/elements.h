@@ -54,14 +54,18 @@ INLINE void store_part(element *p, vec x, int64_t n) {
     memcpy(p, &narrowed, n * sizeof(element));
 }
 
+/* Of two bfloat16 that lie in 32 bits the first (half 0) or the second. */
+INLINE vec half_of(uvec pairs, int half) {
+    return (vec)(half ? pairs & (uvec)ALL_LANES(0xffff0000) : pairs << 16);
+}
+
 /* Products of elements as they lie in memory, summed in float. */
 INLINE vec add_products(evec x, evec w, vec sum) {
 #if LANES == 16 && defined(__AVX512BF16__)
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
 #else
-    const uvec upper = (uvec)ALL_LANES(0xffff0000);
-    sum = fma_lanes((vec)((uvec)x << 16), (vec)((uvec)w << 16), sum);
-    return fma_lanes((vec)((uvec)x & upper), (vec)((uvec)w & upper), sum);
+    sum = fma_lanes(half_of((uvec)x, 0), half_of((uvec)w, 0), sum);
+    return fma_lanes(half_of((uvec)x, 1), half_of((uvec)w, 1), sum);
 #endif
 }
 

@@ -11,24 +11,27 @@ typedef float factor;
 INLINE int64_t factors_of(int64_t K) { return places_of(K) * PLACE; }
 INLINE void store_factors(factor *p, vec x) { store_floats(p, x); }
 
-/* The rows of x, zeros behind each, in memory of their own. */
+/* A row, zeros behind it, in `room`. */
+INLINE const factor *row_factors(const element *x, int64_t K, factor *room) {
+    int64_t k = 0;
+    for (; k + LANES <= K; k += LANES) store_floats(room + k, load(x + k));
+    vec rest = load_part(x + k, K - k);
+    memcpy(room + k, &rest, (factors_of(K) - k) * sizeof(float));
+    return room;
+}
+
+/* The rows of x, in memory of their own. */
 INLINE const factor *factors(const element *x, int64_t M, int64_t K, int threads) {
     int64_t width = factors_of(K);
     factor *all = malloc(M * width * sizeof(factor));
 #pragma omp parallel for num_threads(threads) if (M * K > 32768)
-    for (int64_t m = 0; m < M; m++) {
-        int64_t k = 0;
-        for (; k + LANES <= K; k += LANES) store_floats(all + m * width + k, load(x + m * K + k));
-        vec rest = load_part(x + m * K + k, K - k);
-        memcpy(all + m * width + k, &rest, (width - k) * sizeof(float));
-    }
+    for (int64_t m = 0; m < M; m++) row_factors(x + m * K, K, all + m * width);
     return all;
 }
 
 /* One place of ROWS rows against that place of COLUMNS panels. */
 INLINE void linear_step(int ROWS, int COLUMNS, const factor *x, const int32_t *panels, int64_t K, int64_t left,
                         vec (*sums)[8]) {
-    const uvec upper = (uvec)ALL_LANES(0xffff0000);
     int64_t size = places_of(K) * LANES, width = factors_of(K);
     (void)left;
 #pragma GCC unroll 2
@@ -40,7 +43,7 @@ INLINE void linear_step(int ROWS, int COLUMNS, const factor *x, const int32_t *p
         for (int c = 0; c < COLUMNS; c++) {
             uvec panel = *(const uvec *)(again + c * size);
             if (half == 0 && ROWS > 1) __builtin_prefetch(panels + c * size + FETCH * LANES);
-            held[c] = (vec)(half ? panel & upper : panel << 16);
+            held[c] = half_of(panel, half);
             IN_REGISTER(held[c]);
         }
 #pragma GCC unroll 8
@@ -79,12 +82,11 @@ INLINE void widened_step(int ROWS, int COLUMNS, const factor *x, const float *pa
 
 /* Panels of `columns` columns as floats. */
 static void widen_panels(const int32_t *panels, int64_t columns, int64_t K, float *wide) {
-    const uvec upper = (uvec)ALL_LANES(0xffff0000);
     int64_t places = (columns + LANES - 1) / LANES * places_of(K);
     for (int64_t i = 0; i < places; i++) {
         uvec pairs = *(const uvec *)(panels + i * LANES);
-        *(uvec *)(wide + 2 * i * LANES) = pairs << 16;
-        *(uvec *)(wide + (2 * i + 1) * LANES) = pairs & upper;
+        *(vec *)(wide + 2 * i * LANES) = half_of(pairs, 0);
+        *(vec *)(wide + (2 * i + 1) * LANES) = half_of(pairs, 1);
     }
 }
 
@@ -99,6 +101,10 @@ INLINE void widened_step(int ROWS, int COLUMNS, const element *x, const float *p
 typedef element factor;
 INLINE int64_t factors_of(int64_t K) { return K; }
 INLINE void store_factors(factor *p, vec x) { store(p, x); }
+INLINE const factor *row_factors(const element *x, int64_t K, factor *room) {
+    (void)K, (void)room;
+    return x;
+}
 INLINE const factor *factors(const element *x, int64_t M, int64_t K, int threads) {
     (void)M, (void)K, (void)threads;
     return x;
