@@ -35,6 +35,11 @@ class OptimizerKind(Enum):
     without bf16 instructions."""
 
 
+class Operation(Enum):
+    SUM = "+"
+    DIFFERENCE = "-"
+
+
 class TrainerBackend(Enum):
     TORCH = "torch"
     DEEPSPEED = "deepspeed"
@@ -93,6 +98,8 @@ class TaskConfig:
 class ArithmeticConfig(TaskConfig):
     """Two-term sums and differences."""
 
+    operations: list[Operation] = field(default_factory=lambda: list(Operation))
+    """Sums alone are within a small model's reach: `task.operations=[SUM]`."""
     min_digits: int = 1
     max_digits: int = 2
     """Digits of a term."""
@@ -101,6 +108,7 @@ class ArithmeticConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(bool(self.operations), "task.operations", "[SUM], [DIFFERENCE] or both", [])
         require(self.min_digits >= 1, "task.min_digits", ">= 1", self.min_digits)
         require(
             self.max_digits >= self.min_digits,

@@ -5,14 +5,14 @@ of digits; what follows is trained on, held-out pairs left out. A pair stands fo
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
 from reasoning_gym import create_dataset
 
-from rl.config import ArithmeticConfig
+from rl.config import ArithmeticConfig, Operation
 from rl.data.prompts import PromptForm, PromptSplit, keyed_permutation, split_prompts
 
 __all__ = ["arithmetic_prompts", "canonical_pair", "num_pairs"]
@@ -35,11 +35,11 @@ def arithmetic_prompts(config: ArithmeticConfig) -> PromptSplit:
         ValueError: the digits allow too few pairs.
     """
     quota = {
-        num_digits: num_pairs(num_digits) // 2
+        num_digits: num_pairs(num_digits, config.operations) // 2
         for num_digits in range(config.min_digits, config.max_digits + 1)
     }
     if config.num_held_out > sum(quota.values()):
-        total = sum(map(num_pairs, quota))
+        total = sum(num_pairs(num_digits, config.operations) for num_digits in quota)
         raise ValueError(
             f"task.num_held_out must be <= {sum(quota.values())}, half of the {total} pairs with "
             f"{config.min_digits} to {config.max_digits} digits, the rest being for training; got "
@@ -64,10 +64,14 @@ def arithmetic_prompts(config: ArithmeticConfig) -> PromptSplit:
     )
 
 
-def num_pairs(num_digits: int) -> int:
-    """Distinct pairs of terms with `num_digits` digits each: sums in either order, and differences."""
+def num_pairs(num_digits: int, operations: Collection[Operation]) -> int:
+    """Distinct pairs of terms with `num_digits` digits each, a sum's in either order."""
     num_terms = 10 if num_digits == 1 else 9 * 10 ** (num_digits - 1)
-    return num_terms * (num_terms + 1) // 2 + num_terms**2
+    by_operation = {
+        Operation.SUM: num_terms * (num_terms + 1) // 2,
+        Operation.DIFFERENCE: num_terms**2,
+    }
+    return sum(by_operation[operation] for operation in set(operations))
 
 
 def canonical_pair(expression: str, *, num_digits: int) -> Pair:
@@ -93,4 +97,5 @@ def _draw(config: ArithmeticConfig) -> Iterator[tuple[Pair, dict[str, Any]]]:
         metadata = item["metadata"]
         expression = metadata["expression"]
         pair = canonical_pair(expression, num_digits=metadata["num_digits"])
-        yield pair, {"question": f"{expression} =", "answer": item["answer"]}
+        if Operation(pair.operator) in config.operations:
+            yield pair, {"question": f"{expression} =", "answer": item["answer"]}

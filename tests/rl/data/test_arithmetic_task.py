@@ -1,6 +1,6 @@
 import pytest
 
-from rl.config import ArithmeticConfig
+from rl.config import ArithmeticConfig, Operation
 from rl.data.arithmetic import arithmetic_prompts, canonical_pair, num_pairs
 from rl.data.prompts import Prompt
 from rl.rewards.arithmetic import score_arithmetic
@@ -81,8 +81,34 @@ def test_a_sum_is_the_same_problem_in_either_order_but_a_difference_is_not():
 
 
 def test_pairs_are_counted_by_hand():
-    assert num_pairs(1) == 55 + 100
-    assert num_pairs(2) == 90 * 91 // 2 + 90 * 90
+    assert num_pairs(1, list(Operation)) == 55 + 100
+    assert num_pairs(2, list(Operation)) == 90 * 91 // 2 + 90 * 90
+    assert num_pairs(1, [Operation.SUM]) == 55
+    assert num_pairs(2, [Operation.DIFFERENCE, Operation.DIFFERENCE]) == 90 * 90
+
+
+@pytest.mark.parametrize(("operation", "most"), [(Operation.SUM, 27), (Operation.DIFFERENCE, 50)])
+def test_one_operation_alone_is_asked_and_held_out(operation, most):
+    config = ArithmeticConfig(
+        operations=[operation], max_digits=1, num_held_out=most, num_train=500
+    )
+    split = arithmetic_prompts(config)
+    problems = asked([*split.train, *split.held_out])
+    assert {sign for sign, _, _ in problems} == {operation.value}
+    assert len(set(problems)) == num_pairs(1, [operation])
+    with pytest.raises(
+        ValueError, match=f"<= {most}, half of the {num_pairs(1, [operation])} pairs"
+    ):
+        arithmetic_prompts(
+            ArithmeticConfig(operations=[operation], max_digits=1, num_held_out=most + 1)
+        )
+
+
+def test_no_operation_is_an_error_that_names_both():
+    with pytest.raises(
+        ValueError, match=r"task.operations must be \[SUM\], \[DIFFERENCE\] or both"
+    ):
+        ArithmeticConfig(operations=[])
 
 
 def test_too_few_pairs_is_an_error_with_the_counts_and_the_cure():
