@@ -1,7 +1,7 @@
 """Who owns which KV block. Plain Python.
 
     FREE -> USED (by one request, or shared) -> FREE                 blocks that are not full
-    FREE -> USED -> CACHED (full, kept for a later prefix) -> USED | FREE (evicted, oldest first)
+    FREE -> USED -> CACHED (full, kept for a later prefix) -> USED | FREE (evicted, oldest first; or of an older policy)
 
 A block is shared by counting references: siblings share their prompt's blocks, and whoever writes into a
 shared one first gets a copy. The key of a cached block is (policy version, the block before it, its tokens),
@@ -128,6 +128,13 @@ class BlockManager:
         self._evictable.clear()
         self._cached.clear()
         self._key_of.clear()
+
+    def forget_older(self, policy_version: int) -> None:
+        """Free what nobody will ask for again; else a pool is written from end to end before a block is used twice."""
+        for block in [b for b in self._evictable if self._key_of[b][0] < policy_version]:
+            del self._evictable[block]
+            del self._cached[self._key_of.pop(block)]
+            self._free.appendleft(block)
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Recount everything from the tables that are alive.

@@ -72,6 +72,7 @@ class Scheduler:
             if not (keeps_kv and state.num_output):
                 self._preempt(state)
         self.policy_version = policy_version
+        self.blocks.forget_older(policy_version)
 
     def schedule(self) -> Batch | None:
         """The next step's work, blocks allocated; None when there is nothing to do."""

@@ -353,6 +353,21 @@ def test_the_recount_finds_a_prefix_whose_block_is_free_to_be_overwritten():
         blocks.check_integrity([])
 
 
+def test_prefixes_of_older_policies_make_room_before_memory_that_was_never_used():
+    blocks = make(num_blocks=8)
+    old, running = compute(blocks, A + B, version=0), compute(blocks, C, version=0)
+    kept = compute(blocks, D, version=1)
+    used = {*old, *kept}
+    blocks.release(old)
+    blocks.release(kept)
+    blocks.forget_older(1)
+    assert num_hits(blocks, (*A, *B, 7), version=0) == 0
+    assert num_hits(blocks, (*D, 7), version=1) == 1
+    assert num_hits(blocks, (*C, 7), version=0) == 1, "a request has it"
+    blocks.check_integrity([running])
+    assert set(compute(blocks, X + A, version=1)) < used
+
+
 # --- all of it, at random
 
 
@@ -428,6 +443,8 @@ class Walk:
         while self.live:
             self.end()
         self.version += 1
+        if self.random.random() < 0.5:
+            self.blocks.forget_older(self.version)
 
 
 def test_a_random_walk_never_mixes_blocks_up_and_ends_with_all_of_them_free():
