@@ -54,8 +54,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Medians over all steps but the first, in seconds.
 
-    The share of the GEMM peak counts 2 operations per parameter for a sampled token and 6 for a trained one, and
-    nothing for prompts and attention: what must be done at least.
+    The share of the GEMM peak counts 2 operations per parameter for a sampled token and 6 for one that is trained on, which
+    those of samples without signal are not, and nothing for prompts and attention: what must be done at least.
 
     Args:
         steps: "step" rows of events.jsonl, at least two.
@@ -70,7 +70,8 @@ def summarize(
     parts["forward"] = round(_median(timed, "seconds/forward_backward") - backward, 3)
     parts["backward"] = backward
     num_tokens = statistics.median(row["rollout/num_tokens"] for row in timed)
-    flops = 8 * num_parameters * num_tokens
+    num_trained = statistics.median(row.get("training/num_tokens", 0) for row in timed)
+    flops = (2 * num_tokens + 6 * num_trained) * num_parameters
     return {
         "steps": len(timed),
         "step_seconds": round(median, 3),

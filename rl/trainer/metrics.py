@@ -46,7 +46,8 @@ def training_metrics(
     stats: BatchStats, *, denominator: float, grad_norm: float, learning_rate: float
 ) -> dict[str, float]:
     """Losses over `denominator`, as their gradients; else means over the tokens that were forwarded, of a mismatch over the
-    fresh ones, of `staleness/k3` over the others; absent where there are none."""
+    fresh ones, of `staleness/k3` over the others; absent where there are none. `training/num_tokens` are those that were
+    forwarded: of samples without signal none are."""
     means = {
         name: value / (denominator if name.startswith("loss/") else stats.num_tokens)
         for name, value in stats.sums.items()
@@ -66,7 +67,12 @@ def training_metrics(
             means["mismatch/importance_weight_mean"],
             means.pop("mismatch/importance_weight_squared_mean"),
         )
-    return {**means, "optimizer/grad_norm": grad_norm, "optimizer/learning_rate": learning_rate}
+    return {
+        **means,
+        "training/num_tokens": stats.num_tokens,
+        "optimizer/grad_norm": grad_norm,
+        "optimizer/learning_rate": learning_rate,
+    }
 
 
 def memory_metrics() -> dict[str, float]:

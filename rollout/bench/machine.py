@@ -2,7 +2,6 @@
 
 import os
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -25,14 +24,14 @@ __all__ = [
 
 _BUSY_CORES = 0.1
 
-_REPEATS = 7
+_REPEATS = 15
 _GEMM_ROWS, _GEMM_FEATURES = 512, 2048
 _READ_BYTES = 1 << 29  # past every cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachinePeaks:
-    """Medians of repeated measurements in this process."""
+    """The best of repeated measurements in this process: nothing that disturbs one makes it faster."""
 
     gemm_tflops: float
     """TFLOP/s of `kernels.linear` and of PyTorch's own GEMM on a large shape, the better of the two."""
@@ -54,28 +53,28 @@ def warn_if_busy(busy: float) -> None:
 
 
 def measure_peaks(dtype: torch.dtype) -> MachinePeaks:
-    """Takes about two seconds; needs a quiet machine."""
+    """Takes about three seconds; needs a quiet machine."""
     rows = torch.randn(_GEMM_ROWS, _GEMM_FEATURES).to(dtype)
     weight = torch.randn(_GEMM_FEATURES, _GEMM_FEATURES).to(dtype)
     flops = 2 * _GEMM_ROWS * _GEMM_FEATURES**2
     with torch.inference_mode():
-        ours = _median_seconds(lambda: linear(rows, weight))
-        theirs = _median_seconds(lambda: torch.nn.functional.linear(rows, weight))
+        ours = _least_seconds(lambda: linear(rows, weight))
+        theirs = _least_seconds(lambda: torch.nn.functional.linear(rows, weight))
     memory = torch.ones(_READ_BYTES // 4)
-    read = _median_seconds(memory.sum)
+    read = _least_seconds(memory.sum)
     return MachinePeaks(
         gemm_tflops=flops / min(ours, theirs) / 1e12, read_gb_per_second=_READ_BYTES / read / 1e9
     )
 
 
-def _median_seconds(work: Callable[[], object]) -> float:
+def _least_seconds(work: Callable[[], object]) -> float:
     work()
     seconds = []
     for _ in range(_REPEATS):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return min(seconds)
 
 
 def peak_memory_gb() -> float:

@@ -14,6 +14,7 @@ def step(seconds: float, **metrics: float) -> dict[str, float]:
         "seconds/backward": 2.0,
         "seconds/optimizer": 0.5,
         "rollout/num_tokens": 1000,
+        "training/num_tokens": 400,
         "rollout/length_mean": 30.0,
         "memory/peak_gb": 1.5,
         "reward/mean": 0.25,
@@ -49,9 +50,11 @@ def test_the_parts_of_a_step_sum_to_the_step():
     }
 
 
-def test_the_share_of_the_peak_counts_eight_operations_per_parameter_and_token():
+def test_the_share_of_the_peak_counts_two_operations_per_parameter_and_token_and_six_more_if_trained_on():
     summary = summarize([step(9.0), step(4.0)], num_parameters=100_000_000, peaks=PEAKS)
-    assert summary["share_of_gemm_peak"] == pytest.approx(8 * 1e8 * 1000 / 4 / 0.5e12)
+    assert summary["share_of_gemm_peak"] == pytest.approx(
+        (2 * 1000 + 6 * 400) * 1e8 / 4 / 0.5e12, rel=1e-3
+    )
     assert summary["tokens_per_second"] == 250.0
 
 
