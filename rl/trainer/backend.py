@@ -88,8 +88,9 @@ class Backend(Protocol):
         """Weights under Hugging Face's names, in the compute type, in a fixed order."""
         ...
 
-    def write_beside(self, directory: Path) -> None:
-        """Add to a Hugging Face directory of the weights what is not in them: adapters, an average."""
+    def write_beside(self, directory: Path | None) -> None:
+        """Add to a Hugging Face directory of the weights what is not in them: adapters, an average. Of several ranks all call
+        it, those that only help with None."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

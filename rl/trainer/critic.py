@@ -15,39 +15,58 @@ from rl.trainer.optimizer import hidden_matrices
 from rl.trainer.packing import MicroBatch
 from rl.trainer.policy_forward import over_batch, target_states
 from rl.trainer.ranks import ALONE, Ranks
+from rl.trainer.trained_weights import TrainedWeights
 from rollout.models.decoder import Decoder
 
-__all__ = ["Critic"]
+__all__ = ["Critic", "ValueHead"]
+
+
+class ValueHead(torch.nn.Module):
+    """One output, computed in the type that gradients are accumulated in. It begins at zero, so every value does.
+
+    Args:
+        decoder: whose final hidden states it reads.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        weight = decoder.embed_tokens
+        self._dtype = accumulate_dtype(weight.dtype)
+        self.weight = torch.nn.Parameter(
+            torch.zeros(weight.shape[1], dtype=self._dtype, device=weight.device)
+        )
+
+    def forward(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """[N]."""
+        return hidden_NH.to(self._dtype) @ self.weight.to(self._dtype)
 
 
 class Critic:
     """Predicts what a rollout will still earn, from the row that predicts its next token.
 
-    The head begins at zero, so every value does, and is computed in the type that gradients are accumulated in.
-
     Args:
         decoder: its own, with the weights that it begins with.
+        head: on it.
         config: of the optimiser.
         value_clip: see `value_loss`.
-        ranks: each with a copy.
+        weights: the decoder's and the head's, where they are sharded.
+        ranks: each with a copy of the weights, where they are not.
     """
 
     def __init__(
         self,
         decoder: Decoder,
+        head: ValueHead,
         config: TrainerConfig,
         *,
         value_clip: float,
+        weights: TrainedWeights | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self._decoder = decoder
-        weight = decoder.embed_tokens
-        dtype = accumulate_dtype(weight.dtype)
-        self._head = torch.nn.Parameter(
-            torch.zeros(weight.shape[1], dtype=dtype, device=weight.device)
-        )
-        self._weights = MasterWeights(
-            [*decoder.parameters(), self._head],
+        self._head = head
+        self._weights = weights or MasterWeights(
+            [*decoder.parameters(), *head.parameters()],
             config,
             matrices=hidden_matrices(decoder),
             ranks=ranks,
@@ -56,8 +75,12 @@ class Critic:
 
     def values(self, micro_batch: MicroBatch) -> torch.Tensor:
         """[N], with grad."""
-        batch = micro_batch.to(self._head.device)
-        return target_states(self._decoder, batch).to(self._head.dtype) @ self._head
+
+        def values(batch: MicroBatch) -> torch.Tensor:
+            batch = batch.to(self._decoder.embed_tokens.device)
+            return self._head(target_states(self._decoder, batch))
+
+        return self._weights.forward(values, micro_batch)
 
     def old_values(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         """[N] of all micro-batches, one after the other, without a gradient."""
@@ -68,10 +91,12 @@ class Critic:
     ) -> BatchStats:
         """Accumulate the gradient of the value loss; extras hold `values` (before the step) and `returns`."""
         stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
-        for batch in micro_batches:
-            if batch.is_filler:
-                continue
+        for index, batch in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
             values_N = self.values(batch)
+            if batch.is_filler:
+                self._weights.backward(values_N.sum(), is_last=is_last)
+                continue
             output = value_loss(
                 values_N,
                 batch.extras["values"].to(values_N),
@@ -80,7 +105,7 @@ class Critic:
                 value_clip=self._value_clip,
             )
             started = time.perf_counter()
-            (output.loss / denominator).backward()
+            self._weights.backward(output.loss / denominator, is_last=is_last)
             stats.backward_seconds += time.perf_counter() - started
             sums = {"loss/value": output.loss.detach(), **output.metrics}
             for name, value in sums.items():

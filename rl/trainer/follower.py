@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ __all__ = ["Follower", "LeadingLearner", "dismiss"]
 class _Order(Enum):
     GATHER_WEIGHTS = auto()
     GATHER_STATE = auto()
+    WRITE_BESIDE = auto()
     END = auto()
 
 
@@ -64,6 +66,10 @@ class LeadingLearner(Learner):
     def state_dict(self) -> dict[str, Any]:
         self._ranks.from_first(_Order.GATHER_STATE)
         return super().state_dict()
+
+    def write_beside(self, directory: Path | None) -> None:
+        self._ranks.from_first(_Order.WRITE_BESIDE)
+        super().write_beside(directory)
 
 
 def dismiss(ranks: Ranks) -> None:
@@ -102,5 +108,7 @@ class Follower:
                 deque(learner.named_weights(), maxlen=0)
             case _Order.GATHER_STATE:
                 learner.state_dict()
+            case _Order.WRITE_BESIDE:
+                learner.write_beside(None)
             case _:
                 raise AssertionError(f"the first rank sent {order!r}")

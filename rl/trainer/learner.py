@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ from rollout.config import OnUpdate
 __all__ = ["Learner"]
 
 logger = logging.getLogger("paceline")
+
+_BESIDE_POLICY = ("critic", "kl_coef", "reference")
+"""Keys of a checkpoint's state that are not the policy's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +165,10 @@ class Learner:
         """The policy's, under Hugging Face's names, in the compute type, in a fixed order."""
         return self.backend.named_weights()
 
+    def write_beside(self, directory: Path | None) -> None:
+        """Adapters and averages into a directory of the weights; None on the ranks that only help."""
+        self.backend.write_beside(directory)
+
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; on the ranks behind the first without the policy's."""
         state = self.backend.state_dict()
@@ -178,7 +186,7 @@ class Learner:
         Raises:
             ValueError: the run is of an algorithm with a critic, and the checkpoint of one without.
         """
-        self.backend.load_state_dict(state)
+        self.backend.load_state_dict({k: v for k, v in state.items() if k not in _BESIDE_POLICY})
         if self._critic is not None:
             if "critic" not in state:
                 raise ValueError(

@@ -8,7 +8,7 @@ from rl.algorithm_config import CorrectionConfig, DistillationConfig, RatioBase
 from rl.algorithms.correction import Corrector
 from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
 from rl.trainer.algorithm import Algorithm
-from rl.trainer.critic import Critic
+from rl.trainer.critic import Critic, ValueHead
 from rl.trainer.frozen_policy import FrozenPolicy
 from rl.trainer.learner import Learner
 from rl.trainer.lora import Adapters
@@ -57,11 +57,10 @@ def make_learner(
     adapters = None
     if trainer.lora.rank:
         adapters = Adapters(policy, trainer.lora, base=str(source), seed=config.seed)
-    critic = None
+    critic_decoder = None
     if algorithm.critic is not None:
-        decoder = load_decoder(source, dtype=dtype)
-        decoder.recomputes_layers = trainer.activation_checkpointing
-        critic = Critic(decoder, trainer, value_clip=algorithm.critic.value_clip, ranks=ranks)
+        critic_decoder = load_decoder(source, dtype=dtype)
+        critic_decoder.recomputes_layers = trainer.activation_checkpointing
     reference = None
     if config.algorithm.kl_coef > 0:
         reference = FrozenPolicy(load_decoder(source, dtype=dtype), temperature=temperature)
@@ -79,9 +78,20 @@ def make_learner(
         corrector=_corrector(config.correction) if is_sampled else None,
         ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.OLD,
         adapters=adapters,
-        weights=_shards(policy, trainer, ranks),
+        weights=_shards(policy, trainer, ranks, ema_decay=trainer.ema_decay),
         ranks=ranks,
     )
+    critic = None
+    if critic_decoder is not None and algorithm.critic is not None:
+        head = ValueHead(critic_decoder)
+        critic = Critic(
+            critic_decoder,
+            head,
+            trainer,
+            value_clip=algorithm.critic.value_clip,
+            weights=_shards(critic_decoder, trainer, ranks, head=head),
+            ranks=ranks,
+        )
     return kind(
         config,
         algorithm,
@@ -93,16 +103,23 @@ def make_learner(
     )
 
 
-def _shards(policy: Decoder, config: TrainerConfig, ranks: Ranks) -> TrainedWeights | None:
+def _shards(
+    decoder: Decoder,
+    config: TrainerConfig,
+    ranks: Ranks,
+    *,
+    head: ValueHead | None = None,
+    ema_decay: float = 0.0,
+) -> TrainedWeights | None:
     """What `trainer.backend` and `data_parallel` make of the weights; None where every rank has a copy."""
     if config.backend is TrainerBackend.DEEPSPEED:
         from rl.trainer.zero_weights import ZeroWeights
 
-        return ZeroWeights(policy, config, ranks=ranks)
+        return ZeroWeights(decoder, config, ranks=ranks, head=head)
     if config.data_parallel is DataParallel.FSDP2:
         from rl.trainer.sharded_weights import ShardedWeights
 
-        return ShardedWeights(policy, config, ranks=ranks)
+        return ShardedWeights(decoder, config, ranks=ranks, head=head, ema_decay=ema_decay)
     return None
 
 

@@ -273,7 +273,7 @@ class TrainLoop:
                 named_weights=learner.named_weights(),
                 trainer_state=learner.state_dict(),
                 fleet_state=self._parts.fleet.state_dict(),
-                write_beside=learner.backend.write_beside,
+                write_beside=learner.write_beside,
             )
         fields: Mapping[str, Any] = {
             "step": self._version,

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,10 +13,12 @@ from rl.config import TrainerConfig
 from rl.trainer.optimizer import Optimizer
 from rl.trainer.packing import MicroBatch
 from rl.trainer.ranks import ALONE, Ranks
-from rl.trainer.trained_weights import HFTensors, Logprobs, LogprobsAndEntropies
+from rl.trainer.trained_weights import Forward, HFTensors
 from rl.trainer.weight_average import WeightAverage
 
 __all__ = ["MasterWeights"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("paceline")
 
@@ -63,8 +65,8 @@ class MasterWeights:
         self._average = WeightAverage(self._masters, decay=ema_decay) if ema_decay else None
         self.clear_gradients()
 
-    def forward(self, logprobs: Logprobs, micro_batch: MicroBatch) -> LogprobsAndEntropies:
-        return logprobs(micro_batch)
+    def forward(self, function: Forward[T], micro_batch: MicroBatch) -> T:
+        return function(micro_batch)
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         loss.backward()

@@ -70,13 +70,11 @@ def _check_sharded(config: TrainConfig) -> None:
     """What only copies of whole weights can do."""
     trainer = config.trainer
     reasons = {
-        "algorithm=ppo": (isinstance(config.algorithm, PPOConfig), "its critic is not sharded"),
         "trainer.optimizer=MUON": (
             trainer.optimizer is OptimizerKind.MUON,
             "it makes whole matrices orthogonal",
         ),
         "trainer.lora.rank": (trainer.lora.rank > 0, "adapters are merged into whole matrices"),
-        "trainer.ema_decay": (trainer.ema_decay > 0, "the average is written whole"),
     }
     for key, (is_asked, reason) in reasons.items():
         if is_asked:
@@ -94,6 +92,16 @@ def _check_deepspeed(config: TrainConfig) -> None:
     if trainer.data_parallel is DataParallel.FSDP2:
         raise ValueError(
             "trainer.data_parallel=FSDP2 is of trainer.backend=TORCH; DEEPSPEED shards by trainer.zero_stage"
+        )
+    if trainer.ema_decay > 0:
+        raise ValueError(
+            "trainer.ema_decay needs trainer.backend=TORCH: the average is kept beside the masters, which are DeepSpeed's"
+        )
+    algorithm = config.algorithm
+    if isinstance(algorithm, PPOConfig) and algorithm.num_critic_warmup_steps:
+        raise ValueError(
+            "algorithm.num_critic_warmup_steps must be 0 with trainer.backend=DEEPSPEED, which cannot drop the policy's "
+            f"gradients, got {algorithm.num_critic_warmup_steps}"
         )
     if trainer.offload_optimizer and trainer.zero_stage == 0:
         raise ValueError("trainer.offload_optimizer=true needs trainer.zero_stage from 1 on, got 0")

@@ -29,22 +29,26 @@ class ShardedWeights(MasterWeights):
         decoder: its weights and compute type.
         config: of the optimiser.
         ranks: among which it is sharded.
+        head: trained with it, of a type of its own.
+        ema_decay: of the weights' average, which is in shards, too; 0 keeps none.
     """
 
-    def __init__(self, decoder: Decoder, config: TrainerConfig, *, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: TrainerConfig,
+        *,
+        ranks: Ranks,
+        head: torch.nn.Module | None = None,
+        ema_decay: float = 0.0,
+    ) -> None:
         dtype = decoder.embed_tokens.dtype
-        decoder.to(accumulate_dtype(dtype))
-        # inputs are left alone: a layer gets its angles in fp32, whatever it computes in
-        policy = MixedPrecisionPolicy(
-            param_dtype=dtype, reduce_dtype=accumulate_dtype(dtype), cast_forward_inputs=False
-        )
-        self._modules: list[FSDPModule] = []
-        for module in (*decoder.layers, decoder):
-            sharded = fully_shard(module, mp_policy=policy)
-            sharded.set_gradient_divide_factor(1.0)  # a sum over ranks, not their mean
-            sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-            self._modules.append(sharded)
-        super().__init__(decoder.parameters(), config)
+        self._modules = [_sharded(module, dtype) for module in (*decoder.layers, decoder)]
+        parameters = [*decoder.parameters()]
+        if head is not None:
+            self._modules.append(_sharded(head, next(head.parameters()).dtype))
+            parameters += head.parameters()
+        super().__init__(parameters, config, ema_decay=ema_decay)
         # the gradients are summed where they arise
         self._first = ranks.is_first
 
@@ -52,6 +56,10 @@ class ShardedWeights(MasterWeights):
         """AdamW on the shards; returns the gradient's norm before clipping. NaN or inf: no update."""
         self._drop_gathered()
         return super().step(learning_rate)
+
+    def _hand_out(self) -> None:
+        self._drop_gathered()
+        super()._hand_out()
 
     def _clip(self, masters: list[torch.nn.Parameter]) -> torch.Tensor:
         norm = super()._clip(masters)
@@ -76,7 +84,6 @@ class ShardedWeights(MasterWeights):
         return state if self._first else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._drop_gathered()
         super().load_state_dict(_each_tensor(state, self._own_shard))
 
     def _whole(self, tensor: torch.Tensor, _index: int) -> torch.Tensor | None:
@@ -98,6 +105,19 @@ class ShardedWeights(MasterWeights):
         a step these copies would be old."""
         for module in self._modules:
             module.reshard()
+
+
+def _sharded(module: torch.nn.Module, dtype: torch.dtype) -> FSDPModule:
+    """The module, gathered in `dtype`, its gradients added up in the type to accumulate in."""
+    module.to(accumulate_dtype(dtype))
+    # inputs are left alone: a layer gets its angles in fp32, whatever it computes in
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=accumulate_dtype(dtype), cast_forward_inputs=False
+    )
+    sharded = fully_shard(module, mp_policy=policy)
+    sharded.set_gradient_divide_factor(1.0)  # a sum over ranks, not their mean
+    sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    return sharded
 
 
 def _each_tensor(

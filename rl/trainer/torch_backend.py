@@ -158,18 +158,22 @@ class TorchBackend:
         for module, tensors in self._decoder.hf_parts():
             yield from self._weights.read(module, tensors)
 
-    def write_beside(self, directory: Path) -> None:
+    def write_beside(self, directory: Path | None) -> None:
         """Add to a Hugging Face directory of the weights what is not in them: `adapter/`, in peft's format, and `ema/`, a
-        Hugging Face directory of their average in the compute type."""
-        if self._adapters is not None:
+        Hugging Face directory of their average in the compute type. On the ranks that only help: None."""
+        if self._adapters is not None and directory is not None:
             self._adapters.save(directory / "adapter")
         if isinstance(self._weights, MasterWeights) and self._weights.has_average:
-            average = directory / "ema"
-            average.mkdir()
             with self._weights.averaged():
                 weights = dict(self.named_weights())
-                dtype = self._decoder.embed_tokens.dtype
-                save_checkpoint(weights, source=directory, directory=average, dtype=dtype)
+                if directory is not None:
+                    self._write_average(weights, directory)
+
+    def _write_average(self, weights: Mapping[str, torch.Tensor], directory: Path) -> None:
+        average = directory / "ema"
+        average.mkdir()
+        dtype = self._decoder.embed_tokens.dtype
+        save_checkpoint(weights, source=directory, directory=average, dtype=dtype)
 
     def state_dict(self) -> dict[str, Any]:
         return self._weights.state_dict()

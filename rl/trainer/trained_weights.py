@@ -1,16 +1,17 @@
-"""What holds the weights of a policy that is trained: where their gradients come together, and how they are updated."""
+"""What holds the weights of a model that is trained, a policy or a critic: where their gradients come together, and how they are updated."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from rl.trainer.packing import MicroBatch
 
-__all__ = ["HFTensors", "Logprobs", "LogprobsAndEntropies", "TrainedWeights"]
+__all__ = ["Forward", "HFTensors", "TrainedWeights"]
 
-LogprobsAndEntropies = tuple[torch.Tensor, torch.Tensor]
-Logprobs = Callable[[MicroBatch], LogprobsAndEntropies]
+T = TypeVar("T")
+
+Forward = Callable[[MicroBatch], T]
 HFTensors = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
 
@@ -21,8 +22,8 @@ class TrainedWeights(Protocol):
     equally many micro-batches.
     """
 
-    def forward(self, logprobs: Logprobs, micro_batch: MicroBatch) -> LogprobsAndEntropies:
-        """`logprobs(micro_batch)`, with the weights at hand wherever it reads them."""
+    def forward(self, function: Forward[T], micro_batch: MicroBatch) -> T:
+        """`function(micro_batch)`, with the weights at hand wherever it reads them."""
         ...
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
@@ -53,7 +54,7 @@ class TrainedWeights(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and the optimiser's state, whole and in fp32, in the order of the policy's parameters: the same whoever
+        """Masters and the optimiser's state, whole and in fp32, in the order of the model's parameters: the same whoever
         saves them. On the first rank; empty on the others."""
         ...
 

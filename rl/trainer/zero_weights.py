@@ -9,35 +9,37 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from rl.config import TrainerConfig
 from rl.trainer.optimizer import make_adamw
 from rl.trainer.packing import MicroBatch, fill_up
-from rl.trainer.policy_forward import policy_logprobs
+from rl.trainer.policy_forward import policy_logprobs, target_states
 from rl.trainer.ranks import Ranks
-from rl.trainer.trained_weights import HFTensors, Logprobs, LogprobsAndEntropies
+from rl.trainer.trained_weights import Forward, HFTensors
 from rollout.models.decoder import Decoder
 
 __all__ = ["ZeroWeights"]
+
+T = TypeVar("T")
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT_WHOLE = 10_000
 """Elements up to which ZeRO 3 leaves a parameter whole: norms and biases."""
 
 
-class _Policy(torch.nn.Module):
+class _Model(torch.nn.Module):
     """What DeepSpeed sees: it gathers parameters around the forward of the module that they belong to."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, head: torch.nn.Module | None) -> None:
         super().__init__()
         self.decoder = decoder
+        self.head = head
 
-    def forward(self, logprobs: Logprobs, micro_batch: MicroBatch) -> LogprobsAndEntropies:
-        return logprobs(micro_batch)
+    def forward(self, function: Forward[T], micro_batch: MicroBatch) -> T:
+        return function(micro_batch)
 
 
 class ZeroWeights:
@@ -47,30 +49,39 @@ class ZeroWeights:
         decoder: its weights and compute type, float32 or bfloat16.
         config: of the optimiser, and `zero_stage`.
         ranks: of the process group.
+        head: trained with it. DeepSpeed gives it the decoder's compute type.
     """
 
-    def __init__(self, decoder: Decoder, config: TrainerConfig, *, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: TrainerConfig,
+        *,
+        ranks: Ranks,
+        head: torch.nn.Module | None = None,
+    ) -> None:
         deepspeed = _import_deepspeed()
         self._gathered = deepspeed.zero.GatheredParameters
         self._fragments = deepspeed.utils
         self._decoder = decoder
+        self._head = head
         self._stage = config.zero_stage
         self._max_grad_norm = config.max_grad_norm
         self._ranks = ranks
-        self._parameters = list(decoder.parameters())
-        policy = _Policy(decoder)
+        model = _Model(decoder, head)
+        self._parameters = list(model.parameters())
         # behind DeepSpeed's own optimiser, which lets it see this rank's part of the masters
         self._adamw = make_adamw(self._parameters, config)
         dtype = decoder.embed_tokens.dtype
         self._engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=self._adamw, config=_settings(config, dtype)
+            model=model, optimizer=self._adamw, config=_settings(config, dtype)
         )
         if self._stage == 3:
             # the head is read behind the decoder's forward
-            deepspeed.zero.register_external_parameter(policy, decoder.lm_head)
+            deepspeed.zero.register_external_parameter(model, decoder.lm_head)
 
-    def forward(self, logprobs: Logprobs, micro_batch: MicroBatch) -> LogprobsAndEntropies:
-        return self._engine(logprobs, micro_batch)
+    def forward(self, function: Forward[T], micro_batch: MicroBatch) -> T:
+        return self._engine(function, micro_batch)
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
@@ -148,11 +159,15 @@ class ZeroWeights:
         """There are none before the first step, which is made here with a gradient and a learning rate of 0."""
         with torch.enable_grad():
             (filler,) = fill_up([], 1)
-            logprobs_N, _ = self.forward(
-                partial(policy_logprobs, self._decoder, temperature=1.0), filler
-            )
-            self.backward(logprobs_N.sum(), is_last=True)
+            self.backward(self.forward(self._anything, filler), is_last=True)
         self.step(0.0)
+
+    def _anything(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """A number that depends on every parameter."""
+        logprobs_N, _ = policy_logprobs(self._decoder, micro_batch, temperature=1.0)
+        if self._head is None:
+            return logprobs_N.sum()
+        return logprobs_N.sum() + self._head(target_states(self._decoder, micro_batch)).sum()
 
     def _master(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         if self._stage == 0:

@@ -77,9 +77,25 @@ def test_two_processes_train_agree_with_the_engine_and_are_resumed_by_one(tmp_pa
 
 
 @pytest.mark.slow
-def test_ppo_on_two_processes_trains_its_critic(tmp_path):
-    torchrun(tmp_path / "run", "algorithm=ppo", "trainer.num_steps=2", "evaluation.every_steps=0")
-    assert all("loss/value" in row for row in steps_of(tmp_path / "run"))
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        ("algorithm.num_critic_warmup_steps=1",),
+        ("trainer.data_parallel=FSDP2", "trainer.ema_decay=0.9"),
+        ("trainer.backend=DEEPSPEED", "trainer.zero_stage=3"),
+    ],
+    ids=["ddp", "fsdp2", "zero3"],
+)
+def test_ppo_on_two_processes_trains_its_critic_and_is_resumed(tmp_path, trainer):
+    arguments = ("algorithm=ppo", *trainer, FLOAT32, "evaluation.every_steps=0")
+    run, resumed = tmp_path / "run", tmp_path / "resumed"
+    torchrun(run, *arguments, "trainer.num_steps=2")
+    torchrun(resumed, *arguments, "trainer.num_steps=3", f"resume_from={run}")
+    rows = [*steps_of(run), *steps_of(resumed)]
+    assert all("loss/value" in row for row in rows)
+    assert all(row.get("mismatch/logprob_difference_max", 0.0) == 0.0 for row in rows)
+    has_average = "trainer.ema_decay=0.9" in trainer
+    assert (resumed / "weights" / "v3" / "ema").is_dir() == has_average
 
 
 @pytest.mark.slow

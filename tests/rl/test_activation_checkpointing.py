@@ -5,7 +5,7 @@ import torch
 
 from rl.algorithms.rloo import rloo_loss
 from rl.config import TrainerConfig
-from rl.trainer.critic import Critic
+from rl.trainer.critic import Critic, ValueHead
 from rollout.models.checkpoint import load_decoder
 from tests.rl.training_cases import backend_of, lora, micro_batches
 from tests.tiny_models import save_tiny
@@ -62,8 +62,8 @@ def test_a_critic_recomputes_as_well(llama):
     for recomputes in (False, True):
         decoder = load_decoder(llama, dtype=torch.float32)
         decoder.recomputes_layers = recomputes
-        critic = Critic(decoder, TrainerConfig(), value_clip=0.5)
-        critic._head.data.fill_(0.1)
+        critic = Critic(decoder, ValueHead(decoder), TrainerConfig(), value_clip=0.5)
+        critic._head.weight.data.fill_(0.1)
         (batch,) = micro_batches()
         critic.values(batch).square().sum().backward()
         found.append([m.grad for m in critic.state_dict()["masters"]])

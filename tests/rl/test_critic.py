@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rl.config import TrainerConfig
-from rl.trainer.critic import Critic
+from rl.trainer.critic import Critic, ValueHead
 from rl.trainer.packing import TrainingSample, pack
 from rollout.models.checkpoint import load_decoder
 from rollout.models.sources.tiny import make_tiny_model
@@ -21,8 +21,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def critic_of(directory: Path, dtype: torch.dtype = torch.float64) -> Critic:
-    return Critic(load_decoder(directory, dtype=dtype), TrainerConfig(), value_clip=0.5)
+def critic_of(
+    directory: Path, dtype: torch.dtype = torch.float64, *, value_clip: float = 0.5
+) -> Critic:
+    decoder = load_decoder(directory, dtype=dtype)
+    return Critic(decoder, ValueHead(decoder), TrainerConfig(), value_clip=value_clip)
 
 
 def samples() -> list[TrainingSample]:
@@ -114,7 +117,7 @@ def test_a_values_clip_lets_one_batch_move_it_only_so_far(tiny):
     critic = trained(critic_of(tiny), 20, **WHOLE)
     values = critic.old_values(pack(samples(), **WHOLE))
     # old values are 0 throughout; momentum carries it past 0.5, the gradient does not
-    free = Critic(load_decoder(tiny, dtype=torch.float64), TrainerConfig(), value_clip=1e9)
+    free = critic_of(tiny, value_clip=1e9)
     freely = trained(free, 20, **WHOLE).old_values(pack(samples(), **WHOLE))
     assert float(values.abs().max()) < 0.7 * float(freely.abs().max())
 

@@ -2,15 +2,18 @@
 
 import copy
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rl.algorithm_config import (
     AlgorithmConfig,
+    CorrectionConfig,
     DistillationConfig,
     GRPOConfig,
     GSPOConfig,
@@ -93,6 +96,9 @@ def learner(
             trainer, max_tokens_per_micro_batch=180, learning_rate=1e-2, max_grad_norm=1e9
         ),
         sampling=SamplingConfig(max_tokens=64),
+        correction=CorrectionConfig(
+            warn_k3=0.0, stop_k3=0.0
+        ),  # it trains on one batch again and again
     )
     return make_learner(
         config,
@@ -157,9 +163,10 @@ def test_the_gradient_does_not_depend_on_how_many_processes_share_the_samples(
         assert "masters" not in others_state, "the first rank alone holds the whole state"
 
 
-def test_the_critics_gradient_does_not_depend_on_it_either(two_ranks: RankPool, tiny):
+@pytest.mark.parametrize("trainer", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_the_critics_gradient_does_not_depend_on_it_either(two_ranks: RankPool, tiny, trainer):
     algorithm = PPOConfig(num_critic_warmup_steps=0)
-    (metrics, state), _ = two_ranks(step_once, tiny, DDP, algorithm, torch.float64)
+    (metrics, state), _ = two_ranks(step_once, tiny, trainer, algorithm, torch.float64)
     truth_metrics, truth = step_once(ALONE, tiny, DDP, algorithm, torch.float64)
     assert_same_gradients(gradient(truth), gradient(state))
     assert_same_gradients(gradient(truth, of="critic"), gradient(state, of="critic"))
@@ -261,6 +268,104 @@ def test_ten_steps_of_two_processes_have_the_losses_of_one(two_ranks: RankPool, 
     assert truth[9] < truth[0] - 1, "it learns: the curve says something"
     assert got == pytest.approx(truth, rel=1e-4)
     assert norms == pytest.approx(true_norms, rel=1e-3)
+
+
+def value_losses(
+    ranks: Ranks, tiny: Path, trainer: TrainerConfig, dtype: torch.dtype
+) -> list[tuple[float, float]]:
+    """Of PPO's ten steps on one batch, with the critic's gradients. The policy learns, too: its old probabilities are asked."""
+    made = learner(tiny, ranks, trainer, PPOConfig(critic_learning_rate=1e-2), dtype)
+    rows = [made.learn(groups(), step, Stopwatch()) for step in range(10)]
+    return [(row["loss/value"], row["optimizer/critic_grad_norm"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "trainer", [FSDP2, *ZERO], ids=["fsdp2", "zero0", "zero1", "zero2", "zero3"]
+)
+def test_a_critic_learns_in_shards_as_it_does_whole(two_ranks: RankPool, tiny, trainer):
+    truth = value_losses(ALONE, tiny, DDP, torch.float32)
+    assert truth[9][0] < 0.5 * truth[0][0], "it learns: the curve says something"
+    for got in two_ranks(value_losses, tiny, trainer, torch.float32):
+        for pair, true_pair in zip(got, truth, strict=True):
+            assert pair == pytest.approx(true_pair, rel=1e-3)
+
+
+def test_in_bf16_a_critic_in_shards_follows_the_curve_of_a_whole_one(two_ranks: RankPool, tiny):
+    truth = value_losses(ALONE, tiny, DDP, torch.bfloat16)
+    for trainer in (FSDP2, *ZERO[1:]):
+        got, _ = two_ranks(value_losses, tiny, trainer, torch.bfloat16)
+        for (loss, _), (true_loss, _) in zip(got, truth, strict=True):
+            assert loss == pytest.approx(true_loss, rel=5e-2)
+
+
+def critic_steps(
+    ranks: Ranks, tiny: Path, trainer: TrainerConfig, path: Path | None, saved: Path | None
+) -> list[float]:
+    """Two steps of PPO, from `path`; saved. The critic's losses."""
+    made = learner(tiny, ranks, trainer, PPOConfig(critic_learning_rate=1e-2))
+    if path is not None:
+        made.load_state_dict(torch.load(path, weights_only=True, mmap=True))
+    rows = [made.learn(groups(), step, Stopwatch()) for step in range(2)]
+    state = made.state_dict()
+    if ranks.is_first and saved is not None:
+        torch.save(state, saved)
+    return [row["loss/value"] for row in rows]
+
+
+def test_a_critics_checkpoint_is_gone_on_from_whoever_wrote_it(two_ranks: RankPool, tiny, tmp_path):
+    truth_path = tmp_path / "one.pt"
+    critic_steps(ALONE, tiny, DDP, None, truth_path)
+    truth = critic_steps(ALONE, tiny, DDP, truth_path, None)
+    for name, trainer in {"fsdp2": FSDP2, "zero1": ZERO[1], "zero3": ZERO[3]}.items():
+        path = tmp_path / f"{name}.pt"
+        two_ranks(critic_steps, tiny, trainer, None, path)
+        assert critic_steps(ALONE, tiny, DDP, path, None) == pytest.approx(truth, rel=1e-3), name
+        for got in two_ranks(critic_steps, tiny, trainer, truth_path, None):
+            assert got == pytest.approx(truth, rel=1e-3), name
+
+
+def average_after_steps(
+    ranks: Ranks, tiny: Path, trainer: TrainerConfig, path: Path, saved: Path | None
+) -> None:
+    """Three steps, from `saved` if it is given; the weights and their average, written to `path`."""
+    made = learner(tiny, ranks, replace(trainer, ema_decay=0.9), SFTConfig())
+    if saved is not None:
+        made.load_state_dict(torch.load(saved / "state.pt", weights_only=True))
+    for step in range(3):
+        made.learn(groups(), step, Stopwatch())
+    directory = path if ranks.is_first else None
+    if directory is not None:
+        shutil.copytree(tiny, directory)
+    before = {name: t.clone() for name, t in made.named_weights()}
+    made.write_beside(directory)
+    after = [t.clone() for _, t in made.named_weights()]
+    assert all(map(torch.equal, before.values(), after)), "the weights are what they were"
+    state = made.state_dict()
+    if directory is not None:
+        average = average_in(directory)
+        lag = max(float((before[name] - tensor).abs().max()) for name, tensor in average.items())
+        assert lag > 1e-3, "the average lags behind"
+        torch.save(state, directory / "state.pt")
+
+
+def average_in(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "ema" / "model.safetensors")
+
+
+def test_the_average_of_weights_in_shards_is_that_of_whole_ones(
+    two_ranks: RankPool, tiny, tmp_path
+):
+    average_after_steps(ALONE, tiny, DDP, tmp_path / "truth", None)
+    average_after_steps(ALONE, tiny, DDP, tmp_path / "next", tmp_path / "truth")
+    for name, trainer in (("ddp", DDP), ("fsdp2", FSDP2)):
+        two_ranks(average_after_steps, tiny, trainer, tmp_path / name, None)
+        two_ranks(average_after_steps, tiny, trainer, tmp_path / f"{name}_next", tmp_path / name)
+        for path, true_path in ((name, "truth"), (f"{name}_next", "next")):
+            truth = average_in(tmp_path / true_path)
+            for key, tensor in average_in(tmp_path / path).items():
+                torch.testing.assert_close(tensor, truth[key], rtol=1e-3, atol=1e-4)
+    first, second = average_in(tmp_path / "truth"), average_in(tmp_path / "next")
+    assert max(float((second[k] - t).abs().max()) for k, t in first.items()) > 1e-3, "it moves"
 
 
 def asked_around_a_step(ranks: Ranks, tiny: Path, trainer: TrainerConfig) -> torch.Tensor:
@@ -368,15 +473,18 @@ def config(**changes: Any) -> TrainConfig:
             r"5 processes need a sample each .*, got 2 prompts \(num_prompts_per_step=4 // .*=2\) x group_size=2 = 4 samples",
         ),
         ({"trainer": FSDP2}, 1, r"FSDP2 needs several processes, got 1: set trainer\.num_processes=2"),
-        ({"trainer": FSDP2, "algorithm": PPOConfig()}, 2, r"algorithm=ppo needs trainer\.backend=TORCH"),
-        ({"trainer": ZERO[2], "algorithm": PPOConfig()}, 2, r"algorithm=ppo needs trainer\.backend=TORCH"),
+        (
+            {"trainer": ZERO[2], "algorithm": PPOConfig(num_critic_warmup_steps=3)},
+            2,
+            r"num_critic_warmup_steps must be 0 .* cannot drop the policy's gradients, got 3",
+        ),
         (
             {"trainer": replace(FSDP2, optimizer=OptimizerKind.MUON)},
             2,
             r"optimizer=MUON needs .* it makes whole matrices orthogonal",
         ),
         ({"trainer": replace(ZERO[3], lora=LoRAConfig(rank=4))}, 2, r"lora\.rank needs .* merged"),
-        ({"trainer": replace(ZERO[3], ema_decay=0.9)}, 2, r"ema_decay needs .* is written whole"),
+        ({"trainer": replace(ZERO[3], ema_decay=0.9)}, 2, r"ema_decay needs .*=TORCH: the average is kept"),
         ({"trainer": replace(ZERO[0], offload_optimizer=True)}, 2, r"zero_stage from 1 on, got 0"),
         ({"trainer": replace(DDP, offload_optimizer=True)}, 2, r"needs trainer\.backend=DEEPSPEED"),
         (
