@@ -30,6 +30,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"}
 _IS_FIRST = os.environ.get("RANK", "0") == "0"
 """Of the processes that torchrun started; the others find the same mistakes, and say nothing."""
+_FREE = "task.params"
+"""Its keys are those of another library."""
 _GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
@@ -50,7 +52,7 @@ def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
     keep_freed_memory()
     register_schemas()
     _configure_logging()
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] = [_add_if_free(argument) for argument in sys.argv[1:]]
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     try:
         if not is_sweep and not any(a.startswith(("-h", "--h")) for a in arguments):
@@ -78,6 +80,13 @@ def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
     sys.exit(max(exit_codes, default=0))
 
 
+def _add_if_free(argument: str) -> str:
+    """Hydra adds a key that no schema has only when it is told to, by `++`."""
+    key, equals, _ = argument.partition("=")
+    is_free = equals and (key == _FREE or key.startswith(f"{_FREE}."))
+    return f"++{argument}" if is_free else argument
+
+
 def _config_of(cfg: DictConfig, config_name: str) -> Any:
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN and "run_dir" in cfg:
@@ -103,7 +112,7 @@ def _check(arguments: Sequence[str], config_name: str) -> None:
         if "=" not in override and not override.startswith("~"):
             raise ValueError(f"overrides are key=value, got {override!r}")
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        is_free = key.startswith(("hydra", "task.params."))
+        is_free = key.startswith(("hydra", f"{_FREE}."))
         if not is_free and key not in known and key.partition("/")[0] not in _GROUPS:
             raise ValueError(f"unknown config key {key}{suggest(key, root)}")
     try:

@@ -454,6 +454,8 @@ class BenchSpeculationConfig:
     """Requests in flight; TAIL has all of its own at once."""
     paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
     """Where SECOND_EPOCH and UNPREDICTABLE run `pairs` times, as TAIL does; other cells run once."""
+    tail_requests: int = 64
+    """Of TAIL, all at once: a training step of 8 prompts x 8 completions, as bench_train measures it."""
     tokens_per_run: int = 768
     """About how many tokens each run of a scenario decodes, at least one per request in flight."""
     pairs: int = 7
@@ -463,6 +465,7 @@ class BenchSpeculationConfig:
     def __post_init__(self) -> None:
         require(self.pairs > 0, "pairs", "> 0", self.pairs)
         require(self.tokens_per_run > 0, "tokens_per_run", "> 0", self.tokens_per_run)
+        require(self.tail_requests > 0, "tail_requests", "> 0", self.tail_requests)
         require(
             bool(self.concurrency) and min(self.concurrency) > 0,
             "concurrency",

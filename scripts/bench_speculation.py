@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from rl.bench.speculation import answered_prompts, past_rollouts
+from rl.bench.speculation import answered_prompts, mean_tokens, past_rollouts
 from rl.cli import UserError, launch
 from rl.config import BenchSpeculationConfig
 from rl.data.task import load_task
@@ -37,6 +37,8 @@ def bench(config: BenchSpeculationConfig) -> None:
             answered=answered_prompts(past, prompts) if past else lambda i: prompts[i][1],
             params=SamplingParams.of(config.sampling, seed=config.seed),
             tokens_per_run=config.tokens_per_run,
+            tail_requests=config.tail_requests,
+            mean_tokens=mean_tokens(past) if past else config.sampling.max_tokens,
         )
         seconds = [expected_seconds(cell, costs) for cell in cells]
         sys.stderr.write(f"{len(cells)} cells, at most {sum(seconds) / 60:.0f} minutes\n")

@@ -1,7 +1,9 @@
 import ast
 import contextlib
 import io
+import os
 import runpy
+import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -187,6 +189,20 @@ def test_a_range_error_names_key_rule_and_value(override, message):
 )  # fmt: skip
 def test_a_mistake_on_the_command_line_is_one_sentence(argument, message):
     assert message in fail(argument)
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+@pytest.mark.parametrize(
+    "params", [(".max_numbers=4", ".min_numbers=3"), ("={max_numbers: 4, min_numbers: 3}",)]
+)
+def test_another_librarys_parameters_are_given_like_any_key(params, prefix):
+    arguments = [f"{prefix}task.params{part}" for part in params]
+    printed = subprocess.run(
+        [sys.executable, "scripts/train.py", "task=reasoning_gym", "task.name=number_sorting", "model=tiny", *arguments,
+         "--cfg", "job", "--package", "task.params"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert yaml.safe_load(printed) == {"max_numbers": 4, "min_numbers": 3}
 
 
 def test_a_misspelt_key_in_yaml_is_named_with_a_suggestion():

@@ -7,7 +7,7 @@ from typing import Any
 from rl.checkpoint.checkpoint import load_checkpoint
 from rl.trainer.prompts import EncodedPrompts
 
-__all__ = ["answered_prompts", "past_rollouts"]
+__all__ = ["answered_prompts", "mean_tokens", "past_rollouts"]
 
 _DRAFTER = "SuffixDrafter"
 
@@ -29,6 +29,12 @@ def past_rollouts(run_dir: Path) -> Mapping[str, Any]:
             "engine.speculation.drafter=AUTO, or leave history_from out to make the first epoch here"
         )
     return past
+
+
+def mean_tokens(past: Mapping[str, Any]) -> float:
+    """Of a past rollout."""
+    lengths = [len(token_ids) for *_, token_ids in past[_DRAFTER]["rollouts"]]
+    return sum(lengths) / len(lengths)
 
 
 def answered_prompts(

@@ -133,7 +133,9 @@ class TrainLoop:
         else:
             self._version += 1
         metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
-        if self._config.max_staleness:
+        if self._parts.answers is not None:  # nobody decoded them
+            del metrics["rollout/tokens_per_second"]
+        elif self._config.max_staleness:
             # the tokens of this batch were decoded at other times than those that this step waited
             del metrics["rollout/tokens_per_second"]
             if "fleet/tokens_per_second" in metrics:

@@ -12,7 +12,6 @@ __all__ = ["Cell", "expected_seconds", "make_cell", "make_cells"]
 _GROUP_SIZE = 8
 _LEAST_TOKENS = 16  # of a request
 _MOST_RUNS = 8  # times `tokens_per_run`, where many requests are in flight
-_TAIL_REQUESTS = 128
 _UNPREDICTABLE_TEMPERATURE = 1.5
 _PAIRED_SCENARIOS = (Scenario.SECOND_EPOCH, Scenario.UNPREDICTABLE)
 
@@ -25,6 +24,8 @@ class Cell:
     prompts: Sequence[Sequence[int]]
     group_size: int
     params: SamplingParams
+    expected_tokens: int
+    """Of a completion."""
     pairs: int = 1
     """Runs with and without drafts, in turn."""
 
@@ -48,6 +49,8 @@ def make_cells(
     answered: Callable[[int], Sequence[int]],
     params: SamplingParams,
     tokens_per_run: int,
+    tail_requests: int,
+    mean_tokens: float,
 ) -> list[Cell]:
     """Every scenario at every number of requests in flight; TAIL has all of its own at once.
 
@@ -60,13 +63,20 @@ def make_cells(
         answered: the same, of prompts that have a history.
         params: how tokens are drawn.
         tokens_per_run: see `make_cell`.
+        tail_requests: of TAIL.
+        mean_tokens: see `make_cell`.
     """
     cells = []
     for scenario in scenarios:
         is_tail = scenario is Scenario.TAIL
-        for in_flight in [_TAIL_REQUESTS] if is_tail else concurrency:
+        for in_flight in [tail_requests] if is_tail else concurrency:
             cell = make_cell(
-                scenario, prompt, params, concurrency=in_flight, tokens_per_run=tokens_per_run
+                scenario,
+                prompt,
+                params,
+                concurrency=in_flight,
+                tokens_per_run=tokens_per_run,
+                mean_tokens=mean_tokens,
             )
             is_paired = is_tail or (scenario in _PAIRED_SCENARIOS and in_flight in paired)
             if cell.has_history:
@@ -82,6 +92,7 @@ def make_cell(
     *,
     concurrency: int,
     tokens_per_run: int,
+    mean_tokens: float,
 ) -> Cell:
     """A scenario as requests: in groups of 8, as many as are in flight and more where those are few.
 
@@ -90,14 +101,18 @@ def make_cell(
         prompt: the token ids of the i-th prompt.
         params: how their tokens are drawn; `max_tokens` is lowered where many are in flight.
         concurrency: requests in flight.
-        tokens_per_run: decoded by a run with few requests, if none ends early.
+        tokens_per_run: decoded by a run with few requests, about.
+        mean_tokens: of a completion, where it is not UNPREDICTABLE: those go on to the end.
     """
     if scenario is Scenario.UNPREDICTABLE:
         params = replace(params, temperature=_UNPREDICTABLE_TEMPERATURE)
     if scenario is not Scenario.TAIL:
         limit = max(_LEAST_TOKENS, _MOST_RUNS * tokens_per_run // concurrency)
         params = replace(params, max_tokens=min(params.max_tokens, limit))
-    num_requests = max(concurrency, tokens_per_run // params.max_tokens)
+    expected_tokens = params.max_tokens
+    if scenario is not Scenario.UNPREDICTABLE:
+        expected_tokens = max(1, min(expected_tokens, round(mean_tokens)))
+    num_requests = max(concurrency, tokens_per_run // expected_tokens)
     group_size = min(_GROUP_SIZE, num_requests)
     return Cell(
         scenario=scenario,
@@ -105,17 +120,19 @@ def make_cell(
         prompts=[prompt(i) for i in range(-(-num_requests // group_size))],
         group_size=group_size,
         params=params,
+        expected_tokens=expected_tokens,
     )
 
 
 def expected_seconds(cell: Cell, costs: CostTable) -> float:
-    """Of all its runs, if drafts gain nothing and no completion ends early; those of a TAIL at all lengths alike."""
+    """Of all its runs, if drafts gain nothing; the completions of a TAIL are of all lengths alike, and so half of them are
+    in flight."""
     prompts = sum(costs.seconds(StepSize(len(prompt), 0, 0)) for prompt in cell.prompts)
     in_flight, steps = (
         cell.concurrency,
-        cell.num_requests / cell.concurrency * cell.params.max_tokens,
+        cell.num_requests / cell.concurrency * cell.expected_tokens,
     )
     if cell.scenario is Scenario.TAIL:
-        in_flight //= 2
+        in_flight, steps = in_flight // 2, min(2 * steps, cell.params.max_tokens)
     num_runs = 2 * cell.pairs + 1
     return num_runs * (prompts + steps * costs.seconds(StepSize(in_flight, 0, 0)))

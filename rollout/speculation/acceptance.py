@@ -8,7 +8,7 @@ from rollout.speculation.drafters.drafter import Draft
 __all__ = ["Acceptance"]
 
 _MATCH_EDGES = (2, 3, 4, 6, 9, 14, 24)  # a bucket begins at each
-_CONFIDENCE_EDGES = (0.3, 0.5, 0.7, 0.9, 0.999)
+_CONFIDENCE_EDGES = (0.3, 0.45, 0.6, 0.75, 0.85, 0.92, 0.96)
 _PRIOR_RATE = 0.05  # low: drafts are compared with what was sampled before any is verified, which costs no row
 _PRIOR_TRIALS = 3.0
 _DECAY = 0.998  # per verified draft of a bucket: a policy drifts
@@ -46,6 +46,16 @@ class Acceptance:
 
     def forget(self, request_id: str) -> None:
         self._record.pop(request_id, None)
+
+    def state_dict(self) -> list[list[float]]:
+        """Of each bucket: match length, confidence, kept, tried. The records of requests end with them."""
+        return [[*bucket, self._kept[bucket], tried] for bucket, tried in self._tried.items()]
+
+    def load_state_dict(self, saved: Sequence[Sequence[float]]) -> None:
+        """Go on from what another had learned."""
+        for match, confidence, kept, tried in saved:
+            bucket = (int(match), int(confidence))
+            self._kept[bucket], self._tried[bucket] = kept, tried
 
     def greatest(self) -> float:
         """The highest rate of any bucket; what the best draft might be worth."""

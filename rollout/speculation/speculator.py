@@ -22,6 +22,7 @@ __all__ = ["Speculator"]
 _LEAST_GAIN = 1.05  # in speed: for what the estimates do not see, and the noise in those they do
 _LEARN_EVERY = 8  # steps that would not draft: compare drafts with what is sampled all the same
 _LEARN_REQUESTS = 4  # that a costly drafter is compared on
+_ACCEPTANCE = "acceptance"
 _CONTROL_EVERY = 64  # steps that would draft: run one without, to know what drafts gain
 
 
@@ -160,14 +161,19 @@ class Speculator:
         return stats
 
     def state_dict(self) -> dict[str, Any]:
-        """What the drafters keep from run to run, by their class."""
-        return {type(drafter).__name__: drafter.state_dict() for drafter in self.drafters}
+        """What the drafters keep from run to run, by their class, and how likely their tokens are to be kept."""
+        return {
+            type(drafter).__name__: {**drafter.state_dict(), _ACCEPTANCE: acceptance.state_dict()}
+            for drafter, acceptance in zip(self.drafters, self._acceptance, strict=True)
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take up what drafters of the same classes left; others, of a run with other settings, start empty."""
-        for drafter in self.drafters:
-            if type(drafter).__name__ in saved:
-                drafter.load_state_dict(saved[type(drafter).__name__])
+        for drafter, acceptance in zip(self.drafters, self._acceptance, strict=True):
+            own = saved.get(type(drafter).__name__)
+            if own is not None:
+                drafter.load_state_dict(own)
+                acceptance.load_state_dict(own.get(_ACCEPTANCE, ()))
 
     def _make_plan(self, batch: Batch, max_lengths: Mapping[RequestState, int]) -> _Plan:
         if not max_lengths:

@@ -15,6 +15,10 @@ class PastRollout:
     token_ids: array  # type code "i"; without the prompt
 
 
+_PER_PROMPT = 32
+"""Rollouts of a prompt: older policies' say less, and all are gone through when the prompt is asked again."""
+
+
 class History:
     """At most `max_tokens` tokens of completions; the prompt whose newest rollout is the oldest gives up its rollouts first."""
 
@@ -28,11 +32,12 @@ class History:
         return self._num_tokens
 
     def add(self, prompt: tuple[int, ...], token_ids: Sequence[int], policy_version: int) -> None:
-        self._rollouts.setdefault(prompt, []).append(
-            PastRollout(policy_version, array("i", token_ids))
-        )
+        rollouts = self._rollouts.setdefault(prompt, [])
+        rollouts.append(PastRollout(policy_version, array("i", token_ids)))
         self._rollouts.move_to_end(prompt)
         self._num_tokens += len(token_ids)
+        if len(rollouts) > _PER_PROMPT:
+            self._num_tokens -= len(rollouts.pop(0).token_ids)
         while self._num_tokens > self._max_tokens:
             self._drop_oldest()
 

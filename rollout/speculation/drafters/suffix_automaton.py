@@ -59,13 +59,16 @@ class SuffixAutomaton:
         return self._length[state]
 
     def most_frequent(self, state: int) -> tuple[int, float]:
-        """The token that most often followed, the latest of equals, and its share of all that did."""
+        """The token that most often followed, the latest of equals, and its share of all that did and one more.
+
+        One more (Laplace's rule): what followed once, and always so, says less than what did thirty times.
+        """
         counts = self._counts[state]
         most, best = 0, -1
         for token_id, count in counts.items():
             if count >= most:
                 most, best = count, token_id
-        return best, most / sum(counts.values())
+        return best, most / (sum(counts.values()) + 1)
 
     def follow(self, state: int, token_id: int) -> int:
         return self._next[state][token_id]

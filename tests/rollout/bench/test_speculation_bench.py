@@ -28,7 +28,7 @@ def engine(tmp_path):
 
 def cell_of(scenario, concurrency, *, pairs=1, **options):
     params = SamplingParams(max_tokens=6, ignore_eos=True)
-    options = {"concurrency": concurrency, "tokens_per_run": 24} | options
+    options = {"concurrency": concurrency, "tokens_per_run": 24, "mean_tokens": 6.0} | options
     cell = make_cell(scenario, lambda i: [10 + i, 5, 6], params, **options)
     return replace(cell, pairs=pairs)
 
@@ -45,9 +45,15 @@ def test_cells_have_as_many_requests_as_their_name_says():
         SamplingParams(max_tokens=500),
         concurrency=256,
         tokens_per_run=1024,
+        mean_tokens=500,
     )
     assert short.params.max_tokens == 32, "at most 8 times 1,024 tokens in all"
     assert cell_of(Scenario.UNPREDICTABLE, 1).params.temperature == 1.5
+
+
+def test_short_completions_make_more_requests_but_for_those_that_cannot_be_predicted_to_end():
+    cells = [cell_of(s, 1, mean_tokens=2.2) for s in (Scenario.SIBLINGS, Scenario.UNPREDICTABLE)]
+    assert [(cell.num_requests, cell.expected_tokens) for cell in cells] == [(16, 2), (4, 6)]
 
 
 def test_pairs_are_run_where_they_are_asked_for_and_prompts_with_a_history_where_they_have_one():
@@ -60,6 +66,8 @@ def test_pairs_are_run_where_they_are_asked_for_and_prompts_with_a_history_where
         answered=lambda i: [i, 6],
         params=SamplingParams(max_tokens=6),
         tokens_per_run=24,
+        tail_requests=40,
+        mean_tokens=6.0,
     )
     found = {(c.scenario, c.concurrency): (c.pairs, c.prompts[0][1]) for c in cells}
     assert found == {
@@ -69,7 +77,7 @@ def test_pairs_are_run_where_they_are_asked_for_and_prompts_with_a_history_where
         (Scenario.SECOND_EPOCH, 8): (7, 6),
         (Scenario.UNPREDICTABLE, 1): (1, 5),
         (Scenario.UNPREDICTABLE, 8): (7, 5),
-        (Scenario.TAIL, 128): (7, 6),
+        (Scenario.TAIL, 40): (7, 6),
     }
 
 
@@ -93,6 +101,8 @@ def test_the_full_bench_takes_less_than_half_an_hour_at_90_and_900_tokens_a_seco
         answered=lambda _: [0] * 100,
         params=SamplingParams.of(config.sampling),
         tokens_per_run=config.tokens_per_run,
+        tail_requests=config.tail_requests,
+        mean_tokens=config.sampling.max_tokens,
     )
     assert sum(expected_seconds(cell, costs) for cell in cells) < 1800
 
@@ -119,7 +129,7 @@ def test_every_scenario_is_compared_and_leaves_the_engine_as_it_was(engine, scen
     original = engine.speculator
     result = measure_speculation(engine, cell_of(scenario, 3, pairs=2))
     assert engine.speculator is original
-    assert original.state_dict() == {"SuffixDrafter": {"rollouts": []}}
+    assert original.state_dict() == {"SuffixDrafter": {"rollouts": [], "acceptance": []}}
     assert (result["scenario"], result["pairs"]) == (scenario.value, 2)
     assert result["ratio_min"] <= result["ratio"] <= result["ratio_max"]
     assert result["accepted_tokens"] <= result["proposed_tokens"]

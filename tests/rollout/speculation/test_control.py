@@ -286,6 +286,9 @@ def test_what_one_engine_kept_another_takes_up():
         speculator_of(SuffixDrafter(history_tokens=100), free_rows=True) for _ in range(2)
     )
     first.finish(make_state("a", [1, 2], [5, 6, 7]), policy_version=2)
+    first._acceptance[0].observe("a", draft(0.5, 0.9), 1)
+    assert first._acceptance[0].greatest() > 0.05
     second.load_state_dict(first.state_dict())
     assert second.state_dict() == first.state_dict()
+    assert second._acceptance[0].greatest() == first._acceptance[0].greatest()
     speculator_of(Oracle(7), free_rows=True).load_state_dict({"SuffixDrafter": {}})

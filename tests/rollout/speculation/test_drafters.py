@@ -48,7 +48,7 @@ def test_a_sibling_in_flight_is_a_source():
     ahead, behind = make_state("a", [1, 2], [5, 6, 7, 8]), make_state("b", [1, 2], [5, 6])
     _, draft = propose(suffix_drafter(), ahead, behind)
     assert (draft.token_ids, draft.match_length) == ((7, 8), 4)
-    assert draft.confidences == (1.0, 1.0)
+    assert draft.confidences == (1 / 2, 1 / 2), "seen once"
 
 
 def test_another_prompt_is_none():
@@ -62,7 +62,7 @@ def test_the_majority_of_past_rollouts_decides_and_says_how_sure_it_is():
         drafter.finish(make_state(f"old {i}", [1, 2], output), policy_version=i)
     (draft,) = propose(drafter, make_state("new", [1, 2], [5]))
     assert draft.token_ids == (6, 7)
-    assert draft.confidences == (1.0, 2 / 3)
+    assert draft.confidences == (3 / 4, 2 / 4)
     assert draft.match_length == 3
 
 
@@ -123,3 +123,11 @@ def test_the_history_is_bounded_and_drops_the_prompt_that_was_met_longest_ago():
     assert [list(r.token_ids) for r in history.of((1,))] == [[12, 13]], "its oldest first"
     history.add((4,), range(7), 2)
     assert history.num_tokens == 0, "what is longer than the bound is not kept either"
+
+
+def test_of_a_prompt_the_newest_rollouts_are_kept():
+    history = History(max_tokens=1000)
+    for version in range(40):
+        history.add((1,), [version] * 3, version)
+    assert [r.policy_version for r in history.of((1,))] == list(range(8, 40))
+    assert history.num_tokens == 96
