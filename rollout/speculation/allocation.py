@@ -1,11 +1,13 @@
 """How many draft tokens each request gets: those that raise the tokens expected per second. No torch."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from rollout.speculation.cost_table import CostTable, StepSize
+from rollout.speculation.cost_table import StepSize
 
-__all__ = ["allocate", "survival"]
+__all__ = ["Seconds", "allocate", "survival"]
+
+Seconds = Callable[[StepSize], float]
 
 _LEAST_SURVIVAL = 0.02
 
@@ -23,7 +25,7 @@ def allocate(
     probabilities: Sequence[Sequence[float]],
     context_lengths: Sequence[int],
     *,
-    costs: CostTable,
+    seconds: Seconds,
     size: StepSize,
     num_certain: int,
     least_gain: float,
@@ -37,16 +39,16 @@ def allocate(
     Args:
         probabilities: per request and draft token, of being kept if those before it are.
         context_lengths: per request, the keys that one more row of it reads.
-        costs: of a step.
+        seconds: that a step spends on decoding.
         size: of the step without drafts.
         num_certain: tokens that the step yields without drafts.
         least_gain: what speed must be multiplied by to draft at all.
     """
     survivals = [survival(p) for p in probabilities]
     # by what a token is expected to bring per second: one in a long context reads more keys
-    row_seconds = [costs.seconds(size.with_row(num_keys)) for num_keys in context_lengths]
+    row_seconds = [seconds(size.with_row(num_keys)) for num_keys in context_lengths]
     lengths = [0] * len(survivals)
-    best, best_rate = lengths.copy(), least_gain * num_certain / costs.seconds(size)
+    best, best_rate = lengths.copy(), least_gain * num_certain / seconds(size)
     heap = [(-s[0] / row_seconds[i], i) for i, s in enumerate(survivals) if s]
     heapq.heapify(heap)
     expected = float(num_certain)
@@ -60,7 +62,7 @@ def allocate(
         size = size.with_row(context_lengths[i])
         if lengths[i] < len(survivals[i]):
             heapq.heappush(heap, (-survivals[i][lengths[i]] / row_seconds[i], i))
-        rate = expected / costs.seconds(size)
+        rate = expected / seconds(size)
         if rate > best_rate:
             best, best_rate = lengths.copy(), rate
     return best

@@ -12,7 +12,7 @@ from typing import Any
 
 from rollout.engine.core import Batch, RequestState
 from rollout.speculation.acceptance import Acceptance
-from rollout.speculation.allocation import allocate, survival
+from rollout.speculation.allocation import Seconds, allocate, survival
 from rollout.speculation.cost_table import CostTable, StepSize, step_size
 from rollout.speculation.drafters.drafter import NO_ROOM, Draft, Drafter
 from rollout.speculation.stats import SpeculationStats
@@ -22,6 +22,7 @@ __all__ = ["Speculator"]
 _LEAST_GAIN = 1.05  # in speed: for what the estimates do not see, and the noise in those they do
 _LEARN_EVERY = 8  # steps that would not draft: compare drafts with what is sampled all the same
 _LEARN_REQUESTS = 4  # that a costly drafter is compared on
+_SAMPLED_REQUESTS = 16  # that any drafter is asked for, where the last drafts did not pay
 _ACCEPTANCE = "acceptance"
 _CONTROL_EVERY = 64  # steps that would draft: run one without, to know what drafts gain
 
@@ -65,6 +66,7 @@ class Speculator:
         self._acceptance = [Acceptance() for _ in self.drafters]
         self._num_idle = 0  # steps since drafts were last asked for
         self._pause = 1  # steps before they are asked for again: longer, while none of them pays
+        self._num_sampled = 0
         self._num_drafting = 0
         self._num_unasked = [0] * len(self.drafters)  # steps since each was asked
         self._plan = _NO_PLAN
@@ -179,20 +181,29 @@ class Speculator:
         if not max_lengths:
             return _NO_PLAN
         size = step_size(batch.chunks)
-        num_certain = sum(chunk.samples for chunk in batch.chunks)
-        may_pay = self._may_pay(size, num_certain, max_lengths)
+        decoding = [chunk for chunk in batch.chunks if chunk.samples and chunk.num_tokens == 1]
+        num_certain = len(decoding)
+        # beside a prompt tokens seem dear, and drafts worth their price: what it costs is not theirs
+        sunk = self._costs.seconds(size) - self._costs.seconds(step_size(decoding))
+
+        def seconds(size: StepSize) -> float:
+            return self._costs.seconds(size) - sunk
+
+        may_pay = self._may_pay(size, num_certain, max_lengths, seconds)
         self._num_idle += 1
         self._num_unasked = [count + 1 for count in self._num_unasked]
         if self._num_idle < (self._pause if may_pay else _LEARN_EVERY):
             return _NO_PLAN
         self._num_idle = 0
-        proposals = self._propose(max_lengths, size, num_certain)
+        if self._pause > 1 or not may_pay:
+            max_lengths = self._sample(max_lengths)
+        proposals = self._propose(max_lengths, size, num_certain, seconds)
         lengths = [0] * len(proposals)
         if may_pay:
             lengths = allocate(
                 [proposal.probabilities for proposal in proposals.values()],
                 [len(state.token_ids) for state in proposals],
-                costs=self._costs,
+                seconds=seconds,
                 size=size,
                 num_certain=num_certain,
                 least_gain=_LEAST_GAIN,
@@ -203,17 +214,25 @@ class Speculator:
         is_control = is_drafting and self._num_drafting % _CONTROL_EVERY == 0
         return _Plan(proposals, dict(zip(proposals, lengths, strict=True)), is_control)
 
+    def _sample(self, max_lengths: Mapping[RequestState, int]) -> Mapping[RequestState, int]:
+        """A few requests, neighbours since these are siblings, others each time: enough to see whether drafts pay again."""
+        start = self._num_sampled % len(max_lengths)
+        self._num_sampled += _SAMPLED_REQUESTS
+        states = [*max_lengths][start : start + _SAMPLED_REQUESTS]
+        return {state: max_lengths[state] for state in states}
+
     def _may_pay(
         self,
         size: StepSize,
         num_certain: int,
         max_lengths: Mapping[RequestState, int],
+        seconds: Seconds,
     ) -> bool:
         """Whether drafts as good as the best ever seen would pay, for some of the requests or for all."""
         greatest = max(acceptance.greatest() for acceptance in self._acceptance)
         longest = min(self._max_draft_tokens, max(max_lengths.values()))
         mean_context = sum(len(state.token_ids) for state in max_lengths) // len(max_lengths)
-        least_rate = _LEAST_GAIN * num_certain / self._costs.seconds(size)
+        least_rate = _LEAST_GAIN * num_certain / seconds(size)
         num_requests = len(max_lengths)
         while num_requests:
             expected = 0.0
@@ -222,18 +241,22 @@ class Speculator:
                 rows = num_requests * length
                 longer = size.with_rows(rows, rows * mean_context)
                 num_tokens = num_certain + num_requests * expected
-                if num_tokens / self._costs.seconds(longer) > least_rate:
+                if num_tokens / seconds(longer) > least_rate:
                     return True
             num_requests //= 2
         return False
 
     def _propose(
-        self, max_lengths: Mapping[RequestState, int], size: StepSize, num_certain: int
+        self,
+        max_lengths: Mapping[RequestState, int],
+        size: StepSize,
+        num_certain: int,
+        seconds: Seconds,
     ) -> dict[RequestState, _Proposal]:
         """Of each request the draft that is expected to be kept the longest."""
         best: dict[RequestState, _Proposal] = {}
         for source, drafter in enumerate(self.drafters):
-            states, max_tokens = self._reach(source, max_lengths, size, num_certain)
+            states, max_tokens = self._reach(source, max_lengths, size, num_certain, seconds)
             if not states:
                 continue
             drafts = drafter.propose(states, max_tokens=max_tokens)
@@ -252,6 +275,7 @@ class Speculator:
         max_lengths: Mapping[RequestState, int],
         size: StepSize,
         num_certain: int,
+        seconds: Seconds,
     ) -> tuple[list[RequestState], int]:
         """Whom to ask a drafter for, and how many tokens of each.
 
@@ -264,7 +288,7 @@ class Speculator:
             return states, self._max_draft_tokens
         longest = min(self._max_draft_tokens, max(max_lengths.values()))
         rate = self._acceptance[source].mean()
-        best, best_speed = (0, 0), _LEAST_GAIN * num_certain / self._costs.seconds(size)
+        best, best_speed = (0, 0), _LEAST_GAIN * num_certain / seconds(size)
         count = len(states)
         while count:
             asked, expected = states[:count], float(num_certain)
@@ -272,9 +296,9 @@ class Speculator:
             for length in range(1, longest + 1):
                 expected += count * rate**length
                 longer = size.with_rows(count * length, num_keys * length)
-                seconds = self._costs.seconds(longer) + drafter.seconds(asked, max_tokens=length)
-                if expected / seconds > best_speed:
-                    best, best_speed = (count, length), expected / seconds
+                speed = expected / (seconds(longer) + drafter.seconds(asked, max_tokens=length))
+                if speed > best_speed:
+                    best, best_speed = (count, length), speed
             count //= 2
         if not best[0]:
             if self._num_unasked[source] < _LEARN_EVERY:

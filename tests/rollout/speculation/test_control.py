@@ -133,7 +133,7 @@ def test_no_other_lengths_would_be_faster(seed):
     lengths = allocate(
         probabilities,
         [0] * len(probabilities),
-        costs=costs,
+        seconds=costs.seconds,
         size=size(3),
         num_certain=3,
         least_gain=1.0,
@@ -149,7 +149,7 @@ def lengths_of(probabilities, costs, *, contexts=None, num_certain=None, least_g
     return allocate(
         probabilities,
         contexts or [0] * len(probabilities),
-        costs=costs,
+        seconds=costs.seconds,
         size=size(num_certain),
         num_certain=num_certain,
         least_gain=least_gain,
@@ -227,6 +227,41 @@ def test_free_rows_are_drafted_and_dear_ones_never():
     for _ in range(100):
         assert not step(dear, [state], [7])
     assert 5 <= oracle.num_asked <= 20, "now and then, to learn"
+
+
+def test_a_prompt_in_the_step_makes_no_draft_worth_its_rows():
+    oracle, state = Oracle(7, 8), make_state("a", [1, 2])
+    speculator = speculator_of(oracle, free_rows=True)
+    for _ in range(100):
+        step(speculator, [state], [7, 8, 9])
+    assert step(speculator, [state], [7, 8, 9])
+    # a row costs as much as it can bring; beside 100 rows of a prompt a token costs 101 times that
+    speculator._costs = CostTable({1: 1.0, 1001: 1001.0})
+    prompt = make_state("b", range(100))
+    prompt.num_computed = 0
+    batch = Batch((Chunk(state, 1), Chunk(prompt, 100)), ())
+    for _ in range(10):
+        assert not speculator.plan(batch, {state: 10})
+    speculator._costs = CostTable({1: 1.0, 2: 1.0, 101: 100.0, 103: 100.0})
+    assert any(speculator.plan(batch, {state: 10}) for _ in range(10)), (
+        "where rows are free they are"
+    )
+
+
+def test_while_drafts_do_not_pay_a_few_requests_are_asked_for_and_each_in_its_turn():
+    asked = []
+
+    class Noted(Oracle):
+        def propose(self, states, *, max_tokens):
+            asked.append([state.request.request_id for state in states])
+            return super().propose(states, max_tokens=max_tokens)
+
+    states = [make_state(str(i), [1, 2]) for i in range(40)]
+    speculator = speculator_of(Noted(7), free_rows=False)
+    for _ in range(200):
+        step(speculator, states, [7])
+    assert max(map(len, asked)) == 16
+    assert len(set(itertools.chain(*asked))) == 40
 
 
 def test_a_drafter_is_trusted_once_it_was_right_and_left_alone_while_it_is_wrong():
