@@ -89,6 +89,8 @@ def drift_figure(results: Sequence[Mapping[str, Any]], *, title: str) -> "Figure
             *zip(*line, strict=True), "o-", color=_COLOR, markersize=6, linewidth=1, alpha=0.8
         )
     for result, x, y in zip(results, distances, shares, strict=True):
+        if result["history_version"] == result["decoding_version"]:
+            continue  # all of them stand at a distance of 0, one upon the other
         label = f"{result['history_version']}>{result['decoding_version']}"
         axes.annotate(label, (x, y), xytext=(6, 4), textcoords="offset points", size=9, color=INK)
     return figure

@@ -80,12 +80,18 @@ def _percent(metrics: Mapping[str, float]) -> str:
 
 def _count(metrics: Mapping[str, float]) -> str:
     total = metrics["evaluation/num_prompts"]
-    return f"{metrics['evaluation/accuracy'] * total:,.0f} of {total:,.0f} right"
+    points = metrics["evaluation/accuracy"] * total
+    is_whole = abs(points - round(points)) < 1e-3
+    return (
+        f"{points:,.0f} of {total:,.0f} right"
+        if is_whole
+        else f"{points:,.1f} of {total:,.0f} points"
+    )
 
 
 def _sample_table(samples: Sequence[Mapping[str, Any]]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(width=3)
+    table.add_column(width=4)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for index, sample in enumerate(samples):
@@ -104,6 +110,8 @@ def _sample_table(samples: Sequence[Mapping[str, Any]]) -> Table:
 def _mark(reward: float | None) -> Text:
     if reward is None:
         return Text("  ?", "yellow")
+    if 0 < reward < 1:
+        return Text(f"{reward:.2f}", "yellow")  # of a scorer that gives credit for parts
     return Text("  ✓", "bold green") if reward > 0 else Text("  ✗", "bold red")
 
 

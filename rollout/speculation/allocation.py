@@ -10,6 +10,7 @@ __all__ = ["Seconds", "allocate", "survival"]
 Seconds = Callable[[StepSize], float]
 
 _LEAST_SURVIVAL = 0.02
+_LOOK_AHEAD = 64  # tokens behind the best total: no step in the costs is wider
 
 
 def survival(probabilities: Sequence[float]) -> list[float]:
@@ -51,7 +52,7 @@ def allocate(
     best, best_rate = lengths.copy(), least_gain * num_certain / seconds(size)
     heap = [(-s[0] / row_seconds[i], i) for i, s in enumerate(survivals) if s]
     heapq.heapify(heap)
-    expected = float(num_certain)
+    expected, num_behind = float(num_certain), 0
     while heap:
         _, i = heapq.heappop(heap)
         chance = survivals[i][lengths[i]]
@@ -63,6 +64,9 @@ def allocate(
         if lengths[i] < len(survivals[i]):
             heapq.heappush(heap, (-survivals[i][lengths[i]] / row_seconds[i], i))
         rate = expected / seconds(size)
+        num_behind += 1
         if rate > best_rate:
-            best, best_rate = lengths.copy(), rate
+            best, best_rate, num_behind = lengths.copy(), rate, 0
+        if num_behind == _LOOK_AHEAD:
+            break
     return best

@@ -33,6 +33,12 @@ def test_three_answers_are_shown_with_a_mark_each(make_sample) -> None:
     assert marks == [["✓", "prompt", "q0"], ["✗", "prompt", "q1"], ["?", "prompt", "q2"]]
 
 
+def test_credit_for_parts_is_neither_right_nor_wrong(make_evaluation, make_sample) -> None:
+    text = _print(after=make_evaluation(60, 0.1234), samples=[make_sample(reward=0.25)])
+    assert "12.3%  123.4 of 1,000 points" in text
+    assert "0.25  prompt" in text
+
+
 def test_a_long_answer_keeps_its_end_and_markup_is_only_text(make_sample) -> None:
     text = _print(samples=[make_sample(completion="[red]so\n" + "and then " * 200 + "it is 17")])
     assert "[red]so and then" in text
