@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _IS_FIRST = os.environ.get("RANK", "0") == "0"
 """Of the processes that torchrun started; the others find the same mistakes, and say nothing."""
 _FREE = "task.params"
 """Its keys are those of another library."""
+_PATIENCE_SECONDS = 20.0
+"""Of the others: torchrun ends all as soon as one has ended, and the first may not have spoken yet."""
 _GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
@@ -149,4 +152,6 @@ def _fail(message: str, *, code: int = 2) -> None:
         Console(stderr=True, soft_wrap=True, highlight=False).print(
             f"[bold red]error:[/] {message}"
         )
+    else:
+        time.sleep(_PATIENCE_SECONDS)
     sys.exit(code)

@@ -24,13 +24,13 @@ from tests.e2e.runs import (
 from tests.rollout.fleet.processes import descendants, wait_for_end_of
 
 
-def torchrun(run_dir: Path, *overrides: str, code: int = 0) -> str:
-    """Two processes of scripts/train.py; returns what they printed."""
+def torchrun(run_dir: Path, *overrides: str, code: int = 0, path: str = str(ROOT)) -> str:
+    """Two processes of scripts/train.py, which import from `path`; returns what they printed."""
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "scripts/train.py", *SMALL, ANYTHING, f"run_dir={run_dir}", *overrides],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -125,7 +125,11 @@ def test_an_error_on_one_rank_ends_all_and_says_which(tmp_path):
 
 @pytest.mark.slow
 def test_a_mistake_is_one_sentence_from_one_of_them(tmp_path):
-    output = torchrun(tmp_path / "run", "trainer.zero_stage=7", code=2)
+    # however late the first of them is: torchrun ends all as soon as one has ended
+    slow = "import os, time\nif os.environ.get('RANK') == '0': time.sleep(3)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    late = f"{tmp_path}:{ROOT}"
+    output = torchrun(tmp_path / "run", "trainer.zero_stage=7", code=2, path=late)
     assert output.count("trainer.zero_stage must be 0, 1, 2 or 3, got 7") == 1
     output = torchrun(tmp_path / "run", "num_prompts_per_step=1", "mode=ROLLOUT_ONLY", code=2)
     assert output.count("mode=ROLLOUT_ONLY trains nothing: start 1 process, got 2") == 1
