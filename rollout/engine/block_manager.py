@@ -132,8 +132,7 @@ class BlockManager:
     def forget_older(self, policy_version: int) -> None:
         """Free what nobody will ask for again; else a pool is written from end to end before a block is used twice."""
         for block in [b for b in self._evictable if self._key_of[b][0] < policy_version]:
-            del self._evictable[block]
-            del self._cached[self._key_of.pop(block)]
+            self._evict(block)
             self._free.appendleft(block)
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
@@ -184,12 +183,16 @@ class BlockManager:
         if self._free:
             block = self._free.popleft()
         elif self._evictable:
-            block, _ = self._evictable.popitem(last=False)
-            del self._cached[self._key_of.pop(block)]
+            block = next(iter(self._evictable))
+            self._evict(block)
         else:
             raise RuntimeError(f"no KV block is free: all {self.num_blocks} are in use")
         self._references[block] = 1
         return block
+
+    def _evict(self, block: int) -> None:
+        del self._evictable[block]
+        del self._cached[self._key_of.pop(block)]
 
     def _walk(
         self, token_ids: Sequence[int], num_tokens: int, policy_version: int

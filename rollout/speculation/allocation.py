@@ -1,16 +1,37 @@
 """How many draft tokens each request gets: those that raise the tokens expected per second. No torch."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rollout.speculation.cost_table import StepSize
+from rollout.speculation.cost_table import CostTable, StepSize
 
-__all__ = ["Seconds", "allocate", "survival"]
-
-Seconds = Callable[[StepSize], float]
+__all__ = ["Decoding", "allocate", "survival"]
 
 _LEAST_SURVIVAL = 0.02
 _LOOK_AHEAD = 64  # tokens behind the best total: no step in the costs is wider
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """The part of a step that drafts are weighed against: its tokens, and the seconds that are theirs."""
+
+    costs: CostTable
+    size: StepSize
+    """Of the whole step, without drafts."""
+    num_tokens: int
+    """Yielded without drafts."""
+    sunk_seconds: float = 0.0
+    """Spent on prompts, whatever is drafted: beside them tokens would seem dear, and drafts worth their price."""
+
+    def seconds(self, size: StepSize) -> float:
+        """Of the step at another size."""
+        return self.costs.seconds(size) - self.sunk_seconds
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second without drafts."""
+        return self.num_tokens / self.seconds(self.size)
 
 
 def survival(probabilities: Sequence[float]) -> list[float]:
@@ -26,9 +47,7 @@ def allocate(
     probabilities: Sequence[Sequence[float]],
     context_lengths: Sequence[int],
     *,
-    seconds: Seconds,
-    size: StepSize,
-    num_certain: int,
+    decoding: Decoding,
     least_gain: float,
 ) -> list[int]:
     """The draft length of each request.
@@ -40,19 +59,18 @@ def allocate(
     Args:
         probabilities: per request and draft token, of being kept if those before it are.
         context_lengths: per request, the keys that one more row of it reads.
-        seconds: that a step spends on decoding.
-        size: of the step without drafts.
-        num_certain: tokens that the step yields without drafts.
+        decoding: the step without drafts.
         least_gain: what speed must be multiplied by to draft at all.
     """
     survivals = [survival(p) for p in probabilities]
     # by what a token is expected to bring per second: one in a long context reads more keys
-    row_seconds = [seconds(size.with_row(num_keys)) for num_keys in context_lengths]
+    size = decoding.size
+    row_seconds = [decoding.seconds(size.with_row(num_keys)) for num_keys in context_lengths]
     lengths = [0] * len(survivals)
-    best, best_rate = lengths.copy(), least_gain * num_certain / seconds(size)
+    best, best_rate = lengths.copy(), least_gain * decoding.speed
     heap = [(-s[0] / row_seconds[i], i) for i, s in enumerate(survivals) if s]
     heapq.heapify(heap)
-    expected, num_behind = float(num_certain), 0
+    expected, num_behind = float(decoding.num_tokens), 0
     while heap:
         _, i = heapq.heappop(heap)
         chance = survivals[i][lengths[i]]
@@ -63,7 +81,7 @@ def allocate(
         size = size.with_row(context_lengths[i])
         if lengths[i] < len(survivals[i]):
             heapq.heappush(heap, (-survivals[i][lengths[i]] / row_seconds[i], i))
-        rate = expected / seconds(size)
+        rate = expected / decoding.seconds(size)
         num_behind += 1
         if rate > best_rate:
             best, best_rate, num_behind = lengths.copy(), rate, 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from rollout.engine.core import Batch, RequestState
 from rollout.speculation.acceptance import Acceptance
-from rollout.speculation.allocation import Seconds, allocate, survival
+from rollout.speculation.allocation import Decoding, allocate, survival
 from rollout.speculation.cost_table import CostTable, StepSize, step_size
 from rollout.speculation.drafters.drafter import NO_ROOM, Draft, Drafter
 from rollout.speculation.stats import SpeculationStats
@@ -180,16 +180,8 @@ class Speculator:
     def _make_plan(self, batch: Batch, max_lengths: Mapping[RequestState, int]) -> _Plan:
         if not max_lengths:
             return _NO_PLAN
-        size = step_size(batch.chunks)
-        decoding = [chunk for chunk in batch.chunks if chunk.samples and chunk.num_tokens == 1]
-        num_certain = len(decoding)
-        # beside a prompt tokens seem dear, and drafts worth their price: what it costs is not theirs
-        sunk = self._costs.seconds(size) - self._costs.seconds(step_size(decoding))
-
-        def seconds(size: StepSize) -> float:
-            return self._costs.seconds(size) - sunk
-
-        may_pay = self._may_pay(size, num_certain, max_lengths, seconds)
+        decoding = self._decoding(batch)
+        may_pay = self._may_pay(decoding, max_lengths)
         self._num_idle += 1
         self._num_unasked = [count + 1 for count in self._num_unasked]
         if self._num_idle < (self._pause if may_pay else _LEARN_EVERY):
@@ -197,15 +189,13 @@ class Speculator:
         self._num_idle = 0
         if self._pause > 1 or not may_pay:
             max_lengths = self._sample(max_lengths)
-        proposals = self._propose(max_lengths, size, num_certain, seconds)
+        proposals = self._propose(max_lengths, decoding)
         lengths = [0] * len(proposals)
         if may_pay:
             lengths = allocate(
                 [proposal.probabilities for proposal in proposals.values()],
                 [len(state.token_ids) for state in proposals],
-                seconds=seconds,
-                size=size,
-                num_certain=num_certain,
+                decoding=decoding,
                 least_gain=_LEAST_GAIN,
             )
         is_drafting = any(lengths)
@@ -214,6 +204,14 @@ class Speculator:
         is_control = is_drafting and self._num_drafting % _CONTROL_EVERY == 0
         return _Plan(proposals, dict(zip(proposals, lengths, strict=True)), is_control)
 
+    def _decoding(self, batch: Batch) -> Decoding:
+        size = step_size(batch.chunks)
+        chunks = [chunk for chunk in batch.chunks if chunk.samples and chunk.num_tokens == 1]
+        sunk = 0.0
+        if len(chunks) < len(batch.chunks):
+            sunk = self._costs.seconds(size) - self._costs.seconds(step_size(chunks))
+        return Decoding(costs=self._costs, size=size, num_tokens=len(chunks), sunk_seconds=sunk)
+
     def _sample(self, max_lengths: Mapping[RequestState, int]) -> Mapping[RequestState, int]:
         """A few requests, neighbours since these are siblings, others each time: enough to see whether drafts pay again."""
         start = self._num_sampled % len(max_lengths)
@@ -221,42 +219,32 @@ class Speculator:
         states = [*max_lengths][start : start + _SAMPLED_REQUESTS]
         return {state: max_lengths[state] for state in states}
 
-    def _may_pay(
-        self,
-        size: StepSize,
-        num_certain: int,
-        max_lengths: Mapping[RequestState, int],
-        seconds: Seconds,
-    ) -> bool:
+    def _may_pay(self, decoding: Decoding, max_lengths: Mapping[RequestState, int]) -> bool:
         """Whether drafts as good as the best ever seen would pay, for some of the requests or for all."""
         greatest = max(acceptance.greatest() for acceptance in self._acceptance)
         longest = min(self._max_draft_tokens, max(max_lengths.values()))
         mean_context = sum(len(state.token_ids) for state in max_lengths) // len(max_lengths)
-        least_rate = _LEAST_GAIN * num_certain / seconds(size)
+        least_rate = _LEAST_GAIN * decoding.speed
         num_requests = len(max_lengths)
         while num_requests:
             expected = 0.0
             for length in range(1, longest + 1):
                 expected += greatest**length
                 rows = num_requests * length
-                longer = size.with_rows(rows, rows * mean_context)
-                num_tokens = num_certain + num_requests * expected
-                if num_tokens / seconds(longer) > least_rate:
+                longer = decoding.size.with_rows(rows, rows * mean_context)
+                num_tokens = decoding.num_tokens + num_requests * expected
+                if num_tokens / decoding.seconds(longer) > least_rate:
                     return True
             num_requests //= 2
         return False
 
     def _propose(
-        self,
-        max_lengths: Mapping[RequestState, int],
-        size: StepSize,
-        num_certain: int,
-        seconds: Seconds,
+        self, max_lengths: Mapping[RequestState, int], decoding: Decoding
     ) -> dict[RequestState, _Proposal]:
         """Of each request the draft that is expected to be kept the longest."""
         best: dict[RequestState, _Proposal] = {}
         for source, drafter in enumerate(self.drafters):
-            states, max_tokens = self._reach(source, max_lengths, size, num_certain, seconds)
+            states, max_tokens = self._reach(source, max_lengths, decoding)
             if not states:
                 continue
             drafts = drafter.propose(states, max_tokens=max_tokens)
@@ -270,12 +258,7 @@ class Speculator:
         return best
 
     def _reach(
-        self,
-        source: int,
-        max_lengths: Mapping[RequestState, int],
-        size: StepSize,
-        num_certain: int,
-        seconds: Seconds,
+        self, source: int, max_lengths: Mapping[RequestState, int], decoding: Decoding
     ) -> tuple[list[RequestState], int]:
         """Whom to ask a drafter for, and how many tokens of each.
 
@@ -288,15 +271,16 @@ class Speculator:
             return states, self._max_draft_tokens
         longest = min(self._max_draft_tokens, max(max_lengths.values()))
         rate = self._acceptance[source].mean()
-        best, best_speed = (0, 0), _LEAST_GAIN * num_certain / seconds(size)
+        best, best_speed = (0, 0), _LEAST_GAIN * decoding.speed
         count = len(states)
         while count:
-            asked, expected = states[:count], float(num_certain)
+            asked, expected = states[:count], float(decoding.num_tokens)
             num_keys = sum(len(state.token_ids) for state in asked)
             for length in range(1, longest + 1):
                 expected += count * rate**length
-                longer = size.with_rows(count * length, num_keys * length)
-                speed = expected / (seconds(longer) + drafter.seconds(asked, max_tokens=length))
+                longer = decoding.size.with_rows(count * length, num_keys * length)
+                own_seconds = drafter.seconds(asked, max_tokens=length)
+                speed = expected / (decoding.seconds(longer) + own_seconds)
                 if speed > best_speed:
                     best, best_speed = (count, length), speed
             count //= 2

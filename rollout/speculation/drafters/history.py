@@ -8,15 +8,14 @@ from typing import Any
 
 __all__ = ["History", "PastRollout"]
 
+_PER_PROMPT = 32
+"""Rollouts of a prompt: older policies' say less, and all are gone through when the prompt is asked again."""
+
 
 @dataclass(frozen=True, slots=True)
 class PastRollout:
     policy_version: int  # of its last token
     token_ids: array  # type code "i"; without the prompt
-
-
-_PER_PROMPT = 32
-"""Rollouts of a prompt: older policies' say less, and all are gone through when the prompt is asked again."""
 
 
 class History:
@@ -37,9 +36,9 @@ class History:
         self._rollouts.move_to_end(prompt)
         self._num_tokens += len(token_ids)
         if len(rollouts) > _PER_PROMPT:
-            self._num_tokens -= len(rollouts.pop(0).token_ids)
+            self._drop_oldest_of(prompt)
         while self._num_tokens > self._max_tokens:
-            self._drop_oldest()
+            self._drop_oldest_of(next(iter(self._rollouts)))
 
     def of(self, prompt: tuple[int, ...]) -> Sequence[PastRollout]:
         """Oldest first."""
@@ -57,8 +56,8 @@ class History:
             for rollout in rollouts:
                 yield list(prompt), rollout.policy_version, rollout.token_ids.tolist()
 
-    def _drop_oldest(self) -> None:
-        prompt, rollouts = next(iter(self._rollouts.items()))
+    def _drop_oldest_of(self, prompt: tuple[int, ...]) -> None:
+        rollouts = self._rollouts[prompt]
         self._num_tokens -= len(rollouts.pop(0).token_ids)
         if not rollouts:
             del self._rollouts[prompt]

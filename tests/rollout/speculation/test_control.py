@@ -7,7 +7,7 @@ import pytest
 
 from rollout.engine.core import Batch, Chunk
 from rollout.speculation.acceptance import Acceptance
-from rollout.speculation.allocation import allocate, survival
+from rollout.speculation.allocation import Decoding, allocate, survival
 from rollout.speculation.cost_table import CostTable, StepSize, step_size
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.drafters.suffix import SuffixDrafter
@@ -133,9 +133,7 @@ def test_no_other_lengths_would_be_faster(seed):
     lengths = allocate(
         probabilities,
         [0] * len(probabilities),
-        seconds=costs.seconds,
-        size=size(3),
-        num_certain=3,
+        decoding=Decoding(costs=costs, size=size(3), num_tokens=3),
         least_gain=1.0,
     )
     every = itertools.product(*(range(len(p) + 1) for p in probabilities))
@@ -149,9 +147,7 @@ def lengths_of(probabilities, costs, *, contexts=None, num_certain=None, least_g
     return allocate(
         probabilities,
         contexts or [0] * len(probabilities),
-        seconds=costs.seconds,
-        size=size(num_certain),
-        num_certain=num_certain,
+        decoding=Decoding(costs=costs, size=size(num_certain), num_tokens=num_certain),
         least_gain=least_gain,
     )
 
