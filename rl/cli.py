@@ -86,8 +86,11 @@ def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
 def _add_if_free(argument: str) -> str:
     """Hydra adds a key that no schema has only when it is told to, by `++`."""
     key, equals, _ = argument.partition("=")
-    is_free = equals and (key == _FREE or key.startswith(f"{_FREE}."))
-    return f"++{argument}" if is_free else argument
+    return f"++{argument}" if equals and _is_free(key) else argument
+
+
+def _is_free(key: str) -> bool:
+    return key == _FREE or key.startswith(f"{_FREE}.")
 
 
 def _config_of(cfg: DictConfig, config_name: str) -> Any:
@@ -115,8 +118,8 @@ def _check(arguments: Sequence[str], config_name: str) -> None:
         if "=" not in override and not override.startswith("~"):
             raise ValueError(f"overrides are key=value, got {override!r}")
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        is_free = key.startswith(("hydra", f"{_FREE}."))
-        if not is_free and key not in known and key.partition("/")[0] not in _GROUPS:
+        is_known = key in known or key.startswith("hydra") or _is_free(key)
+        if not is_known and key.partition("/")[0] not in _GROUPS:
             raise ValueError(f"unknown config key {key}{suggest(key, root)}")
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):

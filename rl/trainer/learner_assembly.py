@@ -52,15 +52,13 @@ def make_learner(
     temperature = config.sampling.temperature
     trainer = config.trainer
     # the base of adapters is what the very first run began with; a checkpoint's weights have them merged
-    policy = load_decoder(source if trainer.lora.rank else weights, dtype=dtype)
-    policy.recomputes_layers = trainer.activation_checkpointing
+    policy = _trained_decoder(source if trainer.lora.rank else weights, trainer, dtype)
     adapters = None
     if trainer.lora.rank:
         adapters = Adapters(policy, trainer.lora, base=str(source), seed=config.seed)
     critic_decoder = None
     if algorithm.critic is not None:
-        critic_decoder = load_decoder(source, dtype=dtype)
-        critic_decoder.recomputes_layers = trainer.activation_checkpointing
+        critic_decoder = _trained_decoder(source, trainer, dtype)
     reference = None
     if config.algorithm.kl_coef > 0:
         reference = FrozenPolicy(load_decoder(source, dtype=dtype), temperature=temperature)
@@ -83,15 +81,8 @@ def make_learner(
     )
     critic = None
     if critic_decoder is not None and algorithm.critic is not None:
-        head = ValueHead(critic_decoder)
-        critic = Critic(
-            critic_decoder,
-            head,
-            trainer,
-            value_clip=algorithm.critic.value_clip,
-            weights=_shards(critic_decoder, trainer, ranks, head=head),
-            ranks=ranks,
-        )
+        value_clip = algorithm.critic.value_clip
+        critic = _critic(critic_decoder, trainer, value_clip=value_clip, ranks=ranks)
     return kind(
         config,
         algorithm,
@@ -101,6 +92,18 @@ def make_learner(
         critic=critic,
         ranks=ranks,
     )
+
+
+def _trained_decoder(path: Path, config: TrainerConfig, dtype: torch.dtype) -> Decoder:
+    decoder = load_decoder(path, dtype=dtype)
+    decoder.recomputes_layers = config.activation_checkpointing
+    return decoder
+
+
+def _critic(decoder: Decoder, config: TrainerConfig, *, value_clip: float, ranks: Ranks) -> Critic:
+    head = ValueHead(decoder)
+    weights = _shards(decoder, config, ranks, head=head)
+    return Critic(decoder, head, config, value_clip=value_clip, weights=weights, ranks=ranks)
 
 
 def _shards(

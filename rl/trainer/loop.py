@@ -133,11 +133,10 @@ class TrainLoop:
         else:
             self._version += 1
         metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
-        if self._parts.answers is not None:  # nobody decoded them
+        if self._parts.answers is not None or self._config.max_staleness:
+            # nobody decoded the tokens of this batch, or at other times than those that this step waited
             del metrics["rollout/tokens_per_second"]
-        elif self._config.max_staleness:
-            # the tokens of this batch were decoded at other times than those that this step waited
-            del metrics["rollout/tokens_per_second"]
+        if self._config.max_staleness:
             if "fleet/tokens_per_second" in metrics:
                 metrics["rollout/tokens_per_second"] = metrics["fleet/tokens_per_second"]
             metrics |= self._predicted_staleness(batch, metrics)

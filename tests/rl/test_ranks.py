@@ -96,9 +96,8 @@ def learner(
             trainer, max_tokens_per_micro_batch=180, learning_rate=1e-2, max_grad_norm=1e9
         ),
         sampling=SamplingConfig(max_tokens=64),
-        correction=CorrectionConfig(
-            warn_k3=0.0, stop_k3=0.0
-        ),  # it trains on one batch again and again
+        # it trains on one batch again and again
+        correction=CorrectionConfig(warn_k3=0.0, stop_k3=0.0),
     )
     return make_learner(
         config,
