@@ -3,22 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from rl.config import TrainerConfig
 from rl.trainer.critic import Critic, ValueHead
 from rl.trainer.packing import TrainingSample, pack
 from rollout.models.checkpoint import load_decoder
-from rollout.models.sources.tiny import make_tiny_model
 from tests.rl.rollout_factory import rollout
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(directory)
-    return directory
 
 
 def critic_of(

@@ -38,19 +38,11 @@ from rl.trainer.packing import TrainingSample, pack
 from rl.trainer.torch_backend import TorchBackend
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
-from rollout.models.sources.tiny import make_tiny_model
 from tests.rl.rollout_factory import rollout
 
 LOSS = functools.partial(grpo_loss, clip_low=0.2, clip_high=0.2)
 # the second begins like the first; the third is longer than a key block, and parts from the fourth past it
 PROMPTS = [[5, 6, 7], [5, 6, 8, 9], list(range(40, 40 + 70)), [*range(40, 40 + 66), 7, 7]]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(directory)
-    return directory
 
 
 def backend_of(directory: Path, dtype: torch.dtype, **config) -> TorchBackend:
