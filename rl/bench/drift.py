@@ -1,6 +1,7 @@
 """Versions of a training run's policy, made ready to measure how drafts age; and the picture of it."""
 
 import os
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
@@ -10,10 +11,11 @@ from rl.config import BenchDriftConfig
 from rl.data.task import load_task
 from rl.tracking.plotting import INK, MUTED, make_figure, set_style
 from rl.trainer.prompts import EncodedPrompts
-from rollout.bench.drift import Scorer, Version
+from rollout.bench.drift import Answers, Scorer, Version
 from rollout.config import ModelConfig
-from rollout.engine.core import SamplingParams
+from rollout.engine.core import SampleKey, SamplingParams
 from rollout.engine.engine import Engine
+from rollout.speculation.drafters.history import PastRollout
 from rollout.weights.store import WeightStore
 
 if TYPE_CHECKING:
@@ -55,10 +57,16 @@ def _load(config: BenchDriftConfig, number: int, path: Path) -> Version:
 
 def _answers(
     engine: Engine, prompts: Sequence[tuple[int, ...]], config: BenchDriftConfig, *, seed: int
-) -> Mapping[tuple[int, ...], Sequence[Sequence[int]]]:
+) -> Answers:
     params = SamplingParams.of(config.sampling, n=config.group_size, seed=seed)
     groups = engine.generate(prompts, params)
-    return {p: [c.token_ids for c in group] for p, group in zip(prompts, groups, strict=True)}
+    return {
+        prompt: [
+            PastRollout(0, SampleKey(seed, g, i), array("i", completion.token_ids))
+            for i, completion in enumerate(group)
+        ]
+        for g, (prompt, group) in enumerate(zip(prompts, groups, strict=True))
+    }
 
 
 def draw_drift(results: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:

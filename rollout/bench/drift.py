@@ -16,22 +16,26 @@ from rollout.engine.block_manager import BlockManager
 from rollout.engine.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
 from rollout.engine.runner import Runner
 from rollout.models.decoder import Decoder
+from rollout.speculation.drafters.history import PastRollout
 from rollout.speculation.drafters.suffix import SuffixDrafter
 
-__all__ = ["Scorer", "Version", "kl_per_token", "measure_drift", "replay"]
+__all__ = ["Answers", "Scorer", "Version", "kl_per_token", "measure_drift", "replay"]
 
 _BLOCK_SIZE = 64
 _HISTORY_TOKENS = 1 << 40  # all of it
 
+Answers = Mapping[tuple[int, ...], Sequence[PastRollout]]
+"""By prompt."""
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A policy, and two epochs of its answers to the same prompts: by prompt, each sibling's tokens."""
+    """A policy, and two epochs of its answers to the same prompts: by prompt, each sibling's."""
 
     number: int
     score: "Scorer"
-    history: Mapping[tuple[int, ...], Sequence[Sequence[int]]]
-    answers: Mapping[tuple[int, ...], Sequence[Sequence[int]]]
+    history: Answers
+    answers: Answers
 
 
 class Scorer:
@@ -61,7 +65,7 @@ class Scorer:
 
     def __call__(self, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
         """[N, V] float32: before each token of the completion, of every token."""
-        state = _state(prompt)
+        state = _state(prompt, None)
         chunk = Chunk(state, len(prompt), draft=tuple(completion[:-1]))
         self._blocks.grow(state.block_table, num_computed=0, num_tokens=chunk.num_rows)
         try:
@@ -103,8 +107,8 @@ def measure_drift(
 def kl_per_token(decoding: Version, writing: Version) -> float:
     """KL(decoding || writing) in nats, over the whole vocabulary, mean over the tokens that `decoding` sampled."""
     total = 0.0
-    for prompt, completions in decoding.answers.items():
-        for completion in filter(None, completions):
+    for prompt, siblings in decoding.answers.items():
+        for completion in (answer.token_ids for answer in siblings if answer.token_ids):
             logprobs_NV = decoding.score(prompt, completion)
             difference_NV = logprobs_NV - writing.score(prompt, completion)
             total += (logprobs_NV.exp() * difference_NV).sum(dtype=torch.float64).item()
@@ -112,8 +116,8 @@ def kl_per_token(decoding: Version, writing: Version) -> float:
 
 
 def replay(
-    history: Mapping[tuple[int, ...], Sequence[Sequence[int]]],
-    answers: Mapping[tuple[int, ...], Sequence[Sequence[int]]],
+    history: Answers,
+    answers: Answers,
     *,
     max_draft_tokens: int,
 ) -> tuple[int, int, int]:
@@ -122,14 +126,14 @@ def replay(
     Tokens behind the first wrong one of a draft are not put to the test, so that its length plays no part. Each answer is on its own: it knows the history of its prompt and itself, and no siblings.
     """
     num_tested = num_accepted = num_steps = 0
-    for prompt, completions in answers.items():
-        rollouts = [[list(prompt), 0, list(tokens)] for tokens in history[prompt] if tokens]
-        for completion in completions:
+    for prompt, siblings in answers.items():
+        for answer in siblings:
             drafter = SuffixDrafter(history_tokens=_HISTORY_TOKENS)
-            drafter.load_state_dict({"rollouts": rollouts})
-            state = _state(prompt)
-            while state.num_output < len(completion):
-                rest = completion[state.num_output :]
+            for past in history[prompt]:
+                drafter.finish(_answered(prompt, past), policy_version=past.policy_version)
+            state = _state(prompt, answer.key)
+            while state.num_output < len(answer.token_ids):
+                rest = answer.token_ids[state.num_output :]
                 (draft,) = drafter.propose([state], max_tokens=max_draft_tokens)
                 drafted = draft.token_ids[: len(rest) - 1]  # one is drawn in any case
                 right = _num_equal(drafted, rest)
@@ -147,16 +151,23 @@ def _num_equal(drafted: Sequence[int], tokens: Sequence[int]) -> int:
     return len(drafted)
 
 
-def _num_tokens(answers: Mapping[tuple[int, ...], Sequence[Sequence[int]]]) -> int:
-    return sum(len(completion) for completions in answers.values() for completion in completions)
+def _num_tokens(answers: Answers) -> int:
+    return sum(len(answer.token_ids) for siblings in answers.values() for answer in siblings)
 
 
-def _state(prompt: Sequence[int]) -> RequestState:
+def _state(prompt: Sequence[int], key: SampleKey | None) -> RequestState:
+    """Of a request without a key: greedy."""
     return RequestState.of(
         Request(
             request_id="replayed",
             token_ids=tuple(prompt),
-            params=SamplingParams(),
-            key=SampleKey(0, 0, 0),
+            params=SamplingParams(temperature=1.0 if key else 0.0),
+            key=key or SampleKey(0, 0, 0),
         )
     )
+
+
+def _answered(prompt: Sequence[int], answer: PastRollout) -> RequestState:
+    state = _state(prompt, answer.key)
+    state.token_ids += answer.token_ids
+    return state

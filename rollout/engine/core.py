@@ -90,6 +90,11 @@ class Request:
     priority: int = 0
     """Of those that wait, higher ones are begun first."""
 
+    @property
+    def drawn_with(self) -> SampleKey | None:
+        """What, with their positions, its tokens are drawn with; None: it is greedy."""
+        return self.key if self.params.temperature > 0 else None
+
 
 class FinishReason(StrEnum):
     STOP = "stop"  # end of sequence, a stop id or a stop string

@@ -202,7 +202,8 @@ class Engine:
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[list[Completion]]:
-        """`params.n` completions per prompt, in the order of the prompts.
+        """`params.n` completions per prompt, in the order of the prompts; sample i of prompt g is drawn with
+        `SampleKey(params.seed, g, i)`.
 
         Args:
             prompts: token ids, text, or chat messages.

@@ -111,7 +111,7 @@ class Dispatcher:
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.lengths.add(request.token_ids, len(completion.token_ids))
             version = max(completion.policy_versions, default=0)
-            self.history.add(request.token_ids, completion.token_ids, version)
+            self.history.add(request, completion.token_ids, version)
         self._answer(replace(completion, request_id=request.request_id), by=lease)
 
     def lose(self, worker_id: str) -> int:

@@ -3,8 +3,10 @@
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
+
+from rollout.engine.core import Request, SampleKey
 
 __all__ = ["History", "PastRollout"]
 
@@ -15,6 +17,8 @@ _PER_PROMPT = 32
 @dataclass(frozen=True, slots=True)
 class PastRollout:
     policy_version: int  # of its last token
+    key: SampleKey | None
+    """What its tokens were drawn with; None: it was greedy, or its checkpoint did not say."""
     token_ids: array  # type code "i"; without the prompt
 
 
@@ -30,11 +34,16 @@ class History:
     def num_tokens(self) -> int:
         return self._num_tokens
 
-    def add(self, prompt: tuple[int, ...], token_ids: Sequence[int], policy_version: int) -> None:
+    def add(self, request: Request, token_ids: Sequence[int], policy_version: int) -> None:
+        """A request was answered."""
+        rollout = PastRollout(policy_version, request.drawn_with, array("i", token_ids))
+        self._add(request.token_ids, rollout)
+
+    def _add(self, prompt: tuple[int, ...], rollout: PastRollout) -> None:
         rollouts = self._rollouts.setdefault(prompt, [])
-        rollouts.append(PastRollout(policy_version, array("i", token_ids)))
+        rollouts.append(rollout)
         self._rollouts.move_to_end(prompt)
-        self._num_tokens += len(token_ids)
+        self._num_tokens += len(rollout.token_ids)
         if len(rollouts) > _PER_PROMPT:
             self._drop_oldest_of(prompt)
         while self._num_tokens > self._max_tokens:
@@ -45,16 +54,19 @@ class History:
         return self._rollouts.get(prompt, ())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rollouts": [list(entry) for entry in self._entries()]}
+        return {"rollouts": list(self._entries())}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        for prompt, version, token_ids in saved["rollouts"]:
-            self.add(tuple(prompt), token_ids, version)
+        # between version and tokens stands the key, or nothing where the rollout has none
+        for prompt, version, *key, token_ids in saved["rollouts"]:
+            drawn_with = SampleKey(*key[0]) if key else None
+            self._add(tuple(prompt), PastRollout(version, drawn_with, array("i", token_ids)))
 
-    def _entries(self) -> Iterator[tuple[list[int], int, list[int]]]:
+    def _entries(self) -> Iterator[list[Any]]:
         for prompt, rollouts in self._rollouts.items():
             for rollout in rollouts:
-                yield list(prompt), rollout.policy_version, rollout.token_ids.tolist()
+                key = [list(astuple(rollout.key))] if rollout.key else []
+                yield [list(prompt), rollout.policy_version, *key, rollout.token_ids.tolist()]
 
     def _drop_oldest_of(self, prompt: tuple[int, ...]) -> None:
         rollouts = self._rollouts[prompt]

@@ -1,23 +1,28 @@
-"""Drafts from the request itself, its siblings in flight, and past rollouts of the same prompt. No torch.
+"""Drafts from the request itself, its siblings in flight, and past rollouts of the same prompt.
 
 After suffix decoding (https://arxiv.org/abs/2411.04975), with one automaton per prompt as in DAS
 (https://arxiv.org/abs/2511.13841): what other prompts say lowers acceptance. Departures: an automaton instead of
-a tree, so that the longest match is found by following links instead of walking from the root for each length; drafts
-are chains of the most frequent token; how far to go is the controller's to say.
+a tree, so that the longest match is found by following links instead of walking from the root for each length; how far to
+go is the controller's to say; and a draft is not the chain of the most frequent tokens but of those that the request's own
+uniforms should draw, as past draws of the same context tell (`SuffixAutomaton.likeliest`). It is a coupling without
+communication (Daliri et al., "Coupling without Communication and Drafter-Invariant Speculative Decoding"), of a sample instead of
+a model: at temperature 1 the most frequent token is right no more often than it is drawn.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from rollout.engine.core import RequestState
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
-from rollout.speculation.drafters.history import History
+from rollout.speculation.drafters.history import History, PastRollout
 from rollout.speculation.drafters.suffix_automaton import ROOT, SuffixAutomaton
+from rollout.speculation.drafters.uniforms import Uniforms, uniforms
 
 __all__ = ["SuffixDrafter"]
 
-_MIN_CONFIDENCE = 0.1  # a chain ends before a token less frequent than this
+_MIN_CONFIDENCE = 0.1  # a chain ends before a token less sure than this
 
 
 class SuffixDrafter(Drafter):
@@ -42,7 +47,7 @@ class SuffixDrafter(Drafter):
         prompt = _prompt_of(state)
         output_ids = state.output_ids
         if output_ids:
-            self._history.add(prompt, output_ids, policy_version)
+            self._history.add(state.request, output_ids, policy_version)
         tree = self._trees.get(prompt)
         if tree is not None:
             tree.catch_up(state)
@@ -65,31 +70,44 @@ class SuffixDrafter(Drafter):
 
 
 @dataclass(slots=True)
+class _End:
+    """Where a request in flight ends in the automaton of its prompt."""
+
+    state: int
+    num_seen: int
+    """Tokens of its log that led there."""
+    uniforms: Uniforms
+
+
+@dataclass(slots=True)
 class _PromptTree:
     """The automaton of one prompt, and where in it each request in flight ends."""
 
     automaton: SuffixAutomaton
     prompt_state: int
-    ends: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """By request: state, and how many tokens of its log led there."""
+    ends: dict[str, _End] = field(default_factory=dict)
+    """By request."""
 
     @classmethod
     def of(cls, prompt: tuple[int, ...], history: History) -> "_PromptTree":
         automaton = SuffixAutomaton()
-        start = _extend(automaton, ROOT, prompt)
-        for rollout in history.of(prompt):
-            _extend(automaton, start, rollout.token_ids)
-        return cls(automaton, start)
+        start = ROOT
+        for token_id in prompt:
+            start = automaton.append(start, token_id)
+        tree = cls(automaton, start)
+        tree._remember(history.of(prompt), first_position=len(prompt))
+        return tree
 
     def catch_up(self, state: RequestState) -> None:
-        request_id = state.request.request_id
-        end, num_seen = self.ends.get(request_id, (self.prompt_state, state.num_prompt_tokens))
-        new = state.token_ids[num_seen:]
-        self.ends[request_id] = (_extend(self.automaton, end, new), num_seen + len(new))
+        end = self._end(state)
+        for position in range(end.num_seen, len(state.token_ids)):
+            token_id, uniform = state.token_ids[position], end.uniforms.at(position)
+            end.state = self.automaton.append(end.state, token_id, uniform=uniform)
+        end.num_seen = len(state.token_ids)
 
     def propose(self, state: RequestState, max_tokens: int) -> Draft:
-        automaton = self.automaton
-        at = automaton.longest_repeated(self.ends[state.request.request_id][0])
+        automaton, end = self.automaton, self._end(state)
+        at = automaton.longest_repeated(end.state)
         match_length = automaton.match_length(at)
         token_ids: list[int] = []
         confidences: list[float] = []
@@ -97,7 +115,8 @@ class _PromptTree:
             at = automaton.longest_repeated(at)
             if at == ROOT:
                 break
-            token_id, confidence = automaton.most_frequent(at)
+            uniform = end.uniforms.at(end.num_seen + len(token_ids))
+            token_id, confidence = automaton.likeliest(at, uniform)
             if confidence < _MIN_CONFIDENCE:
                 break
             token_ids.append(token_id)
@@ -110,11 +129,21 @@ class _PromptTree:
     def leave(self, state: RequestState) -> None:
         del self.ends[state.request.request_id]
 
+    def _end(self, state: RequestState) -> _End:
+        request_id = state.request.request_id
+        if request_id not in self.ends:
+            new = _End(self.prompt_state, state.num_prompt_tokens, Uniforms(state.request))
+            self.ends[request_id] = new
+        return self.ends[request_id]
 
-def _extend(automaton: SuffixAutomaton, state: int, token_ids: Sequence[int]) -> int:
-    for token_id in token_ids:
-        state = automaton.append(state, token_id)
-    return state
+    def _remember(self, rollouts: Sequence[PastRollout], *, first_position: int) -> None:
+        drawn = [(r.key, first_position, len(r.token_ids)) for r in rollouts if r.key]
+        known = iter(uniforms(drawn))
+        for rollout in rollouts:
+            values = next(known) if rollout.key else repeat(None)
+            at = self.prompt_state
+            for token_id, uniform in zip(rollout.token_ids, values, strict=False):
+                at = self.automaton.append(at, token_id, uniform=uniform)
 
 
 def _prompt_of(state: RequestState) -> tuple[int, ...]:

@@ -1,32 +1,51 @@
 """Acceptance against drift: what a replay accepts, and how far two policies are apart."""
 
 import math
+from array import array
 
 import pytest
 import torch
 
 from rollout.bench.drift import Scorer, Version, kl_per_token, measure_drift, replay
+from rollout.engine.core import SampleKey
 from rollout.models.checkpoint import load_decoder
 from rollout.models.sources.tiny import make_tiny_model
+from rollout.speculation.drafters.history import PastRollout
 
 PROMPT = (1, 2, 3)
 
 
+def said(*token_ids):
+    """Greedily, so that the most frequent token is drafted."""
+    return PastRollout(0, None, array("i", token_ids))
+
+
 def test_a_history_that_tells_the_future_is_right_every_time_and_another_never():
-    answer = [10, 11, 12, 13, 14, 15, 16, 17]
+    answer = said(10, 11, 12, 13, 14, 15, 16, 17)
     right = replay({PROMPT: [answer]}, {PROMPT: [answer]}, max_draft_tokens=3)
     assert right == (6, 6, 2), "3 drafted and one drawn, twice"
-    wrong = replay({PROMPT: [[20, 21, 22]]}, {PROMPT: [answer]}, max_draft_tokens=3)
+    wrong = replay({PROMPT: [said(20, 21, 22)]}, {PROMPT: [answer]}, max_draft_tokens=3)
     assert wrong == (1, 0, 8)
 
 
 def test_a_draft_is_kept_up_to_its_first_wrong_token_and_siblings_do_not_help():
-    history = {PROMPT: [[10, 11, 12, 13, 14]]}
-    answers = {PROMPT: [[10, 11, 99, 98, 97], [10, 11, 99, 98, 97]]}
+    history = {PROMPT: [said(10, 11, 12, 13, 14)]}
+    answers = {PROMPT: [said(10, 11, 99, 98, 97), said(10, 11, 99, 98, 97)]}
     tested, accepted, steps = replay(history, answers, max_draft_tokens=4)
     assert accepted == 4, "10 and 11 of each, and of 99 98 97 nothing"
     assert steps == 6
     assert tested == 6, "99 was drafted as 12, and what stood behind 12 does not count"
+
+
+def test_what_was_drawn_is_replayed_with_the_uniforms_it_was_drawn_with():
+    low, high = (
+        SampleKey(0, 0, 3),
+        SampleKey(0, 0, 0),
+    )  # their uniforms behind the prompt: 0.14 and 0.63
+    drawn = [PastRollout(0, key, array("i", [t] * 4)) for key, t in ((low, 10), (high, 11))]
+    for answer in drawn:
+        _, accepted, steps = replay({PROMPT: drawn}, {PROMPT: [answer]}, max_draft_tokens=4)
+        assert (accepted, steps) == (3, 1)
 
 
 class Fixed:
@@ -39,8 +58,9 @@ class Fixed:
         return self._row.expand(len(completion), -1)
 
 
-def version(number, score, answers=((0, 1),)):
-    return Version(number, score, {PROMPT: answers}, {PROMPT: answers})
+def version(number, score):
+    answers = {PROMPT: [said(0, 1)]}
+    return Version(number, score, answers, answers)
 
 
 def test_kl_is_over_the_whole_vocabulary_and_not_symmetric():

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from rollout.config import DrafterKind, SpeculationConfig, StorageDtype
-from rollout.engine.core import FinishReason
+from rollout.engine.core import FinishReason, RequestState
 from rollout.speculation.cost_table import CostTable, StepSize
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
+from rollout.speculation.drafters.suffix import SuffixDrafter
 from rollout.speculation.speculator import Speculator
 from rollout.weights.update import make_update
 from tests.rollout.engine.engines import (
@@ -237,6 +238,26 @@ def test_new_weights_are_drafted_for_with_what_the_old_ones_said(llama, other_ll
     plain = make_engine(llama)
     put_in_force(plain, update)
     assert_same(run(engine, requests), run(plain, requests))
+
+
+def test_whoever_draws_the_same_again_is_foretold_at_every_position(llama):
+    """Of 8 siblings that had two tokens to choose from each time, all known; only the uniforms tell them apart."""
+    group = make_group(0, prompt(20), size=8, top_k=2, max_tokens=12)
+    completions = run(make_engine(llama), group)
+    drafter = SuffixDrafter(history_tokens=1000)
+    for request in group:
+        answered = RequestState.of(request)
+        answered.token_ids += completions[request.request_id].token_ids
+        drafter.finish(answered, policy_version=0)
+    for request in group:
+        state = RequestState.of(request)
+        for token_id in completions[request.request_id].token_ids:
+            (draft,) = drafter.propose([state], max_tokens=1)
+            assert draft.token_ids == (token_id,)
+            state.token_ids.append(token_id)
+        drafter._trees.clear()
+    firsts = {completion.token_ids[0] for completion in completions.values()}
+    assert len(firsts) == 2, "there was something to tell apart"
 
 
 @pytest.mark.parametrize("kind", [DrafterKind.NGRAM, DrafterKind.SUFFIX, DrafterKind.AUTO])

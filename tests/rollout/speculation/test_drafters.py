@@ -1,7 +1,12 @@
+import json
+import random
+from bisect import bisect
+
 from rollout.speculation.drafters.drafter import NO_DRAFT
 from rollout.speculation.drafters.history import History
 from rollout.speculation.drafters.ngram import NgramDrafter
 from rollout.speculation.drafters.suffix import SuffixDrafter
+from rollout.speculation.drafters.uniforms import Uniforms
 from tests.rollout.speculation.requests import make_state
 
 
@@ -56,14 +61,75 @@ def test_another_prompt_is_none():
     assert propose(suffix_drafter(), other, state)[1] == NO_DRAFT
 
 
-def test_the_majority_of_past_rollouts_decides_and_says_how_sure_it_is():
+def test_of_a_greedy_request_the_majority_of_past_rollouts_decides_and_says_how_sure_it_is():
     drafter = suffix_drafter()
     for i, output in enumerate(([5, 6, 7], [5, 6, 8], [5, 6, 7])):
         drafter.finish(make_state(f"old {i}", [1, 2], output), policy_version=i)
-    (draft,) = propose(drafter, make_state("new", [1, 2], [5]))
+    (draft,) = propose(drafter, make_state("new", [1, 2], [5], temperature=0.0))
     assert draft.token_ids == (6, 7)
     assert draft.confidences == (3 / 4, 2 / 4)
     assert draft.match_length == 3
+
+
+# the uniforms of samples 0 to 5 of this prompt's group, at the position behind [1, 2, 5]
+U = [Uniforms(make_state("", [1, 2], sample_index=i).request).at(3) for i in range(6)]
+
+
+def test_a_draft_is_what_the_requests_own_uniform_should_draw_whatever_most_of_them_drew():
+    drafter = suffix_drafter()
+    border = sorted(U)[2]  # an inverse CDF: three samples below give 6, three above 7
+    for i in range(6):
+        output = [5, 6 if U[i] <= border else 7, 9]
+        drafter.finish(make_state(f"old {i}", [1, 2], output, sample_index=i), policy_version=0)
+    for _ in range(3):
+        greedy = make_state("most", [1, 2], [5, 7, 9], temperature=0.0)
+        drafter.finish(greedy, policy_version=0)
+    states = [make_state(f"new {i}", [1, 2], [5], sample_index=i) for i in range(6)]
+    drafts = propose(drafter, *states)
+    assert [d.token_ids[0] for d in drafts] == [6 if u <= border else 7 for u in U]
+    (greedy,) = propose(drafter, make_state("greedy", [1, 2], [5], temperature=0.0))
+    assert greedy.token_ids[0] == 7
+    heir = suffix_drafter()
+    heir.load_state_dict(json.loads(json.dumps(drafter.state_dict())))
+    assert propose(heir, *states) == drafts, "what was saved has the keys"
+
+
+def test_past_draws_tell_more_than_frequencies_do():
+    """160 samples of a distribution with three tokens at each of 12 positions, behind 24 past ones."""
+    rng = random.Random(0)
+    borders = [sorted(rng.random() for _ in range(2)) for _ in range(12)]
+
+    def answer(i):
+        uniforms = Uniforms(make_state("", [1, 2], sample_index=i).request)
+        return [10 + 3 * p + bisect(borders[p], uniforms.at(2 + p)) for p in range(12)]
+
+    def num_right(temperature):
+        drafter = suffix_drafter()
+        for i in range(24):
+            past = make_state("past", [1, 2], answer(i), sample_index=i)
+            drafter.finish(past, policy_version=0)
+        right = 0
+        for i in range(24, 184):
+            state = make_state(f"{i}", [1, 2], temperature=temperature, sample_index=i)
+            for token_id in answer(i):
+                (draft,) = propose(drafter, state, max_tokens=1)
+                right += draft.token_ids == (token_id,)
+                state.token_ids.append(token_id)
+            drafter._trees.clear()  # its siblings are not to know it
+        return right
+
+    assert num_right(1.0) > 1.15 * num_right(0.0)
+
+
+def test_a_history_without_keys_is_a_majority_to_all():
+    drafter = suffix_drafter()
+    saved = [[[1, 2], 0, [5, 6]], [[1, 2], 0, [5, 7]], [[1, 2], 0, [5, 7]]]
+    drafter.load_state_dict({"rollouts": saved})
+    for i in range(6):
+        (draft,) = propose(drafter, make_state(f"{i}", [1, 2], [5], sample_index=i), max_tokens=1)
+        assert (draft.token_ids, draft.confidences) == ((7,), (2 / 4,))
+        drafter._trees.clear()
+    assert drafter.state_dict() == {"rollouts": saved}
 
 
 def test_a_request_finds_what_it_said_itself():
@@ -110,24 +176,28 @@ def test_a_saved_history_drafts_as_before():
 # ---- history
 
 
+def of(*prompt):
+    return make_state("", prompt).request
+
+
 def test_the_history_is_bounded_and_drops_the_prompt_that_was_met_longest_ago():
     history = History(max_tokens=6)
-    history.add((1,), [10, 11], 0)
-    history.add((2,), [20, 21], 0)
-    history.add((1,), [12, 13], 1)
-    history.add((3,), [30, 31], 1)
+    history.add(of(1), [10, 11], 0)
+    history.add(of(2), [20, 21], 0)
+    history.add(of(1), [12, 13], 1)
+    history.add(of(3), [30, 31], 1)
     assert not history.of((2,))
     assert [list(r.token_ids) for r in history.of((1,))] == [[10, 11], [12, 13]]
     assert history.num_tokens == 6
-    history.add((3,), [32], 2)
+    history.add(of(3), [32], 2)
     assert [list(r.token_ids) for r in history.of((1,))] == [[12, 13]], "its oldest first"
-    history.add((4,), range(7), 2)
+    history.add(of(4), range(7), 2)
     assert history.num_tokens == 0, "what is longer than the bound is not kept either"
 
 
 def test_of_a_prompt_the_newest_rollouts_are_kept():
     history = History(max_tokens=1000)
     for version in range(40):
-        history.add((1,), [version] * 3, version)
+        history.add(of(1), [version] * 3, version)
     assert [r.policy_version for r in history.of((1,))] == list(range(8, 40))
     assert history.num_tokens == 96

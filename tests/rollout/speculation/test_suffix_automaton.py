@@ -83,3 +83,42 @@ def test_branches_interleave():
     assert automaton.most_frequent(walk(automaton, [2, 3])) == (4, 2 / 3)
     assert automaton.most_frequent(walk(automaton, [1, 2])) == (3, 2 / 3)
     assert a == b
+
+
+def drawn(*draws):
+    """What followed 1: (uniform, token) of each, or a token alone where there was no uniform."""
+    automaton = SuffixAutomaton()
+    start = automaton.append(ROOT, 1)
+    for draw in draws:
+        uniform, token_id = draw if isinstance(draw, tuple) else (None, draw)
+        automaton.append(start, token_id, uniform=uniform)
+    return automaton, start
+
+
+def test_a_uniform_gives_what_its_neighbours_gave():
+    automaton, start = drawn((0.1, 7), (0.2, 7), (0.3, 7), (0.8, 9), (0.9, 9))
+    assert automaton.likeliest(start, 0.25)[0] == 7
+    assert automaton.likeliest(start, 0.95)[0] == 9, "though 7 was drawn more often"
+    assert automaton.likeliest(start, 0.4)[0] == 7
+    assert automaton.likeliest(start, 0.7)[0] == 9
+    sure, unsure = (automaton.likeliest(start, u)[1] for u in (0.15, 0.55))
+    assert sure == pytest.approx(5 / 6), "of one mind, five draws"
+    assert unsure == pytest.approx(0.5 * 5 / 6), "halfway between two of each"
+
+
+def test_draws_are_of_their_context_and_its_suffixes_whatever_was_split_since():
+    automaton = SuffixAutomaton()
+    for first, uniform, then in ((1, 0.2, 5), (2, 0.8, 6), (3, 0.9, 6)):
+        state = automaton.append(automaton.append(ROOT, first), 4)
+        automaton.append(state, then, uniform=uniform)
+    assert automaton._draws[walk(automaton, [1, 4])] == [(0.2, 5)]
+    assert automaton._draws[walk(automaton, [4])] == [(0.2, 5), (0.8, 6), (0.9, 6)]
+    assert automaton.likeliest(walk(automaton, [4]), 0.1)[0] == 5
+
+
+def test_where_nothing_was_drawn_and_of_a_greedy_request_the_most_frequent_counts():
+    automaton, start = drawn(7, 7, 9)
+    assert automaton.likeliest(start, 0.99) == (7, 2 / 4)
+    automaton, start = drawn(7, 7, (0.5, 9))
+    assert automaton.likeliest(start, 0.99) == (9, 1 / 2), "a prompt's tokens have no uniform"
+    assert automaton.likeliest(start, None) == (7, 2 / 4)
