@@ -1,5 +1,6 @@
 """The nouns of the engine. No behaviour beyond what a noun knows of itself, and no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -63,6 +64,11 @@ class SamplingParams:
             stop=tuple(config.stop),
             seed=seed,
         )
+
+    def ends_at(self, token_id: int, *, eos_token_ids: Sequence[int]) -> bool:
+        """Whether a completion is over with this token, whatever its text."""
+        is_eos = token_id in eos_token_ids and not self.ignore_eos
+        return is_eos or token_id in self.stop_token_ids
 
     @property
     def truncates(self) -> bool:

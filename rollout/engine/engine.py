@@ -398,7 +398,10 @@ class Engine:
             max_context=self.max_context_tokens,
         )
         return Speculator(
-            drafters, costs, max_draft_tokens=self.config.speculation.max_draft_tokens
+            drafters,
+            costs,
+            max_draft_tokens=self.config.speculation.max_draft_tokens,
+            eos_token_ids=self._decoder.spec.eos_token_ids,
         )
 
     def _postprocess(self, batch: Batch, logits_RV: torch.Tensor) -> list[Completion]:
@@ -424,9 +427,7 @@ class Engine:
 
     def _finish_reason(self, state: RequestState, token_id: int) -> FinishReason | None:
         params = state.request.params
-        if token_id in self._decoder.spec.eos_token_ids and not params.ignore_eos:
-            return FinishReason.STOP
-        if token_id in params.stop_token_ids:
+        if params.ends_at(token_id, eos_token_ids=self._decoder.spec.eos_token_ids):
             return FinishReason.STOP
         if params.stop and ends_with_stop(state.output_ids, params.stop, self.tokenizer):
             return FinishReason.STOP

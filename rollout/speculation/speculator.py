@@ -8,6 +8,7 @@ position is sampled with its own keyed uniform, and a draft only says which posi
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rollout.engine.core import Batch, RequestState
@@ -54,15 +55,23 @@ class Speculator:
         drafters: of each request the draft worth most is taken.
         costs: of a step.
         max_draft_tokens: of a request in a step.
+        eos_token_ids: of the model. A token that ends its request is not verified: it is drawn behind the one before it, and
+            whatever is drawn behind itself is not kept.
     """
 
     def __init__(
-        self, drafters: Sequence[Drafter], costs: CostTable, *, max_draft_tokens: int
+        self,
+        drafters: Sequence[Drafter],
+        costs: CostTable,
+        *,
+        max_draft_tokens: int,
+        eos_token_ids: Sequence[int] = (),
     ) -> None:
         self.drafters = list(drafters)
         self.stats = SpeculationStats()
         self._costs = costs
         self._max_draft_tokens = max_draft_tokens
+        self._eos_token_ids = eos_token_ids
         self._acceptance = [Acceptance() for _ in self.drafters]
         self._num_idle = 0  # steps since drafts were last asked for
         self._pause = 1  # steps before they are asked for again: longer, while none of them pays
@@ -252,10 +261,17 @@ class Speculator:
                 self.stats.num_without_room += draft is NO_ROOM
                 request_id = state.request.request_id
                 probabilities = self._acceptance[source].probabilities(request_id, draft)
-                proposal = _Proposal(draft, source, probabilities[: max_lengths[state]])
+                limit = min(max_lengths[state], self._num_before_end(state, draft))
+                proposal = _Proposal(draft, source, probabilities[:limit])
                 if state not in best or _worth(proposal) > _worth(best[state]):
                     best[state] = proposal
         return best
+
+    def _num_before_end(self, state: RequestState, draft: Draft) -> int:
+        """Tokens of a draft before the first that would end the request."""
+        ends_at = partial(state.request.params.ends_at, eos_token_ids=self._eos_token_ids)
+        ends = (i for i, token_id in enumerate(draft.token_ids) if ends_at(token_id))
+        return next(ends, len(draft.token_ids))
 
     def _reach(
         self, source: int, max_lengths: Mapping[RequestState, int], decoding: Decoding

@@ -301,9 +301,8 @@ class ModelDrafter(Drafter):
             )
 
     def _ends(self, own: RequestState, token_id: int) -> bool:
-        params = own.request.params
-        is_eos = token_id in self._decoder.spec.eos_token_ids and not params.ignore_eos
-        return is_eos or token_id in params.stop_token_ids
+        eos_token_ids = self._decoder.spec.eos_token_ids
+        return own.request.params.ends_at(token_id, eos_token_ids=eos_token_ids)
 
     def _let_go(self, states: Iterator[RequestState] | Sequence[RequestState]) -> None:
         for state in list(states):

@@ -5,12 +5,12 @@ from rollout.engine.core import Request, RequestState, SampleKey, SamplingParams
 __all__ = ["make_state"]
 
 
-def make_state(request_id, prompt, output=(), *, max_tokens=100, temperature=1.0, sample_index=0):
+def make_state(request_id, prompt, output=(), *, max_tokens=100, sample_index=0, **params):
     state = RequestState.of(
         Request(
             request_id=request_id,
             token_ids=tuple(prompt),
-            params=SamplingParams(max_tokens=max_tokens, temperature=temperature),
+            params=SamplingParams(max_tokens=max_tokens, **params),
             key=SampleKey(0, 0, sample_index),
         )
     )

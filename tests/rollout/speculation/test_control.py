@@ -192,10 +192,10 @@ class Oracle(Drafter):
         pass
 
 
-def speculator_of(*drafters, free_rows):
+def speculator_of(*drafters, free_rows, eos_token_ids=()):
     """With rows that cost nothing, or as much as the first."""
-    costs = {1: 1.0, 2: 1.0 if free_rows else 2.0}
-    return Speculator(drafters, CostTable(costs), max_draft_tokens=4)
+    costs = CostTable({1: 1.0, 2: 1.0 if free_rows else 2.0})
+    return Speculator(drafters, costs, max_draft_tokens=4, eos_token_ids=eos_token_ids)
 
 
 def decoding(*states):
@@ -223,6 +223,23 @@ def test_free_rows_are_drafted_and_dear_ones_never():
     for _ in range(100):
         assert not step(dear, [state], [7])
     assert 5 <= oracle.num_asked <= 20, "now and then, to learn"
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, (7, 8)),
+        ({"stop_token_ids": (8,)}, (7,)),
+        ({"ignore_eos": True}, (7, 8, 9, 6)),
+        ({"ignore_eos": True, "stop_token_ids": (7,)}, None),
+    ],
+)
+def test_a_token_that_ends_its_request_is_not_verified_and_still_learned_from(params, expected):
+    state = make_state("a", [1, 2], **params)
+    speculator = speculator_of(Oracle(7, 8, 9, 6), free_rows=True, eos_token_ids=(9,))
+    drafts = [step(speculator, [state], [7, 8, 9]).get(state) for _ in range(20)]
+    assert drafts[-1] == expected
+    assert sum(speculator._acceptance[0]._kept.values()) > 0
 
 
 def test_a_prompt_in_the_step_makes_no_draft_worth_its_rows():
