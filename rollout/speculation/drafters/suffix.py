@@ -18,7 +18,7 @@ from rollout.engine.core import RequestState
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.drafters.history import History, PastRollout
 from rollout.speculation.drafters.suffix_automaton import ROOT, SuffixAutomaton
-from rollout.speculation.drafters.uniforms import Uniforms, uniforms
+from rollout.speculation.drafters.uniforms import Uniforms, look_ahead, uniforms
 
 __all__ = ["SuffixDrafter"]
 
@@ -39,9 +39,14 @@ class SuffixDrafter(Drafter):
         self._trees: dict[tuple[int, ...], _PromptTree] = {}
 
     def propose(self, states: Sequence[RequestState], *, max_tokens: int) -> list[Draft]:
-        for state in states:
-            self._tree(state).catch_up(state)
-        return [self._tree(state).propose(state, max_tokens) for state in states]
+        trees = [self._tree(state) for state in states]
+        look_ahead(
+            [tree.end_of(state).uniforms for tree, state in zip(trees, states, strict=True)],
+            ends=[len(state.token_ids) + max_tokens for state in states],
+        )
+        for tree, state in zip(trees, states, strict=True):
+            tree.catch_up(state)
+        return [tree.propose(state, max_tokens) for tree, state in zip(trees, states, strict=True)]
 
     def finish(self, state: RequestState, *, policy_version: int) -> None:
         prompt = _prompt_of(state)
@@ -50,6 +55,7 @@ class SuffixDrafter(Drafter):
             self._history.add(state.request, output_ids, policy_version)
         tree = self._trees.get(prompt)
         if tree is not None:
+            look_ahead([tree.end_of(state).uniforms], ends=[len(state.token_ids)])
             tree.catch_up(state)
             tree.leave(state)
             if not tree.ends:
@@ -98,15 +104,23 @@ class _PromptTree:
         tree._remember(history.of(prompt), first_position=len(prompt))
         return tree
 
+    def end_of(self, state: RequestState) -> _End:
+        request_id = state.request.request_id
+        if request_id not in self.ends:
+            new = _End(self.prompt_state, state.num_prompt_tokens, Uniforms(state.request))
+            self.ends[request_id] = new
+        return self.ends[request_id]
+
     def catch_up(self, state: RequestState) -> None:
-        end = self._end(state)
+        """Take in what its log has got since the last time; its uniforms are known."""
+        end = self.end_of(state)
         for position in range(end.num_seen, len(state.token_ids)):
             token_id, uniform = state.token_ids[position], end.uniforms.at(position)
             end.state = self.automaton.append(end.state, token_id, uniform=uniform)
         end.num_seen = len(state.token_ids)
 
     def propose(self, state: RequestState, max_tokens: int) -> Draft:
-        automaton, end = self.automaton, self._end(state)
+        automaton, end = self.automaton, self.end_of(state)
         at = automaton.longest_repeated(end.state)
         match_length = automaton.match_length(at)
         token_ids: list[int] = []
@@ -128,13 +142,6 @@ class _PromptTree:
 
     def leave(self, state: RequestState) -> None:
         del self.ends[state.request.request_id]
-
-    def _end(self, state: RequestState) -> _End:
-        request_id = state.request.request_id
-        if request_id not in self.ends:
-            new = _End(self.prompt_state, state.num_prompt_tokens, Uniforms(state.request))
-            self.ends[request_id] = new
-        return self.ends[request_id]
 
     def _remember(self, rollouts: Sequence[PastRollout], *, first_position: int) -> None:
         drawn = [(r.key, first_position, len(r.token_ids)) for r in rollouts if r.key]

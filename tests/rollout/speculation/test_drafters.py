@@ -2,11 +2,12 @@ import json
 import random
 from bisect import bisect
 
+from rollout.engine.core import SampleKey
 from rollout.speculation.drafters.drafter import NO_DRAFT
 from rollout.speculation.drafters.history import History
 from rollout.speculation.drafters.ngram import NgramDrafter
 from rollout.speculation.drafters.suffix import SuffixDrafter
-from rollout.speculation.drafters.uniforms import Uniforms
+from rollout.speculation.drafters.uniforms import uniforms
 from tests.rollout.speculation.requests import make_state
 
 
@@ -71,8 +72,12 @@ def test_of_a_greedy_request_the_majority_of_past_rollouts_decides_and_says_how_
     assert draft.match_length == 3
 
 
-# the uniforms of samples 0 to 5 of this prompt's group, at the position behind [1, 2, 5]
-U = [Uniforms(make_state("", [1, 2], sample_index=i).request).at(3) for i in range(6)]
+def uniforms_of(sample_index, count):
+    """Of the positions behind a prompt of two tokens."""
+    return uniforms([(SampleKey(0, 0, sample_index), 2, count)])[0]
+
+
+U = [uniforms_of(i, 2)[1] for i in range(6)]  # behind [1, 2, 5]
 
 
 def test_a_draft_is_what_the_requests_own_uniform_should_draw_whatever_most_of_them_drew():
@@ -100,8 +105,7 @@ def test_past_draws_tell_more_than_frequencies_do():
     borders = [sorted(rng.random() for _ in range(2)) for _ in range(12)]
 
     def answer(i):
-        uniforms = Uniforms(make_state("", [1, 2], sample_index=i).request)
-        return [10 + 3 * p + bisect(borders[p], uniforms.at(2 + p)) for p in range(12)]
+        return [10 + 3 * p + bisect(borders[p], u) for p, u in enumerate(uniforms_of(i, 12))]
 
     def num_right(temperature):
         drafter = suffix_drafter()

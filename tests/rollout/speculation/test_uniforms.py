@@ -2,7 +2,7 @@ import torch
 
 from kernels.philox import philox_uniform
 from rollout.engine.core import SampleKey
-from rollout.speculation.drafters.uniforms import Uniforms, uniforms
+from rollout.speculation.drafters.uniforms import Uniforms, look_ahead, uniforms
 from tests.rollout.speculation.requests import make_state
 
 
@@ -18,13 +18,17 @@ def test_spans_of_several_keys_are_those_of_each_key_and_position():
     assert uniforms([]) == []
 
 
-def test_a_request_has_them_behind_its_prompt_however_far_one_looks():
-    request = make_state("a", [1, 2, 3], sample_index=4).request
-    known = Uniforms(request)
-    assert [known.at(p) for p in (3, 4, 700, 258)] == [
-        truth(request.key, p) for p in (3, 4, 700, 258)
-    ]
+def test_requests_have_them_behind_their_prompts_as_far_as_one_looks_and_keep_them():
+    states = [make_state(f"{i}", [1] * (3 + i), sample_index=i) for i in range(3)]
+    known = [Uniforms(state.request) for state in states]
+    look_ahead(known[:2], ends=[5, 300])
+    look_ahead(known, ends=[700, 5, 6])
+    for i, last in enumerate((699, 299, 5)):
+        for position in (3 + i, 4 + i, last):
+            assert known[i].at(position) == truth(states[i].request.key, position)
 
 
 def test_a_greedy_request_has_none():
-    assert Uniforms(make_state("a", [1], temperature=0.0).request).at(5) is None
+    greedy = Uniforms(make_state("a", [1], temperature=0.0).request)
+    look_ahead([greedy], ends=[100])
+    assert greedy.at(5) is None
