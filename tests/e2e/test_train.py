@@ -77,7 +77,8 @@ def test_a_run_that_speculates_trains_the_same_weights_and_keeps_its_history(fin
     assert all(torch.equal(plain[name], speculating[name]) for name in plain)
     assert all("speculation/draft_seconds" in row for row in steps_of(run_dir))
     history = load_checkpoint(run_dir).fleet_state["speculation"]["SuffixDrafter"]["rollouts"]
-    assert {version for _, version, _ in history} == {0, 1, 2, 3, 4}, "evaluations, too"
+    assert {version for _, version, *_ in history} == {0, 1, 2, 3, 4}, "evaluations, too"
+    assert {len(key) for *_, key, _ in history if isinstance(key, list)} == {3}, "of what was drawn"
 
 
 def test_resuming_gives_bitwise_the_weights_of_the_run_that_was_not_interrupted(finished, tmp_path):
