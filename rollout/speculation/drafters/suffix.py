@@ -11,14 +11,13 @@ a model: at temperature 1 the most frequent token is right no more often than it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 from rollout.engine.core import RequestState
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.drafters.history import History, PastRollout
 from rollout.speculation.drafters.suffix_automaton import ROOT, SuffixAutomaton
-from rollout.speculation.drafters.uniforms import Uniforms, look_ahead, uniforms
+from rollout.speculation.drafters.uniforms import Uniforms, look_ahead
 
 __all__ = ["SuffixDrafter"]
 
@@ -39,14 +38,8 @@ class SuffixDrafter(Drafter):
         self._trees: dict[tuple[int, ...], _PromptTree] = {}
 
     def propose(self, states: Sequence[RequestState], *, max_tokens: int) -> list[Draft]:
-        trees = [self._tree(state) for state in states]
-        look_ahead(
-            [tree.end_of(state).uniforms for tree, state in zip(trees, states, strict=True)],
-            ends=[len(state.token_ids) + max_tokens for state in states],
-        )
-        for tree, state in zip(trees, states, strict=True):
-            tree.catch_up(state)
-        return [tree.propose(state, max_tokens) for tree, state in zip(trees, states, strict=True)]
+        self._catch_up(states, num_ahead=max_tokens)
+        return [self._tree(state).propose(state, max_tokens) for state in states]
 
     def finish(self, state: RequestState, *, policy_version: int) -> None:
         prompt = _prompt_of(state)
@@ -55,8 +48,7 @@ class SuffixDrafter(Drafter):
             self._history.add(state.request, output_ids, policy_version)
         tree = self._trees.get(prompt)
         if tree is not None:
-            look_ahead([tree.end_of(state).uniforms], ends=[len(state.token_ids)])
-            tree.catch_up(state)
+            self._catch_up([state], num_ahead=0)
             tree.leave(state)
             if not tree.ends:
                 del self._trees[prompt]
@@ -66,6 +58,15 @@ class SuffixDrafter(Drafter):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self._history.load_state_dict(saved)
+
+    def _catch_up(self, states: Sequence[RequestState], *, num_ahead: int) -> None:
+        """Take in what the requests' logs have got, and compute uniforms of so many tokens behind them."""
+        look_ahead(
+            [self._tree(state).end_of(state).uniforms for state in states],
+            ends=[len(state.token_ids) + num_ahead for state in states],
+        )
+        for state in states:
+            self._tree(state).catch_up(state)
 
     def _tree(self, state: RequestState) -> "_PromptTree":
         prompt = _prompt_of(state)
@@ -101,23 +102,23 @@ class _PromptTree:
         for token_id in prompt:
             start = automaton.append(start, token_id)
         tree = cls(automaton, start)
-        tree._remember(history.of(prompt), first_position=len(prompt))
+        tree._remember(history.of(prompt), first=len(prompt))
         return tree
 
     def end_of(self, state: RequestState) -> _End:
         request_id = state.request.request_id
         if request_id not in self.ends:
-            new = _End(self.prompt_state, state.num_prompt_tokens, Uniforms(state.request))
-            self.ends[request_id] = new
+            first = state.num_prompt_tokens
+            uniforms = Uniforms(state.request.drawn_with, first=first)
+            self.ends[request_id] = _End(self.prompt_state, first, uniforms)
         return self.ends[request_id]
 
     def catch_up(self, state: RequestState) -> None:
         """Take in what its log has got since the last time; its uniforms are known."""
         end = self.end_of(state)
-        for position in range(end.num_seen, len(state.token_ids)):
-            token_id, uniform = state.token_ids[position], end.uniforms.at(position)
-            end.state = self.automaton.append(end.state, token_id, uniform=uniform)
-        end.num_seen = len(state.token_ids)
+        new = state.token_ids[end.num_seen :]
+        end.state = self._extend(end.state, new, first=end.num_seen, uniforms=end.uniforms)
+        end.num_seen += len(new)
 
     def propose(self, state: RequestState, max_tokens: int) -> Draft:
         automaton, end = self.automaton, self.end_of(state)
@@ -143,14 +144,17 @@ class _PromptTree:
     def leave(self, state: RequestState) -> None:
         del self.ends[state.request.request_id]
 
-    def _remember(self, rollouts: Sequence[PastRollout], *, first_position: int) -> None:
-        drawn = [(r.key, first_position, len(r.token_ids)) for r in rollouts if r.key]
-        known = iter(uniforms(drawn))
-        for rollout in rollouts:
-            values = next(known) if rollout.key else repeat(None)
-            at = self.prompt_state
-            for token_id, uniform in zip(rollout.token_ids, values, strict=False):
-                at = self.automaton.append(at, token_id, uniform=uniform)
+    def _remember(self, rollouts: Sequence[PastRollout], *, first: int) -> None:
+        drawn = [Uniforms(rollout.key, first=first) for rollout in rollouts]
+        look_ahead(drawn, ends=[first + len(rollout.token_ids) for rollout in rollouts])
+        for rollout, uniforms in zip(rollouts, drawn, strict=True):
+            self._extend(self.prompt_state, rollout.token_ids, first=first, uniforms=uniforms)
+
+    def _extend(self, at: int, token_ids: Sequence[int], *, first: int, uniforms: Uniforms) -> int:
+        """The state behind tokens that follow `at`; the first of them stands at `first` in its log."""
+        for position, token_id in enumerate(token_ids, first):
+            at = self.automaton.append(at, token_id, uniform=uniforms.at(position))
+        return at
 
 
 def _prompt_of(state: RequestState) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from kernels.philox import philox_uniform
-from rollout.engine.core import Request, SampleKey
+from rollout.engine.core import SampleKey
 
 __all__ = ["Uniforms", "look_ahead", "uniforms"]
 
@@ -27,17 +27,22 @@ def uniforms(spans: Sequence[tuple[SampleKey, int, int]]) -> list[list[float]]:
 
 
 class Uniforms:
-    """Those of one request, as far as `look_ahead` has computed them."""
+    """Those of one completion, as far as `look_ahead` has computed them.
 
-    def __init__(self, request: Request) -> None:
-        self.key = request.drawn_with
-        self.end = len(request.token_ids)
+    Args:
+        key: what it is drawn with; None: it has none.
+        first: its first position in the log.
+    """
+
+    def __init__(self, key: SampleKey | None, *, first: int) -> None:
+        self.key = key
+        self.end = first
         """The first position that is not known."""
-        self._first = self.end
+        self._first = first
         self._known: list[float] = []
 
     def at(self, position: int) -> float | None:
-        """Of a position behind the prompt; None where the request is greedy."""
+        """Of a position behind the prompt; None where there is no key."""
         return None if self.key is None else self._known[position - self._first]
 
     def extend(self, values: Sequence[float]) -> None:
@@ -45,13 +50,13 @@ class Uniforms:
         self.end += len(values)
 
 
-def look_ahead(requests: Sequence[Uniforms], *, ends: Sequence[int]) -> None:
-    """Compute those of each request before its end, in one call."""
+def look_ahead(completions: Sequence[Uniforms], *, ends: Sequence[int]) -> None:
+    """Compute those of each completion before its end, in one call."""
     short: list[Uniforms] = []
     spans: list[tuple[SampleKey, int, int]] = []
-    for request, end in zip(requests, ends, strict=True):
-        if request.key is not None and request.end < end:
-            short.append(request)
-            spans.append((request.key, request.end, max(end - request.end, _AT_ONCE)))
-    for request, values in zip(short, uniforms(spans), strict=True):
-        request.extend(values)
+    for known, end in zip(completions, ends, strict=True):
+        if known.key is not None and known.end < end:
+            short.append(known)
+            spans.append((known.key, known.end, max(end - known.end, _AT_ONCE)))
+    for known, values in zip(short, uniforms(spans), strict=True):
+        known.extend(values)

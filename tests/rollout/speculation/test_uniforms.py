@@ -20,7 +20,7 @@ def test_spans_of_several_keys_are_those_of_each_key_and_position():
 
 def test_requests_have_them_behind_their_prompts_as_far_as_one_looks_and_keep_them():
     states = [make_state(f"{i}", [1] * (3 + i), sample_index=i) for i in range(3)]
-    known = [Uniforms(state.request) for state in states]
+    known = [Uniforms(state.request.key, first=3 + i) for i, state in enumerate(states)]
     look_ahead(known[:2], ends=[5, 300])
     look_ahead(known, ends=[700, 5, 6])
     for i, last in enumerate((699, 299, 5)):
@@ -29,6 +29,7 @@ def test_requests_have_them_behind_their_prompts_as_far_as_one_looks_and_keep_th
 
 
 def test_a_greedy_request_has_none():
-    greedy = Uniforms(make_state("a", [1], temperature=0.0).request)
+    request = make_state("a", [1], temperature=0.0).request
+    greedy = Uniforms(request.drawn_with, first=1)
     look_ahead([greedy], ends=[100])
     assert greedy.at(5) is None
