@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from rl.data.prompts import Prompt
 from rl.rewards.outcome import ScoreOutcome
-from rollout.engine.core import Completion
+from rl.tasks.prompts import Prompt
+from rollout.core import Completion
 
 __all__ = ["Purpose", "Rollout", "RolloutGroup"]
 

@@ -11,10 +11,10 @@ from rollout._guard import require_own_kernels
 require_own_kernels()
 
 _EXPORTS = {
-    "Completion": "rollout.engine.core",
+    "Completion": "rollout.core",
     "Engine": "rollout.engine.engine",
-    "Request": "rollout.engine.core",
-    "SamplingParams": "rollout.engine.core",
+    "Request": "rollout.core",
+    "SamplingParams": "rollout.core",
 }
 __all__ = list(_EXPORTS)
 

@@ -10,12 +10,12 @@ from rich.progress import Progress
 from rl.bench.speculation import answered_prompts, mean_tokens, past_rollouts
 from rl.cli import UserError, launch
 from rl.config import BenchSpeculationConfig
-from rl.data.task import load_task
-from rl.trainer.prompts import EncodedPrompts
+from rl.tasks.task import load_task
+from rl.trainer.collect.encoded_prompts import EncodedPrompts
 from rollout.bench.machine import busy_cores, warn_if_busy
 from rollout.bench.speculation import measure_speculation
 from rollout.bench.speculation_cells import expected_seconds, make_cells
-from rollout.engine.core import SamplingParams
+from rollout.core import SamplingParams
 from rollout.engine.engine import Engine
 
 

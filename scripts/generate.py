@@ -4,7 +4,7 @@ from rich.console import Console
 
 from rl.cli import UserError, launch
 from rl.config import GenerateConfig
-from rollout.engine.core import SamplingParams
+from rollout.core import SamplingParams
 from rollout.engine.engine import Engine
 
 

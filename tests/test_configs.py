@@ -28,7 +28,7 @@ from rl.config import (
     RunMode,
     TrainConfig,
 )
-from rl.trainer.validation import check_config
+from rl.trainer.checks import check_config
 from rollout import config as rollout_config
 from rollout.config import ModelSource
 

@@ -3,7 +3,7 @@
 
     L = -sum_n w_n logprobs
 
-Tokens come from `answer` in each prompt's row (`rl/trainer/answers.py`) instead of from the policy; every one has the advantage 1.
+Tokens come from `answer` in each prompt's row (`rl/trainer/collect/demonstrations.py`) instead of from the policy; every one has the advantage 1.
 No ratio, no reward and no correction enters. We differ from the paper: prompts are not trained on.
 """
 

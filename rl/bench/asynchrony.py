@@ -9,7 +9,7 @@ from typing import Any
 
 from rl.config import BenchFleetConfig, TrainConfig
 from rl.tracking.events import read_events
-from rl.trainer.assembly import assemble
+from rl.trainer.build import assemble
 
 __all__ = ["measure_asynchrony", "summarize"]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.config import BenchDriftConfig
-from rl.data.task import load_task
+from rl.tasks.task import load_task
 from rl.tracking.plotting import INK, MUTED, make_figure, set_style
-from rl.trainer.prompts import EncodedPrompts
+from rl.trainer.collect.encoded_prompts import EncodedPrompts
 from rollout.bench.drift import Answers, Scorer, Version
 from rollout.config import ModelConfig
-from rollout.engine.core import SampleKey, SamplingParams
+from rollout.core import SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.speculation.drafters.history import PastRollout
 from rollout.weights.store import WeightStore

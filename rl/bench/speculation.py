@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl.checkpoint.checkpoint import load_checkpoint
-from rl.trainer.prompts import EncodedPrompts
+from rl.checkpoint import load_checkpoint
+from rl.trainer.collect.encoded_prompts import EncodedPrompts
 
 __all__ = ["answered_prompts", "mean_tokens", "past_rollouts"]
 

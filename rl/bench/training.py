@@ -8,7 +8,7 @@ from typing import Any
 
 from rl.config import TrainConfig
 from rl.tracking.events import read_events
-from rl.trainer.assembly import assemble
+from rl.trainer.build import assemble
 from rollout.bench.machine import MachinePeaks, measure_peaks
 from rollout.models.checkpoint import torch_dtype
 

@@ -13,24 +13,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rl.checkpoint.checkpoint import Checkpointer, RunState
+from rl.checkpoint import Checkpointer, RunState
 from rl.config import RunMode, TrainConfig
 from rl.rollouts import RolloutGroup
 from rl.tracking.tracker import Tracker
-from rl.trainer.answers import Answers
-from rl.trainer.batches import Batch, Batches
-from rl.trainer.collector import Collector, count_unscored
-from rl.trainer.evaluation import Evaluation, evaluate
-from rl.trainer.learner import Learner
-from rl.trainer.metrics import memory_metrics, rollout_metrics, sample_rows
-from rl.trainer.overprovision import overprovision_metrics
-from rl.trainer.prompts import EncodedPrompts
-from rl.trainer.staleness import Pipeline, check_staleness, staleness_metrics
+from rl.trainer.collect.batches import Batch, Batches
+from rl.trainer.collect.collector import Collector, count_unscored
+from rl.trainer.collect.demonstrations import Answers
+from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rl.trainer.collect.evaluation import Evaluation, evaluate
+from rl.trainer.learn.learner import Learner
+from rl.trainer.metrics.overprovision import overprovision_metrics
+from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
+from rl.trainer.metrics.step import memory_metrics, rollout_metrics, sample_rows
+from rl.trainer.metrics.stopwatch import Stopwatch
 from rl.trainer.stop_signal import StopSignal
-from rl.trainer.stopwatch import Stopwatch
 from rollout.config import StorageDtype
-from rollout.engine.core import SamplingParams
-from rollout.fleet.fleet import Fleet
+from rollout.core import SamplingParams
+from rollout.fleet.base import Fleet
 from rollout.models.int8 import int8_weights
 from rollout.weights.update import make_update
 
@@ -41,7 +41,7 @@ logger = logging.getLogger("paceline")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the loop drives; built by `rl.trainer.assembly`."""
+    """What the loop drives; built by `rl.trainer.build`."""
 
     train_prompts: EncodedPrompts
     held_out_prompts: EncodedPrompts

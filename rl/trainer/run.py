@@ -10,14 +10,14 @@ from rich.table import Table
 from rl.cli import INTERRUPTED, RunError, UserError
 from rl.config import TrainConfig, TrainerBackend
 from rl.tracking.summary import print_summary
-from rl.trainer.assembly import Run, assemble, assemble_follower
-from rl.trainer.follower import dismiss
+from rl.trainer.build import Run, assemble, assemble_follower
 from rl.trainer.loop import ScoringError
-from rl.trainer.metrics import sample_rows
-from rl.trainer.mismatch import MismatchError
-from rl.trainer.rank_launch import RankError, start_ranks
-from rl.trainer.rank_validation import check_launch
-from rl.trainer.ranks import join_ranks
+from rl.trainer.metrics.mismatch import MismatchError
+from rl.trainer.metrics.step import sample_rows
+from rl.trainer.ranks.checks import check_launch
+from rl.trainer.ranks.follower import dismiss
+from rl.trainer.ranks.group import join_ranks
+from rl.trainer.ranks.ray_launch import RankError, start_ranks
 from rollout.weights.store import WeightStore
 
 __all__ = ["train", "train_rank"]

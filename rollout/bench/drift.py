@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from rollout.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
 from rollout.engine.block_manager import BlockManager
-from rollout.engine.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
 from rollout.engine.runner import Runner
 from rollout.models.decoder import Decoder
 from rollout.speculation.drafters.history import PastRollout

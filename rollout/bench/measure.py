@@ -15,7 +15,7 @@ from rollout.bench.machine import MachinePeaks, peak_memory_gb
 from rollout.bench.split import time_parts
 from rollout.bench.workloads import Workload
 from rollout.config import StorageDtype
-from rollout.engine.core import Completion, SamplingParams
+from rollout.core import Completion, SamplingParams
 from rollout.engine.engine import Engine, EngineStats
 from rollout.models.decoder import Decoder, Int8Linear, Linear
 

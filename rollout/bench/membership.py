@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rollout.config import EngineConfig, FleetConfig, ModelConfig, StorageDtype
-from rollout.engine.core import Request, SampleKey, SamplingParams
-from rollout.fleet.ray_pool import RayPool
-from rollout.fleet.worker_fleet import WorkerFleet, WorkerState
-from rollout.fleet.worker_process import WorkerSpec
+from rollout.core import Request, SampleKey, SamplingParams
+from rollout.fleet.cluster.fleet import WorkerFleet, WorkerState
+from rollout.fleet.workers.process import WorkerSpec
+from rollout.fleet.workers.ray_pool import RayPool
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.int8 import int8_weights
 from rollout.models.sources import resolve_model

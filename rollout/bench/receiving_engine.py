@@ -10,10 +10,10 @@ from queue import Empty, SimpleQueue
 import torch
 
 from rollout.config import EngineConfig, ModelConfig, OnUpdate
-from rollout.engine.core import Request, SampleKey, SamplingParams
+from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
-from rollout.weights.collective import CollectiveReceiver
 from rollout.weights.manifest import Manifest
+from rollout.weights.transport.broadcast import CollectiveReceiver
 
 __all__ = ["serve"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollout.bench.speculation_cells import Cell
-from rollout.engine.core import Completion, Request, SampleKey
+from rollout.core import Completion, Request, SampleKey
 from rollout.engine.engine import Engine
 from rollout.speculation.speculator import Speculator
 from rollout.speculation.stats import SpeculationStats

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rollout.config import Scenario
-from rollout.engine.core import SamplingParams
+from rollout.core import SamplingParams
 from rollout.speculation.cost_table import CostTable, StepSize
 
 __all__ = ["Cell", "expected_seconds", "make_cell", "make_cells"]

@@ -13,7 +13,7 @@ from rollout.bench.receiving_engine import serve
 from rollout.config import EngineConfig, ModelConfig
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.sources import resolve_model
-from rollout.weights.collective import CollectiveSender
+from rollout.weights.transport.broadcast import CollectiveSender
 from rollout.weights.update import make_update
 
 __all__ = ["measure_updates"]

@@ -11,7 +11,7 @@ its siblings read keys of weights that none of their tokens comes from.
 from rollout.config import OnUpdate
 from rollout.engine.runner import Runner
 from rollout.engine.scheduler import Scheduler
-from rollout.weights.receiver import WeightReceiver
+from rollout.weights.staging import WeightReceiver
 
 __all__ = ["Committer"]
 

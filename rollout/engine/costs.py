@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rollout.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
 from rollout.engine.block_manager import BlockManager
-from rollout.engine.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
 from rollout.engine.runner import Runner
 from rollout.engine.sampler import sample_tokens
 from rollout.models.decoder import Decoder

@@ -15,9 +15,7 @@ from rollout.config import (
     ModelConfig,
     StorageDtype,
 )
-from rollout.engine.block_manager import BlockManager
-from rollout.engine.committer import Committer
-from rollout.engine.core import (
+from rollout.core import (
     Batch,
     Completion,
     FinishReason,
@@ -27,6 +25,8 @@ from rollout.engine.core import (
     SamplingParams,
     Status,
 )
+from rollout.engine.block_manager import BlockManager
+from rollout.engine.committer import Committer
 from rollout.engine.costs import measure_costs
 from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.scheduler import Scheduler
@@ -40,7 +40,7 @@ from rollout.models.sources import resolve_model
 from rollout.speculation.drafters.make import make_drafters
 from rollout.speculation.speculator import Speculator
 from rollout.weights.manifest import Manifest
-from rollout.weights.receiver import HeldWeights, ReceiverState, WeightReceiver
+from rollout.weights.staging import HeldWeights, ReceiverState, WeightReceiver
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["Engine", "EngineStats"]
@@ -292,7 +292,7 @@ class Engine:
         return finished
 
     def stage(self, update: WeightUpdate) -> None:
-        """Copy new weights beside the live ones; see `rollout.weights.receiver`."""
+        """Copy new weights beside the live ones; see `rollout.weights.staging`."""
         self.receiver_for(update.manifest).stage(update)
 
     def receiver_for(self, manifest: Manifest) -> WeightReceiver:

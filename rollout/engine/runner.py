@@ -14,7 +14,7 @@ import torch
 
 from kernels.attention import AttentionLayout, PagedKV, Segment, paged_attention, paged_layout
 from kernels.cpu.ops import cache_lanes
-from rollout.engine.core import Batch
+from rollout.core import Batch
 from rollout.models.decoder import Decoder
 from rollout.models.laid_out import LaidOutDecoder
 from rollout.models.spec import DecoderSpec

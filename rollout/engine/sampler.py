@@ -10,7 +10,7 @@ import torch
 from kernels.philox import philox_uniform
 from kernels.sample import keep_top, sample
 from kernels.token_logprobs import vocab_sums
-from rollout.engine.core import RequestState, SamplingParams
+from rollout.core import RequestState, SamplingParams
 
 __all__ = ["sample_tokens"]
 

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from rollout.core import Batch, Chunk, RequestState, Status
 from rollout.engine.block_manager import BlockManager
-from rollout.engine.core import Batch, Chunk, RequestState, Status
 
 __all__ = ["Scheduler"]
 

@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from rollout.engine.core import Batch, FinishReason, RequestState
+from rollout.core import Batch, FinishReason, RequestState
 from rollout.engine.sampler import sample_tokens
 from rollout.engine.scheduler import Scheduler
 

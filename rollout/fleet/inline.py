@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rollout.engine.core import Completion, FinishReason, Request
+from rollout.core import Completion, FinishReason, Request
 from rollout.engine.engine import Engine, EngineStats
-from rollout.fleet.fleet import FleetStatus
+from rollout.fleet.base import FleetStatus
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["InlineFleet"]

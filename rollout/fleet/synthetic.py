@@ -4,8 +4,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rollout.engine.core import Completion, FinishReason, Request
-from rollout.fleet.fleet import FleetStatus
+from rollout.core import Completion, FinishReason, Request
+from rollout.fleet.base import FleetStatus
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["SyntheticFleet"]

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rollout.engine.core import Chunk
+from rollout.core import Chunk
 
 __all__ = ["CostTable", "StepSize", "step_size"]
 

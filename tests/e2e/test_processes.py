@@ -104,7 +104,7 @@ def test_an_error_on_one_rank_ends_all_and_says_which(tmp_path):
     broken.write_text(
         "import os, sys\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    import rl.trainer.learner as module\n"
+        "    import rl.trainer.learn.learner as module\n"
         "    def fail(*_): raise FloatingPointError('planted')\n"
         "    module.Learner._with_advantages = fail\n"
     )

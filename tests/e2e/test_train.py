@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rl.checkpoint.checkpoint import load_checkpoint
+from rl.checkpoint import load_checkpoint
 from rl.tracking.events import read_events
 from rollout import Engine, SamplingParams
 from tests.e2e.runs import ANYTHING, ROOT, command, steps_of, train, weights_of

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from rollout.models.sources.tiny import make_tiny_model
-from tests.rl.rank_pool import RankPool
+from tests.rl.trainer.rank_pool import RankPool
 
 
 @pytest.fixture(scope="session")

@@ -25,15 +25,15 @@ from rl.algorithm_config import (
 from rl.config import RunMode, TrainConfig, TrainerConfig
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rollouts import RolloutGroup
-from rl.trainer.algorithm import make_algorithm
-from rl.trainer.learner import Learner
-from rl.trainer.learner_assembly import make_learner
-from rl.trainer.metrics import rollout_metrics
-from rl.trainer.packing import TrainingSample, pack
-from rl.trainer.stopwatch import Stopwatch
+from rl.trainer.learn.algorithm import make_algorithm
+from rl.trainer.learn.build import make_learner
+from rl.trainer.learn.learner import Learner
+from rl.trainer.learn.packing import TrainingSample, pack
+from rl.trainer.metrics.step import rollout_metrics
+from rl.trainer.metrics.stopwatch import Stopwatch
 from rollout.config import Dtype, ModelConfig, ModelSource, SamplingConfig
 from rollout.models.sources.tiny import make_tiny_model
-from tests.rl.rollout_factory import completion, group, rollout
+from tests.rl.trainer.rollout_factory import completion, group, rollout
 
 ALGORITHMS: dict[str, AlgorithmConfig] = {
     "grpo": GRPOConfig(),

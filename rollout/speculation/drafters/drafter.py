@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rollout.engine.core import RequestState
+from rollout.core import RequestState
 
 __all__ = ["NO_DRAFT", "NO_ROOM", "Draft", "Drafter"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from rollout.engine.core import Request, SampleKey
+from rollout.core import Request, SampleKey
 
 __all__ = ["History", "PastRollout"]
 

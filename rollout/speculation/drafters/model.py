@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from rollout.core import Batch, Chunk, RequestState, Status
 from rollout.engine.block_manager import BlockManager
-from rollout.engine.core import Batch, Chunk, RequestState, Status
 from rollout.engine.costs import measure_costs
 from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.sampler import sample_tokens

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rollout.engine.core import RequestState
+from rollout.core import RequestState
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 
 __all__ = ["NgramDrafter"]

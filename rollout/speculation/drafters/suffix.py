@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollout.engine.core import RequestState
+from rollout.core import RequestState
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.drafters.history import History, PastRollout
 from rollout.speculation.drafters.suffix_automaton import ROOT, SuffixAutomaton

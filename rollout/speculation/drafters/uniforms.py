@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from kernels.philox import philox_uniform
-from rollout.engine.core import SampleKey
+from rollout.core import SampleKey
 
 __all__ = ["Uniforms", "look_ahead", "uniforms"]
 

@@ -5,7 +5,7 @@ import torch
 
 from rl.bench.drift import draw_drift, load_versions
 from rl.bench.speculation import answered_prompts, past_rollouts
-from rl.checkpoint.checkpoint import Checkpointer, RunState
+from rl.checkpoint import Checkpointer, RunState
 from rl.config import ArithmeticConfig, BenchDriftConfig
 from rollout.bench.drift import measure_drift
 from rollout.config import EngineConfig, SamplingConfig

@@ -8,7 +8,7 @@ from rl.config import BenchSpeculationConfig
 from rollout.bench.speculation import measure_speculation, requests_of, serve
 from rollout.bench.speculation_cells import expected_seconds, make_cell, make_cells
 from rollout.config import DrafterKind, EngineConfig, Scenario, SpeculationConfig
-from rollout.engine.core import Request, SampleKey, SamplingParams
+from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.models.sources.tiny import make_tiny_model
 from rollout.speculation.cost_table import CostTable

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rollout.config import EngineConfig
-from rollout.engine.core import Completion, Request, SampleKey, SamplingParams
+from rollout.core import Completion, Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
 from rollout.engine.text import load_tokenizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rollout.config import OnUpdate, StorageDtype
-from rollout.engine.core import Completion, Request
+from rollout.core import Completion, Request
 from rollout.engine.engine import Engine
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder

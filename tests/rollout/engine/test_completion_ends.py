@@ -2,8 +2,8 @@
 
 import pytest
 
+from rollout.core import FinishReason
 from rollout.engine import verification
-from rollout.engine.core import FinishReason
 from tests.rollout.engine.engines import make_engine, make_request, prompt, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from rollout.core import Chunk, Request, RequestState, SampleKey, SamplingParams
 from rollout.engine.block_manager import BlockManager
-from rollout.engine.core import Chunk, Request, RequestState, SampleKey, SamplingParams
 from rollout.engine.scheduler import Scheduler
 
 

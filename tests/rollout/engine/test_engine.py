@@ -11,7 +11,7 @@ from kernels.philox import philox_uniform
 from kernels.sample import sample_reference
 from rollout import Engine
 from rollout.config import EngineConfig
-from rollout.engine.core import FinishReason, SampleKey, SamplingParams
+from rollout.core import FinishReason, SampleKey, SamplingParams
 from tests.rollout.engine.engines import draws, make_engine, make_group, make_request, prompt, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

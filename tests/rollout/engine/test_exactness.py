@@ -10,7 +10,7 @@ import torch
 from kernels.attention import Segment, packed_attention, packed_layout
 from kernels.linear_logprobs import linear_logprobs
 from rollout.config import EngineConfig, ModelConfig, ModelSource
-from rollout.engine.core import Completion, Request
+from rollout.core import Completion, Request
 from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
 from rollout.engine.text import load_tokenizer

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from rollout.config import DrafterKind, SpeculationConfig, StorageDtype
-from rollout.engine.core import RequestState, Status
+from rollout.core import RequestState, Status
 from rollout.models.checkpoint import load_decoder
 from rollout.speculation.cost_table import CostTable
 from rollout.speculation.drafters.drafter import NO_DRAFT, NO_ROOM

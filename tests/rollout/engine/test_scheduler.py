@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rollout.engine.block_manager import BlockManager
-from rollout.engine.core import (
+from rollout.core import (
     Batch,
     Request,
     RequestState,
@@ -14,6 +13,7 @@ from rollout.engine.core import (
     SamplingParams,
     Status,
 )
+from rollout.engine.block_manager import BlockManager
 from rollout.engine.scheduler import Scheduler
 from tests.rollout.engine.paged_memory import PagedMemory
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rollout.config import DrafterKind, SpeculationConfig, StorageDtype
-from rollout.engine.core import FinishReason, RequestState
+from rollout.core import FinishReason, RequestState
 from rollout.speculation.cost_table import CostTable, StepSize
 from rollout.speculation.drafters.drafter import NO_DRAFT, Draft, Drafter
 from rollout.speculation.drafters.suffix import SuffixDrafter

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from rollout.config import DrafterKind, EngineConfig, ModelConfig, ModelSource, SpeculationConfig
-from rollout.engine.core import Request, SampleKey, SamplingParams
+from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.engine.text import encode_prompt
 from tests.real_model import skip_without_real_model

@@ -11,7 +11,7 @@ from rollout.config import StorageDtype
 from rollout.models.checkpoint import load_decoder
 from rollout.models.int8 import int8_weights
 from rollout.weights.manifest import describe_layout
-from rollout.weights.receiver import HeldWeights
+from rollout.weights.staging import HeldWeights
 from rollout.weights.update import WeightUpdate, make_update
 from tests.rollout.engine.engines import (
     draws,

@@ -3,10 +3,10 @@
 import torch
 
 from rollout.config import Dtype, EngineConfig, FleetConfig, FleetKind
-from rollout.engine.core import Completion, Request
-from rollout.fleet.ray_pool import RayPool
-from rollout.fleet.worker_fleet import WorkerFleet
-from rollout.fleet.worker_process import WorkerSpec
+from rollout.core import Completion, Request
+from rollout.fleet.cluster.fleet import WorkerFleet
+from rollout.fleet.workers.process import WorkerSpec
+from rollout.fleet.workers.ray_pool import RayPool
 from rollout.models.checkpoint import load_decoder
 from rollout.weights.update import WeightUpdate, make_update
 from tests.rollout.engine.engines import make_group, prompt

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from rollout.config import DrafterKind, OnUpdate, SpeculationConfig
-from rollout.engine.core import FinishReason, Request
-from rollout.fleet.fleet import FleetStatus
+from rollout.core import FinishReason, Request
+from rollout.fleet.base import FleetStatus
 from rollout.fleet.inline import InlineFleet
 from rollout.models.checkpoint import load_decoder
 from rollout.weights.update import WeightUpdate, make_update

@@ -1,6 +1,6 @@
 """Request states without an engine."""
 
-from rollout.engine.core import Request, RequestState, SampleKey, SamplingParams
+from rollout.core import Request, RequestState, SampleKey, SamplingParams
 
 __all__ = ["make_state"]
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rollout.engine.core import Batch, Chunk
+from rollout.core import Batch, Chunk
 from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import Decoding, allocate, survival
 from rollout.speculation.cost_table import CostTable, StepSize, step_size

@@ -2,7 +2,7 @@ import json
 import random
 from bisect import bisect
 
-from rollout.engine.core import SampleKey
+from rollout.core import SampleKey
 from rollout.speculation.drafters.drafter import NO_DRAFT
 from rollout.speculation.drafters.history import History
 from rollout.speculation.drafters.ngram import NgramDrafter

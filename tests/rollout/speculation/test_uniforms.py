@@ -1,7 +1,7 @@
 import torch
 
 from kernels.philox import philox_uniform
-from rollout.engine.core import SampleKey
+from rollout.core import SampleKey
 from rollout.speculation.drafters.uniforms import Uniforms, look_ahead, uniforms
 from tests.rollout.speculation.requests import make_state
 

@@ -1,0 +1,53 @@
+"""A task: prompts to train on, prompts to evaluate on, and the scorer of both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rl.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskConfig
+from rl.rewards.scorer import Scorer, load_scorer
+from rl.tasks.prompts import Prompt, PromptSplit
+
+__all__ = ["Task", "load_task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    train: Sequence[Prompt]
+    """`train[i].prompt_id == i`."""
+    held_out: Sequence[Prompt]
+    scorer: Scorer
+
+
+def load_task(config: TaskConfig) -> Task:
+    """The task that `config` describes, with the user's own scorer if `config.scorer` names one.
+
+    Raises:
+        ValueError: the config asks for what the data, the library or the user's module cannot give.
+    """
+    own_scorer = load_scorer(config.scorer) if config.scorer else None
+    name, split, scorer = _build(config)
+    return Task(name=name, train=split.train, held_out=split.held_out, scorer=own_scorer or scorer)
+
+
+def _build(config: TaskConfig) -> tuple[str, PromptSplit, Scorer]:
+    # the libraries behind the tasks take 1-2 s to import: only the chosen one is
+    match config:
+        case ArithmeticConfig():
+            from rl.rewards.arithmetic import score_arithmetic
+            from rl.tasks.arithmetic import arithmetic_prompts
+
+            return "arithmetic", arithmetic_prompts(config), score_arithmetic
+        case ReasoningGymConfig():
+            from rl.rewards.reasoning_gym_task import ReasoningGymScorer
+            from rl.tasks.reasoning_gym_task import reasoning_gym_prompts
+
+            scorer = ReasoningGymScorer(config.name, params=config.params)
+            return config.name, reasoning_gym_prompts(config), scorer
+        case DatasetConfig():
+            from rl.rewards.mathematics import score_mathematics
+            from rl.tasks.dataset import dataset_prompts
+
+            return config.path, dataset_prompts(config), score_mathematics
+        case _:
+            raise TypeError(f"no task for a {type(config).__name__}")

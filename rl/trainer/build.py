@@ -1,0 +1,293 @@
+"""Builds a run from its config: everything that can be wrong is found here, before training begins."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.algorithm_config import PPOConfig
+from rl.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
+from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
+from rl.environments.environment import SingleTurn
+from rl.rewards.pool import ScorerPool
+from rl.rewards.synthetic import random_score
+from rl.tasks.task import Task, load_task
+from rl.tracking.tracker import Tracker
+from rl.trainer.checks import check_config, check_prompts
+from rl.trainer.collect.collector import Collector
+from rl.trainer.collect.demonstrations import Answers
+from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rl.trainer.learn.algorithm import make_algorithm
+from rl.trainer.learn.build import make_learner, num_frozen_decoders
+from rl.trainer.learn.learner import Learner
+from rl.trainer.loop import Parts, TrainLoop
+from rl.trainer.ranks.checks import check_ranks
+from rl.trainer.ranks.follower import Follower, LeadingLearner
+from rl.trainer.ranks.group import ALONE, Ranks
+from rl.trainer.weights.lora import count_adapter_parameters
+from rollout.config import FleetKind, StorageDtype
+from rollout.engine.engine import Engine
+from rollout.engine.text import load_tokenizer
+from rollout.fleet.base import Fleet
+from rollout.fleet.cluster.fleet import WorkerFleet
+from rollout.fleet.inline import InlineFleet
+from rollout.fleet.synthetic import SyntheticFleet
+from rollout.fleet.workers.process import WorkerSpec
+from rollout.fleet.workers.ray_pool import RayPool
+from rollout.models.checkpoint import load_decoder, torch_dtype
+from rollout.models.decoder import Decoder
+from rollout.models.int8 import int8_weights
+from rollout.models.sources import resolve_model
+from rollout.models.spec import read_spec
+from rollout.speculation.drafters.make import history_tokens
+from rollout.weights.update import make_update
+
+__all__ = ["Run", "assemble", "assemble_follower"]
+
+
+_NUM_CHECKED = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    loop: TrainLoop
+    tracker: Tracker
+    plan: dict[str, str]  # what will be used, for people
+    num_parameters: int  # of the policy
+
+
+def assemble(config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE) -> Run:
+    """Everything a run needs; what must be closed is left to `stack`. On the first rank.
+
+    Raises:
+        ValueError: a user's mistake: key, rule, value and cure.
+    """
+    check_config(config)
+    check_ranks(config, ranks.count)
+    task = load_task(config.task)
+    source = resolve_model(config.model)
+    tokenizer = load_tokenizer(source)
+    start = _start(config, source)
+    dtype = torch_dtype(config.model.dtype, "cpu")
+    decoder = load_decoder(start.weights, dtype=dtype)
+    train_prompts = EncodedPrompts(task.train, tokenizer)
+    held_out_prompts = EncodedPrompts(task.held_out, tokenizer)
+    limit = min(config.engine.max_context_tokens, decoder.spec.max_positions)
+    for what, prompts in (("training", train_prompts), ("held-out", held_out_prompts)):
+        # prompts that are generated when asked for may be slow to make: the first ones speak for the rest
+        count = len(prompts) if isinstance(prompts.prompts, list) else _NUM_CHECKED
+        lengths = prompts.lengths(count)
+        check_prompts(config, lengths, max_context_tokens=limit, what=what)
+    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
+    learner = make_learner(
+        config,
+        algorithm,
+        source=source,
+        weights=start.weights,
+        dtype=dtype,
+        ranks=ranks,
+        kind=LeadingLearner if ranks.count > 1 else Learner,
+    )
+    if start.trainer_state is not None:
+        learner.load_state_dict(start.trainer_state)
+    _take_weights(decoder, learner, is_resumed=start.trainer_state is not None)
+    run_dir = Path(config.run_dir)
+    tracker = stack.enter_context(
+        Tracker(
+            config.tracking,
+            run_dir,
+            asdict(config),
+            total_steps=config.trainer.num_steps,
+        )
+    )
+    pool = stack.enter_context(_pool(config, task))
+    fleet = _fleet(config, decoder, tokenizer, start, stack)
+    fleet.load_state_dict(start.fleet_state)
+    answers = None
+    if algorithm.learns_answers:
+        answers = Answers(tokenizer, max_tokens=config.sampling.max_tokens)
+        for index in range(min(len(train_prompts), _NUM_CHECKED)):
+            answers(train_prompts[index][0])
+    parts = Parts(
+        train_prompts=train_prompts,
+        held_out_prompts=held_out_prompts,
+        fleet=fleet,
+        collector=Collector(fleet, pool, SingleTurn()),
+        learner=learner,
+        checkpointer=Checkpointer(run_dir, source=source, keep=config.checkpoint.keep),
+        tracker=tracker,
+        answers=answers,
+    )
+    plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
+    if ranks.count > 1:
+        plan["processes"] = (
+            f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out{_whereabouts(config)}"
+        )
+    loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)
+    return Run(loop=loop, tracker=tracker, plan=plan, num_parameters=_num_parameters(decoder))
+
+
+def assemble_follower(config: TrainConfig, ranks: Ranks) -> Follower:
+    """What a rank behind the first needs.
+
+    Raises:
+        ValueError: a user's mistake, on this rank or another.
+    """
+    try:
+        check_config(config)
+        check_ranks(config, ranks.count)
+        source = resolve_model(config.model)
+        start = _start(config, source)
+    except ValueError as error:
+        ranks.check(str(error))
+        raise
+    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
+    dtype = torch_dtype(config.model.dtype, "cpu")
+    learner = make_learner(
+        config, algorithm, source=source, weights=start.weights, dtype=dtype, ranks=ranks
+    )
+    if start.trainer_state is not None:
+        learner.load_state_dict(start.trainer_state)
+    return Follower(learner, ranks)
+
+
+def _start(config: TrainConfig, source: Path) -> Checkpoint:
+    if config.resume_from:
+        checkpoint = load_checkpoint(Path(config.resume_from))
+        _check_architecture(config.resume_from, checkpoint.weights, source)
+        return checkpoint
+    return Checkpoint(weights=source, state=RunState(policy_version=0, accepted_groups=0))
+
+
+def _check_architecture(resume_from: str, weights: Path, source: Path) -> None:
+    theirs, ours = asdict(read_spec(weights)), asdict(read_spec(source))
+    # where completions end is a matter of taste
+    names = [n for n in ours if theirs[n] != ours[n] and n != "eos_token_ids"]
+    if names:
+        differences = ", ".join(f"{n} {theirs[n]} instead of {ours[n]}" for n in names)
+        raise ValueError(
+            f"resume_from must be a run of the model in `model`, got {resume_from!r} with {differences}; "
+            "resume with that run's own model"
+        )
+
+
+@torch.no_grad()
+def _take_weights(decoder: Decoder, learner: Learner, *, is_resumed: bool) -> None:
+    """Let the engine begin with what the trainer has, which a checkpoint's weights must be already."""
+    own = dict(decoder.hf_tensors())
+    for name, tensor in learner.named_weights():
+        if is_resumed and not torch.equal(own[name], tensor):
+            raise ValueError(
+                f"resume_from holds another {name} than its optimiser state gives in this run; keep model.path and "
+                "model.dtype as they were (of adapters, model.path is the base)"
+            )
+        own[name].copy_(tensor)
+
+
+def _fleet(
+    config: TrainConfig, decoder: Decoder, tokenizer: Any, start: Checkpoint, stack: ExitStack
+) -> Fleet:
+    state = start.state
+    if config.mode is RunMode.TRAIN_ONLY:
+        return SyntheticFleet(decoder.spec.vocab_size, policy_version=state.policy_version)
+    engine_config = config.engine
+    if state.gave_up_int8:
+        engine_config = replace(engine_config, weight_dtype=StorageDtype.PLAIN)
+    if config.fleet.kind is FleetKind.INLINE:
+        engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
+        return InlineFleet(engine)
+    weights = decoder.hf_tensors()
+    if engine_config.weight_dtype is StorageDtype.INT8:
+        weights = int8_weights(weights)
+    spec = WorkerSpec(
+        weights=start.weights,
+        dtype=config.model.dtype,
+        engine=engine_config,
+        policy_version=state.policy_version,
+        num_threads=config.fleet.threads_per_worker,
+    )
+    update = make_update(state.policy_version, weights)
+    fleet = WorkerFleet(
+        RayPool(spec, config.fleet),
+        config.fleet,
+        policy_version=state.policy_version,
+        digest=update.manifest.digest,
+        history_tokens=history_tokens(engine_config),
+    )
+    return stack.enter_context(fleet).start()
+
+
+def _whereabouts(config: TrainConfig) -> str:
+    """Of the ranks behind the first, where the run started them."""
+    if config.trainer.num_processes == 1:
+        return ""
+    return f", the others are on Ray, {config.fleet.address or 'on this machine'}"
+
+
+def _part(trainer: TrainerConfig) -> str:
+    """What of the trained weights is on each rank."""
+    if trainer.backend is TrainerBackend.DEEPSPEED:
+        return f"as ZeRO {trainer.zero_stage} shards it"
+    return "with a shard" if trainer.data_parallel is DataParallel.FSDP2 else "with a copy"
+
+
+def _pool(config: TrainConfig, task: Task) -> ScorerPool:
+    reward = config.reward
+    return ScorerPool(
+        random_score if config.mode is RunMode.TRAIN_ONLY else task.scorer,
+        num_workers=reward.num_workers,
+        time_limit_seconds=reward.time_limit_seconds,
+        memory_limit_gb=reward.memory_limit_gb,
+    )
+
+
+def _num_parameters(decoder: Decoder) -> int:
+    return sum(parameter.numel() for parameter in decoder.parameters())
+
+
+def _num_trained(config: TrainConfig, decoder: Decoder) -> int:
+    """Parameters of the policy that have a gradient."""
+    if config.trainer.lora.rank:
+        return count_adapter_parameters(decoder, config.trainer.lora)
+    return _num_parameters(decoder)
+
+
+def _plan(
+    config: TrainConfig, task: Task, decoder: Decoder, lengths: Sequence[int]
+) -> dict[str, str]:
+    """What the run will use; memory in GB (10^9 bytes)."""
+    weight = decoder.embed_tokens
+    num_parameters = _num_parameters(decoder)
+    is_ray = config.fleet.kind is FleetKind.RAY
+    num_engines = config.fleet.num_workers if is_ray else 1
+    # trainer's, engines' and their shadows, one for workers that join; a critic's; a reference's, taking a teacher to be as large
+    copies = 2 if config.mode is RunMode.TRAIN_ONLY else 1 + 2 * num_engines + int(is_ray)
+    num_critics = int(isinstance(config.algorithm, PPOConfig))
+    # adapters keep their base beside the merged weights
+    copies += num_critics + num_frozen_decoders(config) + int(config.trainer.lora.rank > 0)
+    weights_gb = copies * num_parameters * weight.itemsize / 1e9
+    num_trained = _num_trained(config, decoder)
+    # fp32 gradient and two AdamW moments, and masters where the compute type is narrower
+    tensors = 3 if weight.itemsize >= 4 else 4
+    optimizer_gb = (num_critics * num_parameters + num_trained) * 4 * tensors / 1e9
+    optimizer_gb += num_trained * 4 * int(config.trainer.ema_decay > 0) / 1e9
+    num_spare = config.num_spare_rollouts
+    spare = f", the first to end of {config.group_size + num_spare}," if num_spare else ""
+    trained = f", {num_trained / 1e6:.2f} M trained" if num_trained < num_parameters else ""
+    return {
+        "model": f"{num_parameters / 1e6:.1f} M parameters{trained}, {str(weight.dtype).removeprefix('torch.')}",
+        "task": f"{task.name}: {len(task.train):,} prompts to train on (mean {sum(lengths) / len(lengths):.0f} "
+        f"tokens), {len(task.held_out):,} held out",
+        "batch": f"{config.num_prompts_per_step} prompts x {config.group_size} rollouts{spare} of at most "
+        f"{config.sampling.max_tokens} tokens",
+        "memory": f"weights {weights_gb:.2f} GB, optimizer {optimizer_gb:.2f} GB, "
+        f"KV cache up to {num_engines * config.engine.kv_cache_gb:.2f} GB, and activations",
+        "fleet": f"{num_engines} workers on Ray, {config.fleet.address or 'on this machine'}, "
+        f"{config.fleet.threads_per_worker} threads each"
+        if is_ray
+        else "one engine, in this process",
+        "run directory": config.run_dir,
+    }

@@ -1,0 +1,210 @@
+"""Which groups are begun, which make a batch, and which are replaced because they teach nothing.
+
+    prompts -> admit (staleness capacity) -> collector -> the next `num_prompts_per_step` groups in `group_id` order
+
+With `max_staleness` S, groups of the S batches behind the next one are begun, too. Batches are made in `group_id` order
+and never by arrival, so what is finished early waits for its turn, no group is overtaken for being slow, and none can
+be consumed more than S versions after it was begun.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rl.checkpoint import RunState
+from rl.config import TrainConfig
+from rl.rollouts import Purpose, RolloutGroup
+from rl.tasks.prompts import Prompt, PromptOrder
+from rl.trainer.collect.admission import Admission
+from rl.trainer.collect.collector import Collector
+from rl.trainer.collect.demonstrations import Answers
+from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rl.trainer.metrics.step import is_uniform
+from rl.trainer.metrics.stopwatch import Stopwatch
+from rollout.core import SamplingParams
+
+__all__ = ["Batch", "Batches"]
+
+logger = logging.getLogger("paceline")
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    groups: list[RolloutGroup]
+    """In `group_id` order, also those that were replaced."""
+    trained: list[RolloutGroup]
+    """`num_prompts_per_step` of them: the first ones without signal are left out, as many as were replaced."""
+    num_waiting: int
+    """Complete groups of later batches."""
+
+
+class Batches:
+    """Takes prompts in their order, from where `state` says on.
+
+    Args:
+        config: of the run.
+        prompts: to train on.
+        collector: of the run.
+        state: where the run stands. Groups that were in flight then are begun again.
+        answers: what is learned instead of what is sampled.
+        max_refills: batches' worth of groups without signal that are replaced in a step.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        prompts: EncodedPrompts,
+        collector: Collector,
+        state: RunState,
+        *,
+        answers: Answers | None = None,
+        max_refills: int = 0,
+    ) -> None:
+        self._config = config
+        self._prompts = prompts
+        self._collector = collector
+        self._answers = answers
+        self._order = PromptOrder(len(prompts), seed=config.seed)
+        self._dropped = state.dropped_groups
+        self._next_group = state.accepted_groups + state.dropped_groups
+        self._admission = Admission(
+            num_prompts_per_step=config.num_prompts_per_step,
+            num_steps=config.trainer.num_steps,
+            max_staleness=config.max_staleness,
+        )
+        self._admission.accepted = state.accepted_groups
+        self._complete: dict[int, RolloutGroup] = {}
+        self._max_dropped = max_refills * config.num_prompts_per_step
+
+    @property
+    def num_accepted(self) -> int:
+        """Groups of the batches so far."""
+        return self._admission.accepted
+
+    @property
+    def num_dropped(self) -> int:
+        """Groups that those batches replaced."""
+        return self._dropped
+
+    def next(
+        self,
+        policy_version: int,
+        stopwatch: Stopwatch,
+        *,
+        progress: Callable[[int, int], None],
+        should_stop: Callable[[], bool],
+    ) -> Batch | None:
+        """The next batch, complete; None when told to stop before it was.
+
+        A group that is dropped makes room for one more. How many are dropped depends on their rewards alone, and which
+        of them is decided in `group_id` order: a batch never depends on who was fast.
+
+        Args:
+            policy_version: that the batch will train, and that what is begun now is sampled from.
+            stopwatch: gets "rollout" and "score_wait".
+            progress: called with (complete, wanted).
+            should_stop: asked between polls.
+
+        Raises:
+            RuntimeError: the batch needs a group that admission does not allow; with the counts.
+        """
+        size = self._config.num_prompts_per_step
+        first = self._admission.accepted + self._dropped
+        num_dropped = 0
+        while True:
+            self._admit(policy_version)
+            wanted = range(first, first + size + num_dropped)
+            missing = [group_id for group_id in wanted if group_id not in self._complete]
+            newly_dropped = self._num_to_drop(wanted, is_last=not missing) - num_dropped
+            if newly_dropped > 0:
+                self._admission.drop(newly_dropped)
+                num_dropped += newly_dropped
+                continue
+            if not missing:
+                break
+            if should_stop():
+                return None
+            if missing[-1] >= self._next_group:
+                raise RuntimeError(
+                    f"the batch of version {policy_version} needs group {missing[-1]}, and admission lets only "
+                    f"{self._next_group} begin: {self._admission.running} run, {self._admission.accepted} are accepted, "
+                    f"{self._dropped + num_dropped} were dropped"
+                )
+            for group in self._poll(missing, stopwatch):
+                self._complete[group.group_id] = group
+            progress(sum(group_id in self._complete for group_id in wanted), len(wanted))
+        self._admission.accept(size)
+        self._dropped += num_dropped
+        groups = [self._complete.pop(group_id) for group_id in wanted]
+        return Batch(
+            groups=groups,
+            trained=self._without_dropped(groups, policy_version),
+            num_waiting=len(self._complete),
+        )
+
+    def _num_to_drop(self, wanted: Sequence[int], *, is_last: bool) -> int:
+        """Of the groups of a batch, complete so far.
+
+        While others are in flight that will be trained by later versions, the time at which a replacement is begun
+        changes where they stand at the next update. It must not hang on how fast a scorer was: then it is begun when
+        all of the batch are complete, and nothing idles, since those others run. Without any, it is begun at once.
+        """
+        if self._config.max_staleness and not is_last:
+            return 0
+        complete = (self._complete.get(group_id) for group_id in wanted)
+        num_uniform = sum(group is not None and is_uniform(group) for group in complete)
+        return min(num_uniform, self._max_dropped)
+
+    def _poll(self, missing: Sequence[int], stopwatch: Stopwatch) -> list[RolloutGroup]:
+        is_generating = self._collector.is_generating(Purpose.TRAINING, missing)
+        with stopwatch("rollout" if is_generating else "score_wait"):
+            return self._collector.poll(_POLL_SECONDS, wanted=missing)
+
+    def _without_dropped(
+        self, groups: Sequence[RolloutGroup], policy_version: int
+    ) -> list[RolloutGroup]:
+        trained, num_dropped = [], len(groups) - self._config.num_prompts_per_step
+        for group in groups:
+            if is_uniform(group) and num_dropped:
+                num_dropped -= 1
+            else:
+                trained.append(group)
+        num_left = sum(map(is_uniform, trained))
+        if self._max_dropped and num_left:
+            logger.warning(
+                "step %d: %d of %d groups scored the same throughout and train nothing; algorithm.max_refills=%d "
+                "was not enough to replace them",
+                policy_version + 1,
+                num_left,
+                len(trained),
+                self._max_dropped // self._config.num_prompts_per_step,
+            )
+        return trained
+
+    def _admit(self, policy_version: int) -> None:
+        capacity = self._admission.capacity(policy_version)
+        for _ in range(capacity):
+            prompt_id = self._order.prompt_id(self._next_group)
+            prompt, token_ids = self._prompts[prompt_id]
+            self._begin(prompt, token_ids)
+            self._next_group += 1
+        self._admission.begin(capacity)
+
+    def _begin(self, prompt: Prompt, token_ids: Sequence[int]) -> None:
+        if self._answers is not None:
+            text, answer_ids = self._answers(prompt)
+            self._collector.demonstrate(
+                prompt, token_ids, text=text, answer_ids=answer_ids, group_id=self._next_group
+            )
+            return
+        self._collector.begin(
+            prompt,
+            token_ids,
+            group_id=self._next_group,
+            group_size=self._config.group_size,
+            params=SamplingParams.of(self._config.sampling, seed=self._config.seed),
+            purpose=Purpose.TRAINING,
+            num_spare=self._config.num_spare_rollouts,
+        )

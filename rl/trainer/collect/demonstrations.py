@@ -1,0 +1,40 @@
+"""What the tasks' own answers are in tokens: the completions that supervised fine-tuning learns."""
+
+from typing import Any
+
+from rl.tasks.prompts import Prompt
+
+__all__ = ["Answers"]
+
+
+class Answers:
+    """`answers(prompt)` is (text, token ids). The ids end with the token that ends a reply.
+
+    Where the prompt begins the reply (`task.reply_prefix`), a space comes between that and the answer.
+
+    Args:
+        tokenizer: of the model.
+        max_tokens: of a completion.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+
+    def __call__(self, prompt: Prompt) -> tuple[str, list[int]]:
+        """Raises `ValueError` where the row has no answer, or one that does not fit."""
+        answer = prompt.row.get("answer")
+        if answer is None:
+            raise ValueError(
+                f"algorithm=sft needs an answer in every prompt's row, and prompt {prompt.prompt_id} has none"
+            )
+        is_begun = prompt.messages[-1]["role"] == "assistant"
+        text = f" {answer}" if is_begun else str(answer)
+        token_ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        token_ids.append(self._tokenizer.eos_token_id)
+        if len(token_ids) > self._max_tokens:
+            raise ValueError(
+                f"sampling.max_tokens must hold every answer when algorithm=sft: that of prompt {prompt.prompt_id} "
+                f"has {len(token_ids)} tokens with its end, got {self._max_tokens}"
+            )
+        return text, token_ids

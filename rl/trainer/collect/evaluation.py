@@ -1,0 +1,86 @@
+"""Greedy accuracy on held-out prompts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rl.rollouts import NO_VERSION, Purpose, RolloutGroup
+from rl.tasks.prompts import Prompt
+from rl.trainer.collect.collector import Collector, count_unscored
+from rollout.core import SamplingParams
+
+__all__ = ["Evaluation", "evaluate"]
+
+Progress = Callable[[int, int], None]
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """`accuracy` is the mean score; a completion that could not be scored counts as wrong, and is counted."""
+
+    groups: list[RolloutGroup]
+    accuracy: float
+    num_correct: float
+    num_unscored: int
+    length_mean: float
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "evaluation/accuracy": self.accuracy,
+            "evaluation/num_correct": self.num_correct,
+            "evaluation/num_unscored": self.num_unscored,
+            "evaluation/length_mean": self.length_mean,
+            "evaluation/num_prompts": len(self.groups),
+        }
+
+
+def evaluate(
+    collector: Collector,
+    prompts: Sequence[tuple[Prompt, Sequence[int]]],
+    *,
+    params: SamplingParams,
+    progress: Progress,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """One greedy completion of each (prompt, token ids); None if it was told to stop half-way.
+
+    Training groups may be in flight; they go on meanwhile, and are left to whoever asks for them.
+
+    Args:
+        collector: with no other evaluation in flight.
+        prompts: held out.
+        params: temperature 0.
+        progress: called with (done, total).
+        should_stop: asked between engine steps.
+
+    Raises:
+        RuntimeError: the completions come from several policies.
+    """
+    for index, (prompt, token_ids) in enumerate(prompts):
+        collector.begin(
+            prompt,
+            token_ids,
+            group_id=index,
+            group_size=1,
+            params=params,
+            purpose=Purpose.EVALUATION,
+        )
+    groups: list[RolloutGroup] = []
+    while len(groups) < len(prompts):
+        if should_stop():
+            return None
+        groups += collector.poll(_POLL_SECONDS, purpose=Purpose.EVALUATION)
+        progress(len(groups), len(prompts))
+    groups.sort(key=lambda group: group.group_id)
+    rollouts = [group.rollouts[0] for group in groups]
+    versions = {version for r in rollouts for version in r.policy_versions} - {NO_VERSION}
+    if len(versions) > 1:
+        raise RuntimeError(f"an evaluation must be of one policy, got versions {sorted(versions)}")
+    correct = sum(r.reward for r in rollouts if r.reward is not None)
+    return Evaluation(
+        groups=groups,
+        accuracy=correct / len(rollouts),
+        num_correct=correct,
+        num_unscored=count_unscored(groups)[0],
+        length_mean=sum(r.num_sampled_tokens for r in rollouts) / len(rollouts),
+    )

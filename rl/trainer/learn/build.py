@@ -1,0 +1,156 @@
+"""Builds the learner of a run: the policy's trainer, and whoever else its algorithm asks."""
+
+from pathlib import Path
+
+import torch
+
+from rl.algorithm_config import CorrectionConfig, DistillationConfig, RatioBase
+from rl.algorithms.correction import Corrector
+from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
+from rl.trainer.learn.algorithm import Algorithm
+from rl.trainer.learn.critic import Critic, ValueHead
+from rl.trainer.learn.frozen_policy import FrozenPolicy
+from rl.trainer.learn.learner import Learner
+from rl.trainer.learn.policy import TorchBackend
+from rl.trainer.ranks.group import ALONE, Ranks
+from rl.trainer.weights.base import TrainedWeights
+from rl.trainer.weights.lora import Adapters
+from rollout.config import ModelConfig
+from rollout.models.checkpoint import load_decoder
+from rollout.models.decoder import Decoder
+from rollout.models.sources import resolve_model
+
+__all__ = ["make_learner", "num_frozen_decoders"]
+
+
+def make_learner(
+    config: TrainConfig,
+    algorithm: Algorithm,
+    *,
+    source: Path,
+    weights: Path,
+    dtype: torch.dtype,
+    ranks: Ranks = ALONE,
+    kind: type[Learner] = Learner,
+) -> Learner:
+    """The learner at the beginning of a run, before it takes over a checkpoint's state.
+
+    Args:
+        config: of the run.
+        algorithm: made of it.
+        source: directory of the model that the very first run began with; the reference, and where a critic begins.
+        weights: directory of what is trained.
+        dtype: compute type.
+        ranks: that train together; all call this.
+        kind: of the learner.
+
+    Raises:
+        ValueError: the teacher cannot be loaded, or has another vocabulary; another rank found a mistake.
+    """
+    # random completions, and answers, come with no probabilities
+    is_sampled = config.mode is not RunMode.TRAIN_ONLY and not algorithm.learns_answers
+    temperature = config.sampling.temperature
+    trainer = config.trainer
+    # the base of adapters is what the very first run began with; a checkpoint's weights have them merged
+    policy = _trained_decoder(source if trainer.lora.rank else weights, trainer, dtype)
+    adapters = None
+    if trainer.lora.rank:
+        adapters = Adapters(policy, trainer.lora, base=str(source), seed=config.seed)
+    critic_decoder = None
+    if algorithm.critic is not None:
+        critic_decoder = _trained_decoder(source, trainer, dtype)
+    reference = None
+    if config.algorithm.kl_coef > 0:
+        reference = FrozenPolicy(load_decoder(source, dtype=dtype), temperature=temperature)
+    teacher = None
+    if isinstance(config.algorithm, DistillationConfig):
+        teacher = FrozenPolicy(
+            _teacher(config, config.algorithm, policy=policy, dtype=dtype), temperature=temperature
+        )
+    # before the first collective of tensors, in which others would wait for a rank that found a mistake
+    ranks.check(None)
+    backend = TorchBackend(
+        policy,
+        trainer,
+        temperature=temperature,
+        corrector=_corrector(config.correction) if is_sampled else None,
+        ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.OLD,
+        adapters=adapters,
+        weights=_shards(policy, trainer, ranks, ema_decay=trainer.ema_decay),
+        ranks=ranks,
+    )
+    critic = None
+    if critic_decoder is not None and algorithm.critic is not None:
+        value_clip = algorithm.critic.value_clip
+        critic = _critic(critic_decoder, trainer, value_clip=value_clip, ranks=ranks)
+    return kind(
+        config,
+        algorithm,
+        backend,
+        reference=reference,
+        teacher=teacher,
+        critic=critic,
+        ranks=ranks,
+    )
+
+
+def _trained_decoder(path: Path, config: TrainerConfig, dtype: torch.dtype) -> Decoder:
+    decoder = load_decoder(path, dtype=dtype)
+    decoder.recomputes_layers = config.activation_checkpointing
+    return decoder
+
+
+def _critic(decoder: Decoder, config: TrainerConfig, *, value_clip: float, ranks: Ranks) -> Critic:
+    head = ValueHead(decoder)
+    weights = _shards(decoder, config, ranks, head=head)
+    return Critic(decoder, head, config, value_clip=value_clip, weights=weights, ranks=ranks)
+
+
+def _shards(
+    decoder: Decoder,
+    config: TrainerConfig,
+    ranks: Ranks,
+    *,
+    head: ValueHead | None = None,
+    ema_decay: float = 0.0,
+) -> TrainedWeights | None:
+    """What `trainer.backend` and `data_parallel` make of the weights; None where every rank has a copy."""
+    if config.backend is TrainerBackend.DEEPSPEED:
+        from rl.trainer.weights.zero import ZeroWeights
+
+        return ZeroWeights(decoder, config, ranks=ranks, head=head)
+    if config.data_parallel is DataParallel.FSDP2:
+        from rl.trainer.weights.fsdp import ShardedWeights
+
+        return ShardedWeights(decoder, config, ranks=ranks, head=head, ema_decay=ema_decay)
+    return None
+
+
+def num_frozen_decoders(config: TrainConfig) -> int:
+    """Copies of a model that are only asked."""
+    has_teacher = isinstance(config.algorithm, DistillationConfig)
+    return int(config.algorithm.kl_coef > 0) + int(has_teacher)
+
+
+def _corrector(config: CorrectionConfig) -> Corrector:
+    return Corrector(
+        max_weight=config.max_importance_weight,
+        min_weight=config.min_importance_weight,
+        level=config.level,
+        mode=config.mode,
+        max_mean_log_ratio=config.max_mean_log_ratio,
+        max_sample_k3=config.max_sample_k3,
+    )
+
+
+def _teacher(
+    config: TrainConfig, algorithm: DistillationConfig, *, policy: Decoder, dtype: torch.dtype
+) -> Decoder:
+    path = resolve_model(ModelConfig(path=algorithm.teacher_path, dtype=config.model.dtype))
+    teacher = load_decoder(path, dtype=dtype)
+    if teacher.spec.vocab_size != policy.spec.vocab_size:
+        raise ValueError(
+            f"algorithm.teacher_path must be a model with the student's tokenizer: its vocabulary has "
+            f"{teacher.spec.vocab_size} tokens, the student's {policy.spec.vocab_size}"
+        )
+    return teacher

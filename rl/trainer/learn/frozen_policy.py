@@ -1,0 +1,44 @@
+"""A policy that is asked and not trained: the reference of a KL penalty, or a teacher."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from rl.trainer.learn.forward import over_batch, policy_logprobs
+from rl.trainer.learn.packing import MicroBatch
+from rollout.models.decoder import Decoder
+
+__all__ = ["FrozenPolicy"]
+
+
+class FrozenPolicy:
+    """Log-probabilities at the rollouts' own temperature.
+
+    Args:
+        decoder: its own; frozen in place.
+        temperature: of the rollouts, > 0.
+    """
+
+    def __init__(self, decoder: Decoder, *, temperature: float) -> None:
+        self._decoder = decoder.requires_grad_(False)
+        self._temperature = temperature
+
+    def logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """[N] of all micro-batches, one after the other."""
+
+        def of(batch: MicroBatch) -> torch.Tensor:
+            return policy_logprobs(self._decoder, batch, temperature=self._temperature)[0]
+
+        return over_batch(of, micro_batches)
+
+    @torch.no_grad()
+    def load(self, named_weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Become a copy of another policy of the same shape."""
+        own = dict(self._decoder.hf_tensors())
+        for name, tensor in named_weights:
+            own.pop(name).copy_(tensor)
+        assert not own, f"weights without a value: {sorted(own)}"
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Under Hugging Face's names."""
+        return {name: tensor.detach() for name, tensor in self._decoder.hf_tensors()}

@@ -1,0 +1,51 @@
+"""The penalty for leaving the reference: what it takes off rewards, what it adds to the loss, and its coefficient."""
+
+from dataclasses import replace
+
+import torch
+
+from rl.algorithm_config import AlgorithmConfig, KLPlacement
+from rl.algorithms.kl import adapted_coefficient, kl_divergence, kl_loss
+from rl.algorithms.output import LossOutput
+from rl.algorithms.signals import Tokens
+from rl.trainer.learn.backend import LossFunction
+
+__all__ = ["KLPenalty"]
+
+
+class KLPenalty:
+    """Of a run with `kl_coef` > 0. `coefficient` is part of the checkpoint."""
+
+    def __init__(self, config: AlgorithmConfig) -> None:
+        self._estimator = config.kl_estimator
+        self._target = config.kl_target
+        self.is_in_loss = config.kl_placement is KLPlacement.LOSS
+        self.coefficient = config.kl_coef
+
+    def rewards(self, old_logprobs_N: torch.Tensor, ref_logprobs_N: torch.Tensor) -> torch.Tensor:
+        """[N] what each token is given, in float64, where the penalty is not in the loss."""
+        kl_N = kl_divergence(old_logprobs_N.double(), ref_logprobs_N.double(), self._estimator)
+        return -self.coefficient * kl_N
+
+    def added_to(self, loss_function: LossFunction) -> LossFunction:
+        """The same loss with the penalty, where it belongs there, and with the divergence among the metrics."""
+
+        def loss_with_penalty(tokens: Tokens) -> LossOutput:
+            output = loss_function(tokens)
+            assert tokens.ref_logprobs_N is not None, "a run with a penalty has a reference"
+            with torch.no_grad():
+                kl_N = kl_divergence(tokens.logprobs_N, tokens.ref_logprobs_N, self._estimator)
+            output = replace(output, metrics={**output.metrics, "kl/reference": kl_N.sum()})
+            if not self.is_in_loss:
+                return output
+            penalty = kl_loss(tokens, coefficient=self.coefficient, estimator=self._estimator)
+            return replace(output, loss=output.loss + penalty.loss)
+
+        return loss_with_penalty
+
+    def adapt(self, divergence: float) -> None:
+        """After a step, towards `kl_target` where there is one."""
+        if self._target:
+            self.coefficient = adapted_coefficient(
+                self.coefficient, divergence=divergence, target=self._target
+            )

@@ -1,0 +1,114 @@
+"""The loop on the ranks behind the first, which alone has the fleet, the scorers and the run directory.
+
+    rank 0:   TrainLoop  ->  LeadingLearner: says what it is about to do, with what, and does it
+    others:   Follower   <-  does the same
+
+So all ranks make the same calls on their learners, in the same order; how the loop comes to its decisions (who is admitted,
+what is dropped, when a checkpoint is due, when to stop) is written, and decided, once.
+"""
+
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.rollouts import RolloutGroup
+from rl.trainer.learn.learner import Learner
+from rl.trainer.metrics.mismatch import MismatchError
+from rl.trainer.metrics.stopwatch import Stopwatch
+from rl.trainer.ranks.group import Ranks
+
+__all__ = ["Follower", "LeadingLearner", "dismiss"]
+
+
+class _Order(Enum):
+    GATHER_WEIGHTS = auto()
+    GATHER_STATE = auto()
+    WRITE_BESIDE = auto()
+    END = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Learn:
+    groups: Sequence[RolloutGroup]
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    version: int
+
+
+class LeadingLearner(Learner):
+    """The first rank's: tells the others before it does anything that needs them."""
+
+    def learn(
+        self, groups: Sequence[RolloutGroup], version: int, stopwatch: Stopwatch
+    ) -> dict[str, float]:
+        with stopwatch("send"):
+            self._ranks.from_first(_Learn(groups, version))
+        return super().learn(groups, version, stopwatch)
+
+    def published(self, version: int) -> None:
+        self._ranks.from_first(_Published(version))
+        super().published(version)
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self._ranks.from_first(_Order.GATHER_WEIGHTS)
+        yield from super().named_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        self._ranks.from_first(_Order.GATHER_STATE)
+        return super().state_dict()
+
+    def write_beside(self, directory: Path | None) -> None:
+        self._ranks.from_first(_Order.WRITE_BESIDE)
+        super().write_beside(directory)
+
+
+def dismiss(ranks: Ranks) -> None:
+    """The first rank is done, and the others are."""
+    ranks.from_first(_Order.END)
+
+
+class Follower:
+    """Does what the first rank does, until that is done.
+
+    Args:
+        learner: made like the first rank's.
+        ranks: of which this is not the first.
+    """
+
+    def __init__(self, learner: Learner, ranks: Ranks) -> None:
+        self._learner = learner
+        self._ranks = ranks
+
+    def run(self) -> None:
+        # Ctrl-C reaches every process, and when to stop is the first rank's decision
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        while (order := self._ranks.from_first(None)) is not _Order.END:
+            self._do(order)
+
+    def _do(self, order: object) -> None:
+        learner = self._learner
+        match order:
+            case _Learn(groups, version):
+                # the first rank has the same mismatch, saves what there is, and ends the run
+                with suppress(MismatchError):
+                    learner.learn(groups, version, Stopwatch())
+            case _Published(version):
+                learner.published(version)
+            case _Order.GATHER_WEIGHTS:
+                deque(learner.named_weights(), maxlen=0)
+            case _Order.GATHER_STATE:
+                learner.state_dict()
+            case _Order.WRITE_BESIDE:
+                learner.write_beside(None)
+            case _:
+                raise AssertionError(f"the first rank sent {order!r}")

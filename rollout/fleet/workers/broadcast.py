@@ -1,0 +1,73 @@
+"""The trainer's end of an update on its way to workers: one group, made anew when its members change, and a thread that sends."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from threading import Thread
+
+from rollout.fleet.workers.process import Place
+from rollout.weights.transport.broadcast import CollectiveError, CollectiveSender
+from rollout.weights.update import WeightUpdate
+
+__all__ = ["Broadcast"]
+
+logger = logging.getLogger("paceline")
+
+
+class Broadcast:
+    """Sends while the caller goes on. What became of it the workers say: each answers for what it received.
+
+    Args:
+        host: where workers reach this process.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._sender = CollectiveSender(host=host)
+        self._members: tuple[str, ...] = ()
+        """Of the group; empty when there is none, or its last transfer failed or is under way."""
+        self._generation = -1
+        self._receivers: tuple[str, ...] = ()
+        """Of the last transfer."""
+        self._thread: Thread | None = None
+
+    def begin(self, worker_ids: Sequence[str], update: WeightUpdate) -> Mapping[str, Place]:
+        """Begin to send; returns where each worker stands. First waits for the last transfer, which all have answered."""
+        self._join()
+        is_new = self._members != tuple(worker_ids)
+        self._members, self._receivers = (), tuple(worker_ids)
+        self._generation += is_new
+        arguments = (update, tuple(worker_ids), is_new)
+        self._thread = Thread(target=self._send, args=arguments, name="weights", daemon=True)
+        self._thread.start()
+        size = len(worker_ids) + 1
+        return {
+            worker_id: Place(
+                address=self._sender.address, rank=rank, size=size, generation=self._generation
+            )
+            for rank, worker_id in enumerate(worker_ids, start=1)
+        }
+
+    def lose(self, worker_id: str) -> None:
+        """A worker is gone: a transfer that waits for it to join fails now, at everyone, and not at its deadline."""
+        is_sending = self._thread is not None and self._thread.is_alive()
+        if is_sending and worker_id in self._receivers:
+            self._sender.lose(self._receivers.index(worker_id) + 1, self._generation)
+
+    def close(self) -> None:
+        """Wait for what is under way, which has a deadline, and leave the group."""
+        self._join()
+        self._sender.leave()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _send(self, update: WeightUpdate, worker_ids: tuple[str, ...], is_new: bool) -> None:
+        try:
+            if is_new:
+                self._sender.rebuild(len(worker_ids), self._generation)
+            self._sender.send(update)
+        except CollectiveError as error:
+            logger.warning("%s", error)
+        else:
+            self._members = worker_ids

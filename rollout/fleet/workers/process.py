@@ -1,0 +1,186 @@
+"""What stands around a worker in a process of its own: a thread that steps, and calls that come from elsewhere."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+
+from rollout.config import Dtype, EngineConfig, FaultConfig
+from rollout.core import Completion, Request
+from rollout.engine.engine import Engine
+from rollout.engine.text import load_tokenizer
+from rollout.fleet.cluster.update_round import Phase
+from rollout.fleet.workers.faults import Faults
+from rollout.fleet.workers.worker import Worker, WorkerReport
+from rollout.models.checkpoint import load_decoder, torch_dtype
+from rollout.weights.manifest import Manifest
+from rollout.weights.transport.broadcast import CollectiveReceiver
+
+__all__ = ["Place", "WorkerProcess", "WorkerSpec"]
+
+_IDLE_SECONDS = 0.05  # between two looks for work
+_REPORT_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """All that a worker is made of."""
+
+    weights: Path
+    """A Hugging Face directory, where the worker runs."""
+    dtype: Dtype
+    engine: EngineConfig
+    policy_version: int
+    """Of those weights."""
+    num_threads: int
+    faults: Sequence[FaultConfig] = field(default_factory=tuple)
+    """Of this one."""
+
+    def make(self) -> Worker:
+        torch.set_num_threads(self.num_threads)
+        decoder = load_decoder(self.weights, dtype=torch_dtype(self.dtype, "cpu"))
+        tokenizer = load_tokenizer(self.weights)
+        engine = Engine(decoder, tokenizer, self.engine, policy_version=self.policy_version)
+        return Worker(engine, faults=Faults(self.faults))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Of a worker, in a group that weights are broadcast to."""
+
+    address: tuple[str, int]
+    rank: int
+    size: int
+    generation: int
+
+
+class WorkerProcess:
+    """Steps its worker for as long as it lives. Every public method may be called by any thread."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._worker = spec.make()
+        self._receiver = CollectiveReceiver()
+        self._generation = -1
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._pending: list[Future[None]] = []  # done when no commit waits; the engine thread's
+        self._has_news = threading.Condition()  # guards the four below
+        self._report = self._worker.report()
+        self._completions: list[Completion] = []
+        self._is_taken = False  # the report
+        self._failure: BaseException | None = None
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._inbox.put(lambda: self._worker.submit(requests))
+
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        self._inbox.put(lambda: self._worker.cancel(request_ids))
+
+    def restore(self, speculation: Mapping[str, Any]) -> None:
+        self._inbox.put(lambda: self._worker.restore(speculation))
+
+    def poll(self, timeout_seconds: float) -> tuple[WorkerReport, list[Completion]]:
+        """What finished since the last call; waits for it, or for the time to be over.
+
+        Raises:
+            RuntimeError: the engine failed.
+        """
+        with self._has_news:
+            self._has_news.wait_for(lambda: self._completions or self._failure, timeout_seconds)
+            if self._failure is not None:
+                raise RuntimeError(f"the engine failed: {self._failure!r}") from self._failure
+            completions, self._completions = self._completions, []
+            self._is_taken = True
+            return self._report, completions
+
+    def stage(self, manifest: Manifest, place: Place) -> tuple[WorkerReport, str]:
+        """Receive an update while the engine steps; returns what went wrong, too, or nothing."""
+        return self._try(lambda: self._stage(manifest, place))
+
+    def ask(self, phase: Phase) -> tuple[WorkerReport, str]:
+        """Go through a later phase of an update: VERIFY while the engine steps, COMMIT and ROLLBACK between two steps."""
+        match phase:
+            case Phase.VERIFY:
+                return self._try(self._worker.verify)
+            case Phase.COMMIT:
+                return self._try(lambda: self._between_steps(self._worker.commit))
+            case Phase.ROLLBACK:
+                return self._try(lambda: self._between_steps(self._worker.rollback))
+        raise ValueError(f"no phase to ask for: {phase}")
+
+    def _stage(self, manifest: Manifest, place: Place) -> None:
+        if place.generation != self._generation:
+            self._receiver.join(place.address, place.rank, place.size, place.generation)
+            self._generation = place.generation
+        # of a WeightReceiver it uses no more than a StagingArea has
+        self._worker.stage(manifest, self._receiver.receive)  # pyrefly: ignore
+
+    def _try(self, action: Callable[[], None]) -> tuple[WorkerReport, str]:
+        error = ""
+        try:
+            action()
+        except (RuntimeError, ValueError) as problem:
+            error = str(problem)
+        with self._has_news:
+            return replace(self._report, speculation=None), error
+
+    def _between_steps(self, action: Callable[[], None]) -> None:
+        """Have the engine's thread do something, and wait until it is done, a commit for as long as that waits."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                action()
+            except (RuntimeError, ValueError) as error:
+                done.set_exception(error)
+            else:
+                self._pending.append(done)
+
+        self._inbox.put(run)
+        done.result()
+
+    def _run(self) -> None:
+        reported_at = time.monotonic()
+        try:
+            while True:
+                self._take_inbox()
+                completions = self._worker.turn()
+                now = time.monotonic()
+                is_settled = bool(self._pending) and not self._worker.is_commit_pending
+                if completions or is_settled or now - reported_at > _REPORT_SECONDS:
+                    self._publish(completions)
+                    reported_at = now
+                if is_settled:
+                    for done in self._pending:
+                        done.set_result(None)
+                    self._pending.clear()
+        except BaseException as failure:  # noqa: BLE001 the thread's end is the process's, which says so in `poll`
+            with self._has_news:
+                self._failure = failure
+                self._has_news.notify_all()
+
+    def _take_inbox(self) -> None:
+        is_idle = not self._worker.has_unfinished
+        try:
+            while True:
+                self._inbox.get(block=is_idle, timeout=_IDLE_SECONDS)()
+                is_idle = False
+        except Empty:
+            return
+
+    def _publish(self, completions: list[Completion]) -> None:
+        report = self._worker.report()
+        with self._has_news:
+            before = self._report.speculation
+            if report.speculation is not None and before is not None and not self._is_taken:
+                report.speculation.add(before)
+            self._report, self._is_taken = report, False
+            self._completions += completions
+            if completions:
+                self._has_news.notify_all()

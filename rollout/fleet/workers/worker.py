@@ -1,0 +1,208 @@
+"""One engine of a fleet, wherever it runs."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rollout.core import Completion, Request
+from rollout.fleet.cluster.router import Capacity
+from rollout.fleet.workers.faults import FaultPoint, Faults
+from rollout.speculation.stats import SpeculationStats
+from rollout.weights.manifest import Manifest
+
+if TYPE_CHECKING:
+    import torch
+
+    from rollout.engine.engine import Engine
+
+__all__ = ["StagingArea", "Worker", "WorkerReport"]
+
+_SPEED_MEMORY = 2048  # tokens that the measured speed looks back on, about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """What a worker says of itself, with every answer."""
+
+    policy_version: int
+    digest: str
+    """Of the weights in force, as they were verified."""
+    capacity: Capacity
+    num_free_blocks: int
+    num_unfinished: int
+    num_sampled: int
+    """Tokens that its unfinished requests have."""
+    tokens_per_second: float | None
+    """Decoded while it computed; None before its first step."""
+    num_turns: int
+    """Of its loop; goes up while it lives, idle or not."""
+    num_steps: int = 0
+    """Of its engine, since it was made."""
+    num_request_steps: int = 0
+    """Requests of a batch, summed over those steps."""
+    busy_seconds: float = 0.0
+    """In which it computed, since it was made."""
+    speculation: SpeculationStats | None = None
+    """Since the last report."""
+
+
+class StagingArea(Protocol):
+    """Where a transport puts an update: the `WeightReceiver` of an engine."""
+
+    def staging(self, manifest: Manifest) -> AbstractContextManager[Mapping[str, "torch.Tensor"]]:
+        """The tensors to fill before the block ends."""
+        ...
+
+
+class Worker:
+    """Steps an engine, takes updates for it, and knows how fast it is.
+
+    `stage` and `verify` may be called by another thread while this one steps: they touch the shadow weights alone. All
+    else is for the thread that steps.
+
+    Args:
+        engine: nobody else's.
+        faults: what goes wrong on purpose.
+        clock: in seconds.
+        sleep: takes seconds; for a worker that is slow on purpose.
+    """
+
+    def __init__(
+        self,
+        engine: "Engine",
+        *,
+        faults: Faults | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.engine = engine
+        self._faults = faults or Faults()
+        self._clock = clock
+        self._sleep = sleep
+        self._num_unfinished = 0
+        self._num_answered_tokens = 0
+        self._tokens_per_second: float | None = None
+        self._num_turns = 0
+        self._busy_seconds = 0.0
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self.engine.has_unfinished
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self.engine.add_request(request)
+            self._num_unfinished += 1
+
+    def cancel(self, request_ids: Sequence[str]) -> None:
+        """End requests; each is answered by the next step, as aborted. Unknown ids are finished ones."""
+        for request_id in request_ids:
+            self.engine.abort(request_id)
+
+    def restore(self, speculation: Mapping[str, Any]) -> None:
+        """Take up what `Speculator.state_dict` gave, here or elsewhere; of no use to an engine that does not speculate."""
+        if self.engine.speculator is not None:
+            self.engine.speculator.load_state_dict(speculation)
+
+    def turn(self) -> list[Completion]:
+        """One step of the engine, if there is something to compute; returns what finished."""
+        self._num_turns += 1
+        if not self.engine.has_unfinished:
+            return []
+        self._faults.at(FaultPoint.STEP)
+        start, num_before = self._clock(), self.engine.stats.num_sampled_tokens
+        completions = self.engine.step()
+        self._sleep((self._faults.slowness - 1) * (self._clock() - start))
+        num_sampled = self.engine.stats.num_sampled_tokens - num_before
+        seconds = self._clock() - start
+        self._busy_seconds += seconds
+        self._measure(num_sampled, seconds)
+        self._num_unfinished -= len(completions)
+        self._num_answered_tokens += sum(len(c.token_ids) for c in completions)
+        return completions
+
+    @property
+    def is_commit_pending(self) -> bool:
+        """Whether a commit waits for requests to end."""
+        return self.engine.is_commit_pending
+
+    def stage(self, manifest: Manifest, receive: Callable[[Manifest, StagingArea], None]) -> None:
+        """Take an update into the shadow weights; on an error nothing is staged.
+
+        Args:
+            manifest: of the update.
+            receive: fills what is to be filled.
+
+        Raises:
+            ValueError: other names, shapes or dtypes, or no newer version.
+            RuntimeError: the transport failed.
+        """
+        self._faults.at(FaultPoint.STAGE)
+        area: StagingArea = self.engine.receiver_for(manifest)
+        receive(manifest, _BrokenLink(area) if self._faults.at(FaultPoint.STAGED) else area)
+
+    def verify(self) -> None:
+        """Compare what was staged with its digests.
+
+        Raises:
+            RuntimeError: it differs; nothing is staged any more.
+        """
+        self.engine.verify()
+        self._faults.at(FaultPoint.VERIFIED)
+
+    def commit(self) -> None:
+        """Put the verified weights in force, now or at the turn that ends what `engine.on_update` waits for."""
+        self.engine.commit_when_ready()
+        self._num_turns += 1  # what is reported from now on is newer
+
+    def rollback(self) -> None:
+        """Drop what was staged, if anything was."""
+        if self.engine.has_staged:
+            self.engine.rollback()
+
+    def report(self) -> WorkerReport:
+        engine, held = self.engine, self.engine.held_weights()
+        speculator = engine.speculator
+        return WorkerReport(
+            policy_version=held.version,
+            digest=held.digest,
+            capacity=Capacity(
+                num_blocks=engine.num_blocks,
+                block_size=engine.config.block_size,
+                max_requests=engine.config.max_requests,
+            ),
+            num_free_blocks=engine.num_free_blocks,
+            num_unfinished=self._num_unfinished,
+            num_sampled=engine.stats.num_sampled_tokens - self._num_answered_tokens,
+            tokens_per_second=self._tokens_per_second,
+            num_turns=self._num_turns,
+            num_steps=engine.stats.num_steps,
+            num_request_steps=engine.stats.num_request_steps,
+            busy_seconds=self._busy_seconds,
+            speculation=None if speculator is None else speculator.take_stats(),
+        )
+
+    def _measure(self, num_tokens: int, seconds: float) -> None:
+        """Weigh each step by its tokens: a lone straggler says little about how fast a full batch is."""
+        if num_tokens and seconds > 0:
+            speed = num_tokens / seconds
+            before = self._tokens_per_second
+            weight = 1.0 if before is None else min(1.0, num_tokens / _SPEED_MEMORY)
+            self._tokens_per_second = (
+                speed if before is None else before + weight * (speed - before)
+            )
+
+
+class _BrokenLink:
+    """Changes one value of what was received."""
+
+    def __init__(self, area: StagingArea) -> None:
+        self._area = area
+
+    @contextmanager
+    def staging(self, manifest: Manifest) -> Iterator[Mapping[str, "torch.Tensor"]]:
+        with self._area.staging(manifest) as shadows:
+            yield shadows
+            next(iter(shadows.values())).view(-1)[0] += 1

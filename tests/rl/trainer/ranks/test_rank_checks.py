@@ -1,0 +1,61 @@
+"""What several trainer processes cannot do is refused before they start."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rl.algorithm_config import GRPOConfig, PPOConfig
+from rl.config import DataParallel, LoRAConfig, OptimizerKind, RunMode, TrainConfig, TrainerConfig
+from rl.trainer.ranks.checks import check_ranks
+from rollout.config import Dtype, ModelConfig, ModelSource
+from tests.rl.trainer.rank_learners import DDP, FSDP2, ZERO
+
+
+def config(**changes: Any) -> TrainConfig:
+    made = TrainConfig(
+        run_dir="x", model=ModelConfig(source=ModelSource.TINY), algorithm=GRPOConfig()
+    )
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "message"),
+    [
+        (
+            {"num_prompts_per_step": 4, "group_size": 2, "trainer": TrainerConfig(steps_per_batch=2)},
+            5,
+            r"5 processes need a sample each .*, got 2 prompts \(num_prompts_per_step=4 // .*=2\) x group_size=2 = 4 samples",
+        ),
+        ({"trainer": FSDP2}, 1, r"FSDP2 needs several processes, got 1: set trainer\.num_processes=2"),
+        (
+            {"trainer": ZERO[2], "algorithm": PPOConfig(num_critic_warmup_steps=3)},
+            2,
+            r"num_critic_warmup_steps must be 0 .* cannot drop the policy's gradients, got 3",
+        ),
+        (
+            {"trainer": replace(FSDP2, optimizer=OptimizerKind.MUON)},
+            2,
+            r"optimizer=MUON needs .* it makes whole matrices orthogonal",
+        ),
+        ({"trainer": replace(ZERO[3], lora=LoRAConfig(rank=4))}, 2, r"lora\.rank needs .* merged"),
+        ({"trainer": replace(ZERO[3], ema_decay=0.9)}, 2, r"ema_decay needs .*=TORCH: the average is kept"),
+        ({"trainer": replace(ZERO[0], offload_optimizer=True)}, 2, r"zero_stage from 1 on, got 0"),
+        ({"trainer": replace(DDP, offload_optimizer=True)}, 2, r"needs trainer\.backend=DEEPSPEED"),
+        (
+            {"trainer": ZERO[0], "model": ModelConfig(source=ModelSource.TINY, dtype=Dtype.BFLOAT16)},
+            2,
+            r"zero_stage=0 has no fp32 masters for bfloat16",
+        ),
+        (
+            {"trainer": replace(ZERO[1], data_parallel=DataParallel.FSDP2)},
+            2,
+            r"DEEPSPEED shards by trainer\.zero_stage",
+        ),
+        ({"mode": RunMode.ROLLOUT_ONLY}, 2, r"trains nothing: start 1 process, got 2"),
+        ({"trainer": replace(DDP, num_processes=2)}, 1, r"num_processes must be 1 in a script that trains in 1 process, got 2"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_the_numbers(changes, count, message):
+    with pytest.raises(ValueError, match=message):
+        check_ranks(config(**changes), count)
