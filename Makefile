@@ -32,7 +32,7 @@ test-slow: $(STAMP) ## Run the long tests too
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(STAMP) ## Measure rollout throughput on this machine; keep it quiet meanwhile
-	$(BIN)/python scripts/bench_rollout.py $(ARGS)
+	$(BIN)/python -m scripts.bench.rollout $(ARGS)
 
 check: $(STAMP) ## Lint, format check, types, layering
 	$(BIN)/ruff format --check .

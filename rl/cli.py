@@ -46,20 +46,28 @@ class RunError(Exception):
     """Something beneath the run ended it; the sentence says what, and how to go on."""
 
 
-def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
+def launch(
+    task: Callable[[Any], int | None], *, config_name: str, schema: type | None = None
+) -> None:
     """Compose `conf/<config_name>.yaml` with the command line's overrides and run `task(config)`.
+
+    Args:
+        task: takes the composed config.
+        config_name: name of the primary config.
+        schema: dataclass of the primary config; None takes it from `rl.composition.ROOTS`.
 
     Exits with 2 after one sentence on a user's mistake, with 1 after one on what ended the run, with 130 after Ctrl-C, and
     with what `task` returns otherwise.
     """
     keep_freed_memory()
-    register_schemas()
+    root = schema or ROOTS[config_name]
+    register_schemas({config_name: root})
     _configure_logging()
     arguments = sys.argv[1:] = [_add_if_free(argument) for argument in sys.argv[1:]]
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     try:
         if not is_sweep and not any(a.startswith(("-h", "--h")) for a in arguments):
-            _check(arguments, config_name)
+            _check(arguments, config_name, root)
     except ValueError as error:
         _fail(str(error))
     exit_codes: list[int] = []
@@ -67,7 +75,7 @@ def launch(task: Callable[[Any], int | None], *, config_name: str) -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def main(cfg: DictConfig) -> None:
         try:
-            exit_codes.append(task(_config_of(cfg, config_name)) or 0)
+            exit_codes.append(task(_config_of(cfg, root)) or 0)
         except (UserError, RunError) as error:
             if is_sweep:
                 raise
@@ -93,14 +101,14 @@ def _is_free(key: str) -> bool:
     return key == _FREE or key.startswith(f"{_FREE}.")
 
 
-def _config_of(cfg: DictConfig, config_name: str) -> Any:
+def _config_of(cfg: DictConfig, root: type) -> Any:
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN and "run_dir" in cfg:
         cfg.run_dir = hydra_config.runtime.output_dir  # each run of a sweep has its own
-    return to_config(cfg, ROOTS[config_name])  # pyrefly: ignore
+    return to_config(cfg, root)  # pyrefly: ignore
 
 
-def _check(arguments: Sequence[str], config_name: str) -> None:
+def _check(arguments: Sequence[str], config_name: str, root: type) -> None:
     """Find what Hydra would say in a page, and say it in a sentence.
 
     Raises:
@@ -112,7 +120,6 @@ def _check(arguments: Sequence[str], config_name: str) -> None:
         for flag, argument in zip(before, arguments, strict=False)
         if not argument.startswith("-") and flag not in _FLAGS_WITH_VALUE
     ]
-    root = ROOTS[config_name]
     known = set(known_keys(root))
     for override in overrides:
         if "=" not in override and not override.startswith("~"):

@@ -5,6 +5,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -24,34 +25,18 @@ from rl.algorithm_config import (
     RLOOConfig,
     SFTConfig,
 )
-from rl.config import (
-    ArithmeticConfig,
-    BenchDriftConfig,
-    BenchFleetConfig,
-    BenchRolloutConfig,
-    BenchSpeculationConfig,
-    DatasetConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    ReasoningGymConfig,
-    ReportConfig,
-    TaskConfig,
-    TrainConfig,
-)
+from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
+from rl.tasks.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskConfig
+from rl.tracking.config import ReportConfig
 
 __all__ = ["known_keys", "register_schemas", "suggest", "to_config"]
 
-Config = TypeVar("Config", TrainConfig, EvaluateConfig, GenerateConfig, BenchRolloutConfig)
+Config = TypeVar("Config")
 
 ROOTS: Mapping[str, type] = {
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
-    "bench_rollout": BenchRolloutConfig,
-    "bench_fleet": BenchFleetConfig,
-    "bench_speculation": BenchSpeculationConfig,
-    "bench_drift": BenchDriftConfig,
-    "bench_train": TrainConfig,
     "report": ReportConfig,
 }
 ALGORITHMS: Mapping[str, type[AlgorithmConfig]] = {
@@ -73,10 +58,14 @@ _VARIANTS: Mapping[type, tuple[type, ...]] = {
 }
 
 
-def register_schemas() -> None:
-    """Make the schemas known to Hydra; conf/ refers to them as `<name>_schema`."""
+def register_schemas(others: Mapping[str, type] = MappingProxyType({})) -> None:
+    """Make the schemas known to Hydra; conf/ refers to them as `<name>_schema`.
+
+    Args:
+        others: schemas of primary configs beyond `ROOTS`, by the name of their YAML file.
+    """
     store = ConfigStore.instance()
-    for name, root in ROOTS.items():
+    for name, root in {**ROOTS, **others}.items():
         store.store(name=f"{name}_schema", node=root)
     for name, schema in ALGORITHMS.items():
         store.store(group="algorithm", name=f"{name}_schema", node=schema)

@@ -1,8 +1,8 @@
 """Several runs in one picture. `python scripts/report.py 'runs=[outputs/a,outputs/b]' output=runs.png`."""
 
 from rl.cli import UserError, launch
-from rl.config import ReportConfig
 from rl.tracking.comparison import draw_runs
+from rl.tracking.config import ReportConfig
 
 
 def report(config: ReportConfig) -> None:

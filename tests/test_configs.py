@@ -18,23 +18,23 @@ from omegaconf import OmegaConf
 from rl import algorithm_config
 from rl import config as rl_config
 from rl.composition import ROOTS, known_keys, register_schemas, to_config
-from rl.config import (
-    BenchFleetConfig,
-    BenchRolloutConfig,
-    BenchSpeculationConfig,
-    EvaluateConfig,
-    GenerateConfig,
-    ReportConfig,
-    RunMode,
-    TrainConfig,
-)
+from rl.config import EvaluateConfig, GenerateConfig, RunMode, TrainConfig
+from rl.rewards import config as rewards_config
+from rl.tasks import config as tasks_config
+from rl.tracking import config as tracking_config
+from rl.tracking.config import ReportConfig
+from rl.trainer import config as trainer_config
 from rl.trainer.checks import check_config
 from rollout import config as rollout_config
 from rollout.config import ModelSource
+from scripts.bench import config as bench_config
+from scripts.bench.config import SCHEMAS as BENCH_SCHEMAS
+from scripts.bench.config import BenchFleetConfig, BenchRolloutConfig, BenchSpeculationConfig
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
-register_schemas()
+SCHEMAS = {**ROOTS, **BENCH_SCHEMAS}
+register_schemas(BENCH_SCHEMAS)
 
 
 def options(group: str) -> list[str]:
@@ -43,7 +43,7 @@ def options(group: str) -> list[str]:
 
 def load(*overrides: str, name: str = "train"):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return to_config(compose(name, overrides=list(overrides)), ROOTS[name])
+        return to_config(compose(name, overrides=list(overrides)), SCHEMAS[name])
 
 
 def fail(*arguments: str) -> str:
@@ -216,7 +216,16 @@ def test_a_misspelt_key_in_yaml_is_named_with_a_suggestion():
 
 
 def schemas() -> list[type]:
-    modules = (rl_config, algorithm_config, rollout_config)
+    modules = (
+        rl_config,
+        algorithm_config,
+        rewards_config,
+        rollout_config,
+        tasks_config,
+        tracking_config,
+        trainer_config,
+        bench_config,
+    )
     found = {
         v for m in modules for v in vars(m).values() if isinstance(v, type) and is_dataclass(v)
     }
@@ -246,7 +255,7 @@ def test_yaml_holds_only_departures_from_the_schema():
             continue
         content = yaml.safe_load(path.read_text())
         for key in set(content) - {"defaults"}:
-            hints = {k for root in ROOTS.values() for k in get_type_hints(root)}
+            hints = {k for root in SCHEMAS.values() for k in get_type_hints(root)}
             known = hints | {
                 "source",
                 "kind",

@@ -12,7 +12,7 @@ from typing import Any
 
 from reasoning_gym import create_dataset
 
-from rl.config import ArithmeticConfig, Operation
+from rl.tasks.config import ArithmeticConfig, Operation
 from rl.tasks.prompts import PromptForm, PromptSplit, keyed_permutation, split_prompts
 
 __all__ = ["arithmetic_prompts", "canonical_pair", "num_pairs"]

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from rl.config import DatasetConfig
+from rl.tasks.config import DatasetConfig
 from rl.tasks.prompts import PromptForm, PromptSplit, keyed_permutation, split_prompts
 
 __all__ = ["dataset_prompts"]

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from rl.config import TaskConfig
+from rl.tasks.config import TaskConfig
 
 __all__ = [
     "Prompt",

@@ -14,7 +14,7 @@ from reasoning_gym import create_dataset
 from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
-from rl.config import ReasoningGymConfig
+from rl.tasks.config import ReasoningGymConfig
 from rl.tasks.prompts import Prompt, PromptForm, PromptSplit, make_prompt
 
 __all__ = ["reasoning_gym_prompts"]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rl.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskConfig
 from rl.rewards.scorer import Scorer, load_scorer
+from rl.tasks.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskConfig
 from rl.tasks.prompts import Prompt, PromptSplit
 
 __all__ = ["Task", "load_task"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl.config import ReportConfig
+from rl.tracking.config import ReportConfig
 from rl.tracking.events import read_events
 from rl.tracking.plotting import MUTED, Rows, make_figure, points, set_style, smoothed, write_label
 

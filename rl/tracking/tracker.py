@@ -9,7 +9,7 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from rl.config import TrackingConfig
+from rl.tracking.config import TrackingConfig
 from rl.tracking.curves import draw_curves
 from rl.tracking.events import EventLog, SampleLog, read_events
 from rl.tracking.progress import Progress

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from rl.config import WandbConfig, WandbMode
+from rl.tracking.config import WandbConfig, WandbMode
 from rl.tracking.events import SAMPLE_COLUMNS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 
 from rl.algorithm_config import PPOConfig
 from rl.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
-from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
+from rl.config import RunMode, TrainConfig
 from rl.environments.environment import SingleTurn
 from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
@@ -20,6 +20,7 @@ from rl.trainer.checks import check_config, check_prompts
 from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.demonstrations import Answers
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
 from rl.trainer.learn.algorithm import make_algorithm
 from rl.trainer.learn.build import make_learner, num_frozen_decoders
 from rl.trainer.learn.learner import Learner

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Sequence
 
 from rl.algorithm_config import DAPOConfig, KLEstimator, KLPlacement, RatioBase, SFTConfig
-from rl.config import RunMode, TrainConfig, WandbMode
+from rl.config import RunMode, TrainConfig
+from rl.tracking.config import WandbMode
 
 __all__ = ["check_config", "check_prompts"]
 

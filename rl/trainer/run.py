@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rl.cli import INTERRUPTED, RunError, UserError
-from rl.config import TrainConfig, TrainerBackend
+from rl.config import TrainConfig
 from rl.tracking.summary import print_summary
 from rl.trainer.build import Run, assemble, assemble_follower
+from rl.trainer.config import TrainerBackend
 from rl.trainer.loop import ScoringError
 from rl.trainer.metrics.mismatch import MismatchError
 from rl.trainer.metrics.step import sample_rows

@@ -22,9 +22,10 @@ from rl.algorithm_config import (
     RLOOConfig,
     SFTConfig,
 )
-from rl.config import RunMode, TrainConfig, TrainerConfig
+from rl.config import RunMode, TrainConfig
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rollouts import RolloutGroup
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.algorithm import make_algorithm
 from rl.trainer.learn.build import make_learner
 from rl.trainer.learn.learner import Learner

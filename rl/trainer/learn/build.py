@@ -6,7 +6,8 @@ import torch
 
 from rl.algorithm_config import CorrectionConfig, DistillationConfig, RatioBase
 from rl.algorithms.correction import Corrector
-from rl.config import DataParallel, RunMode, TrainConfig, TrainerBackend, TrainerConfig
+from rl.config import RunMode, TrainConfig
+from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
 from rl.trainer.learn.algorithm import Algorithm
 from rl.trainer.learn.critic import Critic, ValueHead
 from rl.trainer.learn.frozen_policy import FrozenPolicy

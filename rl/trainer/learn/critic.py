@@ -8,7 +8,7 @@ import torch
 
 from kernels.numerics import accumulate_dtype
 from rl.algorithms.ppo import value_loss
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.backend import BatchStats
 from rl.trainer.learn.forward import over_batch, target_states
 from rl.trainer.learn.packing import MicroBatch

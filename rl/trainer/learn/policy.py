@@ -11,7 +11,7 @@ import torch
 from rl.algorithm_config import RatioBase
 from rl.algorithms.correction import Corrector
 from rl.algorithms.signals import Tokens
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.backend import BatchStats, LossFunction
 from rl.trainer.learn.forward import over_batch, policy_logprobs
 from rl.trainer.learn.packing import MicroBatch

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 
 from rl.algorithm_config import PPOConfig
-from rl.config import DataParallel, OptimizerKind, RunMode, TrainConfig, TrainerBackend
+from rl.config import RunMode, TrainConfig
+from rl.trainer.config import DataParallel, OptimizerKind, TrainerBackend
 from rollout.models.checkpoint import torch_dtype
 
 __all__ = ["check_launch", "check_ranks"]

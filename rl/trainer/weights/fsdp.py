@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from kernels.numerics import accumulate_dtype
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.ranks.group import Ranks
 from rl.trainer.weights.base import HFTensors
 from rl.trainer.weights.replicated import MasterWeights

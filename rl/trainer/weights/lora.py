@@ -24,7 +24,7 @@ from torch import nn
 
 from kernels.linear import linear
 from kernels.numerics import accumulate_dtype
-from rl.config import LoRAConfig
+from rl.trainer.config import LoRAConfig
 from rollout.models.decoder import Decoder, Linear
 
 __all__ = ["Adapter", "Adapters", "LoRALinear", "count_adapter_parameters"]

@@ -2,7 +2,7 @@
 
 import math
 
-from rl.config import LRSchedule, TrainerConfig
+from rl.trainer.config import LRSchedule, TrainerConfig
 
 __all__ = ["learning_rate"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rl.config import OptimizerKind, TrainerConfig
+from rl.trainer.config import OptimizerKind, TrainerConfig
 from rl.trainer.weights.lora import LoRALinear
 from rollout.models.decoder import Decoder
 

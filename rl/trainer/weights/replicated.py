@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from kernels.numerics import accumulate_dtype
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.packing import MicroBatch
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import Forward, HFTensors

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.forward import policy_logprobs, target_states
 from rl.trainer.learn.packing import MicroBatch, fill_up
 from rl.trainer.ranks.group import Ranks

@@ -1,8 +1,8 @@
 import pytest
 
-from rl.config import ArithmeticConfig, Operation
 from rl.rewards.arithmetic import score_arithmetic
 from rl.tasks.arithmetic import arithmetic_prompts, canonical_pair, num_pairs
+from rl.tasks.config import ArithmeticConfig, Operation
 from rl.tasks.prompts import Prompt
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from rl.config import DatasetConfig
+from rl.tasks.config import DatasetConfig
 from rl.tasks.dataset import dataset_prompts
 from rl.tasks.task import load_task
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rl.config import ArithmeticConfig, TaskConfig
 from rl.rewards.arithmetic import score_arithmetic
 from rl.rewards.scorer import ImportedScorer
+from rl.tasks.config import ArithmeticConfig, TaskConfig
 from rl.tasks.task import load_task
 
 

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from rl.config import ArithmeticConfig
+from rl.tasks.config import ArithmeticConfig
 from rl.tasks.prompts import PromptForm, PromptOrder, make_prompt, split_prompts
 
 

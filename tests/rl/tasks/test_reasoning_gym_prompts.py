@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from rl.config import ReasoningGymConfig
+from rl.tasks.config import ReasoningGymConfig
 from rl.tasks.reasoning_gym_task import reasoning_gym_prompts
 from rl.tasks.task import load_task
 

@@ -3,8 +3,8 @@ from itertools import pairwise
 import pytest
 from matplotlib.text import Annotation
 
-from rl.config import ReportConfig
 from rl.tracking.comparison import comparison_figure, draw_comparison, draw_runs
+from rl.tracking.config import ReportConfig
 
 
 def run(*, rewards: list[float], accuracy: dict[int, float]) -> list[dict]:

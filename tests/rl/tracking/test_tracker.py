@@ -7,10 +7,11 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from rl.config import LRSchedule, TrackingConfig, WandbConfig, WandbMode
 from rl.tracking import tracker as tracker_module
+from rl.tracking.config import TrackingConfig, WandbConfig, WandbMode
 from rl.tracking.events import read_events
 from rl.tracking.tracker import Tracker
+from rl.trainer.config import LRSchedule
 
 
 class _FakeSink:

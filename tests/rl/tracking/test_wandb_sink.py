@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rl.config import WandbConfig, WandbMode
 from rl.tracking import wandb_sink
+from rl.tracking.config import WandbConfig, WandbMode
 from rl.tracking.events import SAMPLE_COLUMNS
 from rl.tracking.wandb_sink import WandbSink
 
@@ -224,7 +224,7 @@ def test_a_real_run_without_a_network_is_recorded_offline_and_says_only_that(tmp
 import sys
 from pathlib import Path
 from rich.console import Console
-from rl.config import WandbConfig, WandbMode
+from rl.tracking.config import WandbConfig, WandbMode
 from rl.tracking.wandb_sink import WandbSink
 
 config = WandbConfig(mode=WandbMode.ONLINE)

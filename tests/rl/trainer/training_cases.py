@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from rl.config import LoRAConfig, TrainerConfig
+from rl.trainer.config import LoRAConfig, TrainerConfig
 from rl.trainer.learn.backend import LossFunction
 from rl.trainer.learn.packing import MicroBatch, TrainingSample, pack
 from rl.trainer.learn.policy import TorchBackend

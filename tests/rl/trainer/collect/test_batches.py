@@ -8,11 +8,13 @@ import pytest
 
 from rl.algorithm_config import GRPOConfig
 from rl.checkpoint import RunState
-from rl.config import ArithmeticConfig, TrainConfig, TrainerConfig
+from rl.config import TrainConfig
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
+from rl.tasks.config import ArithmeticConfig
 from rl.tasks.prompts import Prompt
 from rl.trainer.collect.batches import Batches
 from rl.trainer.collect.collector import Collector
+from rl.trainer.config import TrainerConfig
 from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rollout.config import ModelConfig, ModelSource

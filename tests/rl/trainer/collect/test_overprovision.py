@@ -9,9 +9,10 @@ import pytest
 
 from rl.algorithm_config import GRPOConfig, SFTConfig
 from rl.checkpoint import RunState
-from rl.config import ArithmeticConfig, RunMode, TrainConfig
+from rl.config import RunMode, TrainConfig
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rollouts import Purpose, Rollout, RolloutGroup
+from rl.tasks.config import ArithmeticConfig
 from rl.trainer.checks import check_config
 from rl.trainer.collect.batches import Batch
 from rl.trainer.collect.collector import Collector

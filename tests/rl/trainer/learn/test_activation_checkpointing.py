@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rl.algorithms.rloo import rloo_loss
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.critic import Critic, ValueHead
 from rollout.models.checkpoint import load_decoder
 from tests.rl.trainer.training_cases import backend_of, lora, micro_batches

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.critic import Critic, ValueHead
 from rl.trainer.learn.packing import TrainingSample, pack
 from rollout.models.checkpoint import load_decoder

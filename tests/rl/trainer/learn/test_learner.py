@@ -19,7 +19,8 @@ from rl.algorithm_config import (
 )
 from rl.algorithms.ppo import explained_variance
 from rl.algorithms.rloo import rloo_loss
-from rl.config import TrainConfig, TrainerConfig
+from rl.config import TrainConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.algorithm import make_algorithm
 from rl.trainer.learn.backend import BatchStats
 from rl.trainer.learn.kl_penalty import KLPenalty

@@ -31,7 +31,7 @@ from rl.algorithms.grpo import grpo_loss
 from rl.algorithms.kl import kl_loss
 from rl.algorithms.rloo import rloo_loss
 from rl.algorithms.signals import Tokens
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.algorithm import make_algorithm
 from rl.trainer.learn.backend import LossFunction
 from rl.trainer.learn.packing import TrainingSample, pack

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from rl.algorithm_config import SFTConfig
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rl.trainer.ranks.group import ALONE, Ranks
 from tests.rl.trainer.rank_learners import DDP, FSDP2, groups, learner

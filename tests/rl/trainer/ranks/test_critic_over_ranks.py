@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl.algorithm_config import PPOConfig
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rl.trainer.ranks.group import ALONE, Ranks
 from tests.rl.trainer.rank_learners import (

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from rl.algorithm_config import GRPOConfig, PPOConfig
-from rl.config import DataParallel, LoRAConfig, OptimizerKind, RunMode, TrainConfig, TrainerConfig
+from rl.config import RunMode, TrainConfig
+from rl.trainer.config import DataParallel, LoRAConfig, OptimizerKind, TrainerConfig
 from rl.trainer.ranks.checks import check_ranks
 from rollout.config import Dtype, ModelConfig, ModelSource
 from tests.rl.trainer.rank_learners import DDP, FSDP2, ZERO

@@ -9,7 +9,7 @@ import torch
 
 from rl.algorithm_config import DistillationConfig, GRPOConfig, GSPOConfig, KLPlacement, SFTConfig
 from rl.algorithms.sft import sft_loss
-from rl.config import TrainerConfig
+from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.packing import TrainingSample, pack
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rl.trainer.ranks.group import ALONE, Ranks

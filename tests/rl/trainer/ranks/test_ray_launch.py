@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rl.algorithm_config import GRPOConfig
-from rl.config import DataParallel, RunMode, TrainConfig, TrainerConfig
+from rl.config import RunMode, TrainConfig
+from rl.trainer.config import DataParallel, TrainerConfig
 from rl.trainer.ranks.checks import check_launch
 from rl.trainer.ranks.group import join_ranks
 from rl.trainer.ranks.ray_launch import RankError, start_ranks

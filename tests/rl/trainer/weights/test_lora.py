@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rl.algorithms.rloo import rloo_loss
-from rl.config import LORA_TARGETS
+from rl.trainer.config import LORA_TARGETS
 from rl.trainer.weights.lora import Adapter, LoRALinear, count_adapter_parameters
 from rollout.models.checkpoint import load_decoder, save_checkpoint
 from rollout.models.decoder import Linear

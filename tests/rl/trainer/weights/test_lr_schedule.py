@@ -1,6 +1,6 @@
 import pytest
 
-from rl.config import LRSchedule, TrainerConfig
+from rl.trainer.config import LRSchedule, TrainerConfig
 from rl.trainer.weights.lr_schedule import learning_rate
 
 

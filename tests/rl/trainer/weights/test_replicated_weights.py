@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rl.algorithms.rloo import rloo_loss
-from rl.config import OptimizerKind, TrainerConfig
+from rl.trainer.config import OptimizerKind, TrainerConfig
 from rl.trainer.weights.replicated import MasterWeights
 from rollout.models.checkpoint import save_checkpoint
 from tests.rl.trainer.training_cases import assert_same, backend_of, lora, train, weights

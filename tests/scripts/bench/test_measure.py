@@ -6,19 +6,19 @@ import time
 import pytest
 import torch
 
-from rollout.bench.machine import (
+from rollout.config import EngineConfig, StorageDtype
+from rollout.engine.engine import Engine
+from rollout.models.sources.tiny import make_tiny_model
+from scripts.bench.machine import (
     MachinePeaks,
     busy_cores,
     measure_peaks,
     peak_memory_gb,
     process_age_seconds,
 )
-from rollout.bench.measure import measure
-from rollout.bench.split import PARTS, time_parts
-from rollout.bench.workloads import WORKLOADS, Workload, make_workload
-from rollout.config import EngineConfig, StorageDtype
-from rollout.engine.engine import Engine
-from rollout.models.sources.tiny import make_tiny_model
+from scripts.bench.rollout.measure import measure
+from scripts.bench.rollout.split import PARTS, time_parts
+from scripts.bench.rollout.workloads import WORKLOADS, Workload, make_workload
 
 PEAKS = MachinePeaks(gemm_tflops=1.0, read_gb_per_second=1.0)
 WORK = Workload(prompts=[[5, 6, 7], [8, 9]], max_tokens=[4, 6], group_size=2, ignore_eos=True)

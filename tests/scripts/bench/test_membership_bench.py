@@ -1,7 +1,7 @@
 import pytest
 
-from rollout.bench.membership import measure_membership
 from rollout.config import Dtype, EngineConfig, FleetConfig, FleetKind, ModelConfig, ModelSource
+from scripts.bench.fleet.membership import measure_membership
 
 TINY = ModelConfig(source=ModelSource.TINY, dtype=Dtype.FLOAT32)
 ENGINE = EngineConfig(kv_cache_gb=0.01)

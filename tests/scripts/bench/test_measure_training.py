@@ -1,7 +1,7 @@
 import pytest
 
-from rl.bench.training import summarize
-from rollout.bench.machine import MachinePeaks
+from scripts.bench.machine import MachinePeaks
+from scripts.bench.train.measure import summarize
 
 PEAKS = MachinePeaks(gemm_tflops=0.5, read_gb_per_second=40.0)
 

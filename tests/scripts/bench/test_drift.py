@@ -6,11 +6,11 @@ from array import array
 import pytest
 import torch
 
-from rollout.bench.drift import Scorer, Version, kl_per_token, measure_drift, replay
 from rollout.core import SampleKey
 from rollout.models.checkpoint import load_decoder
 from rollout.models.sources.tiny import make_tiny_model
 from rollout.speculation.drafters.history import PastRollout
+from scripts.bench.drift.measure import Scorer, Version, kl_per_token, measure_drift, replay
 
 PROMPT = (1, 2, 3)
 

@@ -1,15 +1,15 @@
-"""What a fleet costs, one JSON line per result. `python scripts/bench_fleet.py 'cases=[UPDATES]' 'receivers=[1,2]'`; --help says more."""
+"""What a fleet costs, one JSON line per result. `python -m scripts.bench.fleet 'cases=[UPDATES]' 'receivers=[1,2]'`; --help says more."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
-from rl.bench.asynchrony import measure_asynchrony
 from rl.cli import UserError, launch
-from rl.config import BenchFleetConfig, FleetCase
-from rollout.bench.machine import busy_cores, warn_if_busy
-from rollout.bench.membership import measure_membership
-from rollout.bench.weights import measure_updates
+from scripts.bench.config import BenchFleetConfig, FleetCase
+from scripts.bench.fleet.asynchrony import measure_asynchrony
+from scripts.bench.fleet.membership import measure_membership
+from scripts.bench.fleet.updates import measure_updates
+from scripts.bench.machine import busy_cores, warn_if_busy
 
 
 def bench(config: BenchFleetConfig) -> None:
@@ -49,4 +49,4 @@ def weight_updates(config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    launch(bench, config_name="bench_fleet")
+    launch(bench, config_name="bench_fleet", schema=BenchFleetConfig)

@@ -11,13 +11,13 @@ import torch
 from kernels.attention import Segment, packed_attention, packed_layout
 from kernels.quantize import int8_round_trip
 from kernels.token_logprobs import token_logprobs
-from rollout.bench.machine import MachinePeaks, peak_memory_gb
-from rollout.bench.split import time_parts
-from rollout.bench.workloads import Workload
 from rollout.config import StorageDtype
 from rollout.core import Completion, SamplingParams
 from rollout.engine.engine import Engine, EngineStats
 from rollout.models.decoder import Decoder, Int8Linear, Linear
+from scripts.bench.machine import MachinePeaks, peak_memory_gb
+from scripts.bench.rollout.split import time_parts
+from scripts.bench.rollout.workloads import Workload
 
 __all__ = ["check_outputs", "measure"]
 

@@ -1,4 +1,4 @@
-"""Rollouts with drafts and without, in turn, one JSON line per cell. `python scripts/bench_speculation.py task.name=number_sorting`."""
+"""Rollouts with drafts and without, in turn, one JSON line per cell. `python -m scripts.bench.speculation task.name=number_sorting`."""
 
 import json
 import sys
@@ -7,16 +7,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from rl.bench.speculation import answered_prompts, mean_tokens, past_rollouts
 from rl.cli import UserError, launch
-from rl.config import BenchSpeculationConfig
 from rl.tasks.task import load_task
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
-from rollout.bench.machine import busy_cores, warn_if_busy
-from rollout.bench.speculation import measure_speculation
-from rollout.bench.speculation_cells import expected_seconds, make_cells
 from rollout.core import SamplingParams
 from rollout.engine.engine import Engine
+from scripts.bench.config import BenchSpeculationConfig
+from scripts.bench.machine import busy_cores, warn_if_busy
+from scripts.bench.speculation.cells import expected_seconds, make_cells
+from scripts.bench.speculation.history import answered_prompts, mean_tokens, past_rollouts
+from scripts.bench.speculation.measure import measure_speculation
 
 
 def bench(config: BenchSpeculationConfig) -> None:
@@ -53,4 +53,4 @@ def bench(config: BenchSpeculationConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(bench, config_name="bench_speculation")
+    launch(bench, config_name="bench_speculation", schema=BenchSpeculationConfig)

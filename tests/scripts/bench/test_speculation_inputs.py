@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from rl.bench.drift import draw_drift, load_versions
-from rl.bench.speculation import answered_prompts, past_rollouts
 from rl.checkpoint import Checkpointer, RunState
-from rl.config import ArithmeticConfig, BenchDriftConfig
-from rollout.bench.drift import measure_drift
+from rl.tasks.config import ArithmeticConfig
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.models.checkpoint import load_decoder
 from rollout.models.sources.tiny import make_tiny_model
+from scripts.bench.config import BenchDriftConfig
+from scripts.bench.drift.measure import measure_drift
+from scripts.bench.drift.versions import draw_drift, load_versions
+from scripts.bench.speculation.history import answered_prompts, past_rollouts
 
 ROLLOUTS = [[[7, 8], 3, [1, 2, 3]], [[9], 4, [5]]]
 

@@ -7,9 +7,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from rl.config import BenchFleetConfig, TrainConfig
+from rl.config import TrainConfig
 from rl.tracking.events import read_events
 from rl.trainer.build import assemble
+from scripts.bench.config import BenchFleetConfig
 
 __all__ = ["measure_asynchrony", "summarize"]
 

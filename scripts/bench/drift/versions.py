@@ -7,16 +7,16 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl.config import BenchDriftConfig
 from rl.tasks.task import load_task
 from rl.tracking.plotting import INK, MUTED, make_figure, set_style
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
-from rollout.bench.drift import Answers, Scorer, Version
 from rollout.config import ModelConfig
 from rollout.core import SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.speculation.drafters.history import PastRollout
 from rollout.weights.store import WeightStore
+from scripts.bench.config import BenchDriftConfig
+from scripts.bench.drift.measure import Answers, Scorer, Version
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def _answers(
 
 
 def draw_drift(results: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Write the figure of `rollout.bench.drift.measure_drift`'s results to `path`, in one atomic step."""
+    """Write the figure of `scripts.bench.drift.measure.measure_drift`'s results to `path`, in one atomic step."""
     draft = path.with_name(f".{path.name}.tmp")
     drift_figure(results, title=title).savefig(draft, format="png")
     os.replace(draft, path)

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from rl.config import BenchSpeculationConfig
-from rollout.bench.speculation import measure_speculation, requests_of, serve
-from rollout.bench.speculation_cells import expected_seconds, make_cell, make_cells
 from rollout.config import DrafterKind, EngineConfig, Scenario, SpeculationConfig
 from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.models.sources.tiny import make_tiny_model
 from rollout.speculation.cost_table import CostTable
+from scripts.bench.config import BenchSpeculationConfig
+from scripts.bench.speculation.cells import expected_seconds, make_cell, make_cells
+from scripts.bench.speculation.measure import measure_speculation, requests_of, serve
 from tests.rollout.engine.test_speculation import make_eager
 
 

@@ -1,4 +1,4 @@
-"""How drafts age: acceptance against policy drift, a JSON line per pair of versions and a PNG. `python scripts/bench_drift.py run=<run> task.name=...`."""
+"""How drafts age: acceptance against policy drift, a JSON line per pair of versions and a PNG. `python -m scripts.bench.drift run=<run> task.name=...`."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from rl.bench.drift import draw_drift, load_versions
 from rl.cli import UserError, launch
-from rl.config import BenchDriftConfig
-from rollout.bench.drift import measure_drift
+from scripts.bench.config import BenchDriftConfig
+from scripts.bench.drift.measure import measure_drift
+from scripts.bench.drift.versions import draw_drift, load_versions
 
 
 def bench(config: BenchDriftConfig) -> None:
@@ -33,4 +33,4 @@ def bench(config: BenchDriftConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(bench, config_name="bench_drift")
+    launch(bench, config_name="bench_drift", schema=BenchDriftConfig)

@@ -9,8 +9,8 @@ from typing import Any
 from rl.config import TrainConfig
 from rl.tracking.events import read_events
 from rl.trainer.build import assemble
-from rollout.bench.machine import MachinePeaks, measure_peaks
 from rollout.models.checkpoint import torch_dtype
+from scripts.bench.machine import MachinePeaks, measure_peaks
 
 __all__ = ["measure_training", "summarize"]
 

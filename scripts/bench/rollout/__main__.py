@@ -1,15 +1,15 @@
-"""Rollout throughput, one JSON line per workload. `python scripts/bench_rollout.py 'workloads=[W1,W3]' repeats=5`."""
+"""Rollout throughput, one JSON line per workload. `python -m scripts.bench.rollout 'workloads=[W1,W3]' repeats=5`."""
 
 import dataclasses
 import json
 import math
 
 from rl.cli import UserError, launch
-from rl.config import BenchRolloutConfig
-from rollout.bench.machine import busy_cores, measure_peaks, process_age_seconds, warn_if_busy
-from rollout.bench.measure import measure
-from rollout.bench.workloads import make_workload
 from rollout.engine.engine import Engine
+from scripts.bench.config import BenchRolloutConfig
+from scripts.bench.machine import busy_cores, measure_peaks, process_age_seconds, warn_if_busy
+from scripts.bench.rollout.measure import measure
+from scripts.bench.rollout.workloads import make_workload
 
 
 def bench(config: BenchRolloutConfig) -> None:
@@ -42,4 +42,4 @@ def _known(value: float) -> float | None:
 
 
 if __name__ == "__main__":
-    launch(bench, config_name="bench_rollout")
+    launch(bench, config_name="bench_rollout", schema=BenchRolloutConfig)

@@ -1,11 +1,11 @@
-"""Seconds of a training step, part by part, as one JSON line. `python scripts/bench_train.py trainer.num_steps=21`."""
+"""Seconds of a training step, part by part, as one JSON line. `python -m scripts.bench.train trainer.num_steps=21`."""
 
 import json
 
-from rl.bench.training import measure_training
 from rl.cli import UserError, launch
 from rl.config import TrainConfig
-from rollout.bench.machine import busy_cores, warn_if_busy
+from scripts.bench.machine import busy_cores, warn_if_busy
+from scripts.bench.train.measure import measure_training
 
 
 def bench(config: TrainConfig) -> None:
@@ -18,4 +18,4 @@ def bench(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(bench, config_name="bench_train")
+    launch(bench, config_name="bench_train", schema=TrainConfig)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rl.bench.asynchrony import measure_asynchrony, summarize
+from scripts.bench.fleet.asynchrony import measure_asynchrony, summarize
 from tests.test_configs import load
 
 WORK = ("model=tiny", "num_prompts_per_step=2", "group_size=2", "sampling.max_tokens=4")

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollout.bench.speculation_cells import Cell
 from rollout.core import Completion, Request, SampleKey
 from rollout.engine.engine import Engine
 from rollout.speculation.speculator import Speculator
 from rollout.speculation.stats import SpeculationStats
+from scripts.bench.speculation.cells import Cell
 
 __all__ = ["measure_speculation", "requests_of", "serve"]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from rollout.bench.receiving_engine import serve
 from rollout.config import EngineConfig, ModelConfig
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.sources import resolve_model
 from rollout.weights.transport.broadcast import CollectiveSender
 from rollout.weights.update import make_update
+from scripts.bench.fleet.receiving_engine import serve
 
 __all__ = ["measure_updates"]
 

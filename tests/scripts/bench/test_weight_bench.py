@@ -2,10 +2,10 @@
 
 import pytest
 
-from rollout.bench.weights import measure_updates
 from rollout.config import Dtype, EngineConfig, ModelConfig, ModelSource
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.sources import resolve_model
+from scripts.bench.fleet.updates import measure_updates
 
 
 @pytest.mark.parametrize("concurrency", [0, 3])

@@ -1,0 +1,99 @@
+"""The schema of the `task` group."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from rollout.config import require
+
+
+class Operation(Enum):
+    SUM = "+"
+    DIFFERENCE = "-"
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """Base of the `task` group."""
+
+    system_prompt: str = ""
+    """Sent as the system message of every prompt; empty sends none."""
+    user_prompt: str = "{question}"
+    """The user message of every prompt; `{question}` stands for the question."""
+    reply_prefix: str = ""
+    """How every reply begins, given and not sampled; `{question}` stands for the question. Empty: not at all."""
+    num_held_out: int = 1000
+    """Prompts kept for evaluation; they are never trained on."""
+    scorer: str = ""
+    """The user's own scorer, `package.module:function` or `path/to/file.py:function`; empty: the task's own."""
+    seed: int = 0
+    """Of the generated or shuffled prompts; apart from the run's `seed`, so that runs share the held-out set."""
+
+    def __post_init__(self) -> None:
+        require(self.num_held_out > 0, "task.num_held_out", "> 0", self.num_held_out)
+        require(
+            "{question}" in self.user_prompt,
+            "task.user_prompt",
+            "a text with {question} in it",
+            self.user_prompt,
+        )
+        require(self.seed >= 0, "task.seed", ">= 0", self.seed)
+
+
+@dataclass(kw_only=True)
+class ArithmeticConfig(TaskConfig):
+    """Two-term sums and differences."""
+
+    operations: list[Operation] = field(default_factory=lambda: list(Operation))
+    """Sums alone are within a small model's reach: `task.operations=[SUM]`."""
+    min_digits: int = 1
+    max_digits: int = 2
+    """Digits of a term."""
+    num_train: int = 8000
+    """Prompts to train on; reasoning-gym draws them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.operations), "task.operations", "[SUM], [DIFFERENCE] or both", [])
+        require(self.min_digits >= 1, "task.min_digits", ">= 1", self.min_digits)
+        require(
+            self.max_digits >= self.min_digits,
+            "task.max_digits",
+            f">= task.min_digits ({self.min_digits})",
+            self.max_digits,
+        )
+        require(self.num_train > 0, "task.num_train", "> 0", self.num_train)
+
+
+@dataclass(kw_only=True)
+class ReasoningGymConfig(TaskConfig):
+    """Any task of reasoning-gym, scored by that library."""
+
+    name: str = MISSING
+    """The library's name of the task, for example `number_sorting`."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """Handed to `reasoning_gym.create_dataset`, for example `task.params.max_numbers=5`."""
+    num_train: int = 8000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_train > 0, "task.num_train", "> 0", self.num_train)
+
+
+@dataclass(kw_only=True)
+class DatasetConfig(TaskConfig):
+    """Rows of a Hugging Face dataset, scored by math-verify unless `scorer` says otherwise."""
+
+    path: str = MISSING
+    """A .jsonl, .json or .parquet file, or a hub id."""
+    subset: str = ""
+    """Of a hub id that has several, for example `main`."""
+    split: str = "train"
+    held_out_path: str = ""
+    """A file or hub id of held-out rows; empty: `num_held_out` rows are split off."""
+    held_out_split: str = "test"
+    """Split of `held_out_path`."""
+    prompt_column: str = "question"
+    answer_column: str = "answer"

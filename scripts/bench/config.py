@@ -1,0 +1,146 @@
+"""The schemas of the benchmarks."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from rl.config import TrainConfig
+from rl.tasks.config import TaskConfig
+from rollout.config import (
+    DrafterKind,
+    EngineConfig,
+    ModelConfig,
+    SamplingConfig,
+    Scenario,
+    SpeculationConfig,
+    require,
+)
+
+
+@dataclass(kw_only=True)
+class BenchRolloutConfig:
+    """Of scripts/bench/rollout."""
+
+    model: ModelConfig = MISSING
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(kv_cache_gb=4.0))
+    workloads: list[str] = field(default_factory=lambda: ["W1", "W3"])
+    """Of W1 to W6, see scripts/bench/rollout/workloads.py."""
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.repeats > 0, "repeats", "> 0", self.repeats)
+
+
+@dataclass(kw_only=True)
+class BenchSpeculationConfig:
+    """Of scripts/bench/speculation."""
+
+    model: ModelConfig = MISSING
+    task: TaskConfig = MISSING
+    """Whose training prompts are answered; for example task.name=number_sorting."""
+    engine: EngineConfig = field(
+        default_factory=lambda: EngineConfig(
+            kv_cache_gb=4.0, speculation=SpeculationConfig(drafter=DrafterKind.AUTO)
+        )
+    )
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
+    """Of all scenarios but UNPREDICTABLE, which has temperature 1.5."""
+    history_from: str = ""
+    """A run directory whose newest checkpoint's past rollouts are the history of SECOND_EPOCH and TAIL, with the prompts
+    they answer; `model` should be its policy. Empty: the bench makes the first epoch itself."""
+    scenarios: list[Scenario] = field(default_factory=lambda: list(Scenario))
+    concurrency: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 64, 256])
+    """Requests in flight; TAIL has all of its own at once."""
+    paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
+    """Where SECOND_EPOCH and UNPREDICTABLE run `pairs` times, as TAIL does; other cells run once."""
+    tail_requests: int = 64
+    """Of TAIL, all at once: a training step of 8 prompts x 8 completions, as scripts.bench.train measures it."""
+    tokens_per_run: int = 768
+    """About how many tokens each run of a scenario decodes, at least one per request in flight."""
+    pairs: int = 7
+    """Runs with and without drafts, in turn."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.pairs > 0, "pairs", "> 0", self.pairs)
+        require(self.tokens_per_run > 0, "tokens_per_run", "> 0", self.tokens_per_run)
+        require(self.tail_requests > 0, "tail_requests", "> 0", self.tail_requests)
+        require(
+            bool(self.concurrency) and min(self.concurrency) > 0,
+            "concurrency",
+            "a list of positive numbers",
+            self.concurrency,
+        )
+
+
+class FleetCase(Enum):
+    UPDATES = "updates"
+    ASYNCHRONY = "asynchrony"
+    MEMBERSHIP = "membership"
+
+
+@dataclass(kw_only=True)
+class BenchFleetConfig(TrainConfig):
+    """Of scripts/bench/fleet: those of a run, and what is measured. ASYNCHRONY runs it, at every `staleness`."""
+
+    cases: list[FleetCase] = field(default_factory=lambda: list(FleetCase))
+    receivers: list[int] = field(default_factory=lambda: [1, 2, 4])
+    """UPDATES: engines in processes of their own."""
+    concurrency: list[int] = field(default_factory=lambda: [0, 4])
+    """UPDATES: requests each of them decodes meanwhile; 0: none, the transport alone."""
+    bucket_mb: float = 16.0
+    """UPDATES: of the transport, in MB (10^6 bytes); two buffers of it at each end."""
+    staleness: list[int] = field(default_factory=lambda: [0, 1])
+    """ASYNCHRONY: values of `max_staleness`, each a run of `trainer.num_steps` steps; the first step warms up."""
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_counts = bool(self.receivers) and min(self.receivers) > 0
+        require(is_counts, "receivers", "a list of positive numbers", self.receivers)
+        is_counts = bool(self.concurrency) and min(self.concurrency) >= 0
+        require(is_counts, "concurrency", "a list of numbers >= 0", self.concurrency)
+        is_counts = bool(self.staleness) and min(self.staleness) >= 0
+        require(is_counts, "staleness", "a list of numbers >= 0", self.staleness)
+        require(self.bucket_mb > 0, "bucket_mb", "> 0", self.bucket_mb)
+        require(self.repeats > 0, "repeats", "> 0", self.repeats)
+
+
+@dataclass(kw_only=True)
+class BenchDriftConfig:
+    """Of scripts/bench/drift."""
+
+    run: str = MISSING
+    """A run directory with several weights/v*."""
+    versions: list[int] = field(default_factory=list)
+    """Of them; empty: all. Each is held in memory."""
+    task: TaskConfig = MISSING
+    """Whose training prompts are answered, as the run was trained."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    num_prompts: int = 8
+    group_size: int = 8
+    """Answers to each prompt: of the history, and as many again that are decoded."""
+    seed: int = 0
+    output: str = "drift.png"
+
+    def __post_init__(self) -> None:
+        require(self.num_prompts > 0, "num_prompts", "> 0", self.num_prompts)
+        require(self.group_size > 0, "group_size", "> 0", self.group_size)
+        require(
+            self.sampling.temperature > 0,
+            "sampling.temperature",
+            "> 0 (drift is measured between distributions)",
+            self.sampling.temperature,
+        )
+
+
+SCHEMAS = {
+    "bench_rollout": BenchRolloutConfig,
+    "bench_speculation": BenchSpeculationConfig,
+    "bench_fleet": BenchFleetConfig,
+    "bench_drift": BenchDriftConfig,
+    "bench_train": TrainConfig,
+}
+"""Schema of each benchmark's primary config, by its name in conf/."""
