@@ -1,21 +1,18 @@
 """What a Hugging Face config.json says of a decoder, in our words."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kernels.rope import Llama3Scaling
+from rollout.models.config_keys import ARCHITECTURES, Architecture, check_keys
+from rollout.models.json_file import read_json
+from rollout.models.rope_config import read_rope
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "DecoderSpec", "read_spec"]
 
-SUPPORTED_ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
+SUPPORTED_ARCHITECTURES = tuple(ARCHITECTURES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,90 +41,154 @@ class DecoderSpec:
 
 
 def read_spec(directory: Path) -> DecoderSpec:
-    """Read `config.json` (and the end-of-sequence ids of `generation_config.json`).
+    """Read `config.json` (and the end-of-sequence ids of `generation_config.json`) as transformers does.
 
     Raises:
-        ValueError: no config.json, an unsupported architecture, activation or RoPE scaling.
+        ValueError: no config.json; an architecture, activation or RoPE scaling that is not supported; a key that is
+            not understood; a value out of range.
     """
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(
             f"model directory {directory} has no config.json; give a Hugging Face directory"
         )
-    config = json.loads(path.read_text())
-    architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in SUPPORTED_ARCHITECTURES:
-        raise ValueError(
-            f"architecture {architecture} of {path} is not supported; one of {', '.join(SUPPORTED_ARCHITECTURES)} is"
-        )
-    if config.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act must be silu, got {config['hidden_act']!r} in {path}")
-    rope = _rope(config, path)
-    is_qwen2 = architecture == "Qwen2ForCausalLM"
+    config = read_json(path)
+    name = _architecture(config, path)
+    architecture = ARCHITECTURES[name]
+    check_keys(config, name, path)
+    positions = _count(config, "max_position_embeddings", path, default=architecture.max_positions)
+    rope = read_rope(config, path, max_positions=positions)
+    num_heads = _count(config, "num_attention_heads", path)
+    hidden_size = _count(config, "hidden_size", path)
+    is_qwen2 = name == "Qwen2ForCausalLM"
     attention_bias = bool(config.get("attention_bias", False))
     return DecoderSpec(
-        architecture=architecture,
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
-        rope_llama3=_llama3(rope),
-        rope_linear_factor=float(rope["factor"]) if _rope_type(rope) == "linear" else 1.0,
-        max_positions=_max_positions(config),
-        tie_word_embeddings=config.get("tie_word_embeddings", False),
+        architecture=name,
+        vocab_size=_count(config, "vocab_size", path),
+        hidden_size=hidden_size,
+        intermediate_size=_count(config, "intermediate_size", path),
+        num_layers=_count(config, "num_hidden_layers", path),
+        num_heads=num_heads,
+        num_kv_heads=_num_kv_heads(config, architecture, path, num_heads=num_heads),
+        head_dim=_head_dim(config, architecture, path, derived=hidden_size // num_heads),
+        rms_norm_eps=_epsilon(config, path),
+        rope_theta=rope.theta,
+        rope_llama3=rope.llama3,
+        rope_linear_factor=rope.linear_factor,
+        max_positions=_within_window(config, architecture, path, positions=positions),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=is_qwen2 or attention_bias,
         o_bias=attention_bias and not is_qwen2,
         mlp_bias=bool(config.get("mlp_bias", False)),
-        qk_norm=architecture == "Qwen3ForCausalLM",
+        qk_norm=name == "Qwen3ForCausalLM",
         eos_token_ids=_eos_token_ids(config, directory),
     )
 
 
-def _rope(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    # transformers 5 writes rope_parameters; 4 wrote rope_theta and rope_scaling
-    rope = config.get("rope_parameters") or {
-        "rope_theta": config.get("rope_theta", 10000.0),
-        **(config.get("rope_scaling") or {}),
-    }
-    if _rope_type(rope) not in ("default", "linear", "llama3"):
+def _architecture(config: Mapping[str, Any], path: Path) -> str:
+    name = (config.get("architectures") or ["none"])[0]
+    if name not in ARCHITECTURES:
         raise ValueError(
-            f"RoPE scaling {_rope_type(rope)!r} of {path} is not supported; default, linear and llama3 are"
+            f"architecture {name} of {path} is not supported; one of {', '.join(SUPPORTED_ARCHITECTURES)} is"
         )
-    return rope
+    expected = ARCHITECTURES[name].model_type
+    if config.get("model_type", expected) != expected:
+        raise ValueError(
+            f"model_type of {path} must be {expected!r} as its architecture is {name}, got {config['model_type']!r}"
+        )
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
+        raise ValueError(f"hidden_act must be silu, got {config['hidden_act']!r} in {path}")
+    return name
 
 
-def _rope_type(rope: Mapping[str, Any]) -> str:
-    return rope.get("rope_type") or rope.get("type") or "default"
+def _count(config: Mapping[str, Any], key: str, path: Path, *, default: int | None = None) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} of {path} must be a whole number > 0, got {value!r}")
+    return value
 
 
-def _llama3(rope: Mapping[str, Any]) -> Llama3Scaling | None:
-    if _rope_type(rope) != "llama3":
-        return None
-    return Llama3Scaling(
-        factor=rope["factor"],
-        low_freq_factor=rope["low_freq_factor"],
-        high_freq_factor=rope["high_freq_factor"],
-        original_max_position_embeddings=rope["original_max_position_embeddings"],
-    )
+def _num_kv_heads(
+    config: Mapping[str, Any], architecture: Architecture, path: Path, *, num_heads: int
+) -> int:
+    if "num_key_value_heads" not in config and architecture.num_kv_heads is not None:
+        count = architecture.num_kv_heads
+    else:
+        count = config.get("num_key_value_heads")
+        if count is None:
+            return num_heads
+    count = _count({"num_key_value_heads": count}, "num_key_value_heads", path)
+    if num_heads % count:
+        raise ValueError(
+            f"num_key_value_heads of {path} must divide num_attention_heads ({num_heads}), got {count}"
+        )
+    return count
 
 
-def _max_positions(config: Mapping[str, Any]) -> int:
+def _head_dim(
+    config: Mapping[str, Any], architecture: Architecture, path: Path, *, derived: int
+) -> int:
+    width = config.get("head_dim", architecture.head_dim)
+    width = derived if width is None else _count({"head_dim": width}, "head_dim", path)
+    if width % 2:
+        raise ValueError(f"the width of a head must be even for RoPE, got {width} from {path}")
+    return width
+
+
+def _epsilon(config: Mapping[str, Any], path: Path) -> float:
+    value = config.get("rms_norm_eps", 1e-6)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ValueError(f"rms_norm_eps of {path} must be a number >= 0, got {value!r}")
+    return float(value)
+
+
+def _within_window(
+    config: Mapping[str, Any], architecture: Architecture, path: Path, *, positions: int
+) -> int:
     """Within its sliding window a model attends to everything, so the window bounds our context."""
-    positions = config.get("max_position_embeddings", 2048)
-    window = config.get("sliding_window")
-    uses_window = window is not None and config.get("use_sliding_window", True)
-    return min(positions, window) if uses_window else positions
+    if "sliding_window" not in architecture.has_own_keys:
+        return positions
+    window = config.get("sliding_window", 4096)
+    if "use_sliding_window" in architecture.has_own_keys:
+        window = window if config.get("use_sliding_window", False) else None
+        if not _has_window(config, path, has_length=window is not None):
+            return positions
+    if window is None:
+        return positions
+    return min(positions, _count({"sliding_window": window}, "sliding_window", path))
+
+
+def _has_window(config: Mapping[str, Any], path: Path, *, has_length: bool) -> bool:
+    """Whether some layer of a Qwen attends within a window."""
+    types = config.get("layer_types")
+    num_layers = _count(config, "num_hidden_layers", path)
+    if types is None:
+        return has_length and config.get("max_window_layers", 28) < num_layers
+    if len(types) != num_layers or not set(types) <= {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"layer_types of {path} must name full_attention or sliding_attention for each of {num_layers} layers, "
+            f"got {types!r}"
+        )
+    if "sliding_attention" in types and not has_length:
+        raise ValueError(
+            f"layer_types of {path} has sliding_attention, so use_sliding_window must be true and sliding_window a "
+            f"number, got {config.get('use_sliding_window', False)!r} and {config.get('sliding_window')!r}"
+        )
+    return "sliding_attention" in types
 
 
 def _eos_token_ids(config: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
+    """The ids that end a sequence: generation_config.json's if it names any, else config.json's."""
     path = directory / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.is_file() else {}
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    if eos is None:
+    generation = read_json(path) if path.is_file() else {}
+    return _token_ids(generation, path) or _token_ids(config, directory / "config.json")
+
+
+def _token_ids(content: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    value = content.get("eos_token_id")
+    if value is None:
         return ()
-    return tuple(eos) if isinstance(eos, list) else (eos,)
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise ValueError(f"eos_token_id of {path} must be token ids >= 0, got {value!r}")
+    return tuple(ids)

@@ -131,17 +131,23 @@ def test_a_plain_rope_keeps_its_base(spec_of, rope):
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    ("architecture", "config", "expected"),
     [
-        ({"sliding_window": 128}, 128),
-        ({"sliding_window": 4096}, 512),
-        ({"sliding_window": 128, "use_sliding_window": True}, 128),
-        ({"sliding_window": 128, "use_sliding_window": False}, 512),
-        ({"use_sliding_window": True}, 512),
+        ("MistralForCausalLM", {"sliding_window": 128}, 128),
+        ("MistralForCausalLM", {"sliding_window": 4096}, 512),
+        ("MistralForCausalLM", {"max_position_embeddings": 8192}, 4096),  # its class has a window
+        ("MistralForCausalLM", {"sliding_window": 128, "use_sliding_window": False}, 128),
+        ("LlamaForCausalLM", {"max_position_embeddings": 8192}, 8192),
+        ("Qwen2ForCausalLM", {"sliding_window": 128}, 512),
+        ("Qwen3ForCausalLM", {"sliding_window": 128, "use_sliding_window": False}, 512),
+        # layers from max_window_layers on attend within the window, and there are 3 layers
+        ("Qwen2ForCausalLM", {"sliding_window": 128, "use_sliding_window": True}, 512),
+        ("Qwen2ForCausalLM", {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": 2}, 9),
+        ("Qwen3ForCausalLM", {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": 3}, 512),
     ],
-)
-def test_a_sliding_window_bounds_the_context(spec_of, config, expected):
-    assert spec_of(architectures=["MistralForCausalLM"], **config).max_positions == expected
+)  # fmt: skip
+def test_a_sliding_window_bounds_the_context(spec_of, architecture, config, expected):
+    assert spec_of(architectures=[architecture], **config).max_positions == expected
 
 
 # --- end of sequence
@@ -155,6 +161,9 @@ def test_a_sliding_window_bounds_the_context(spec_of, config, expected):
         (2, {"eos_token_id": [5, 6]}, (5, 6)),
         (2, {"eos_token_id": 5}, (5,)),
         (2, {"temperature": 0.7}, (2,)),
+        (2, {"eos_token_id": None}, (2,)),
+        (2, {"eos_token_id": []}, (2,)),
+        ([], {"eos_token_id": []}, ()),
         (0, None, (0,)),
         (None, {}, ()),
     ],
@@ -201,4 +210,56 @@ def test_an_activation_other_than_silu_is_named(spec_of):
 
 def test_a_directory_without_a_config_is_named(tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path} has no config\.json"):
+        read_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attn_logit_softcapping", 50.0),
+        ("quantization_config", {"quant_method": "fp8"}),
+        ("logit_scale", 0.0625),
+        ("is_causal", False),
+        ("sliding_window", 128),  # a Llama has none
+        ("partial_rotary_factor", 0.5),
+        ("original_max_position_embeddings", 256),
+    ],
+)
+def test_a_key_that_may_change_the_computation_is_refused_by_name(spec_of, key, value):
+    with pytest.raises(ValueError, match=key):
+        spec_of(**{key: value})
+
+
+def test_keys_that_change_nothing_are_passed_over(spec_of):
+    harmless = {
+        "_name_or_path": "x",
+        "torch_dtype": "bfloat16",
+        "rope_interleaved": False,
+        "use_mrope": False,
+        "unsloth_version": "2026.1",
+        "is_llama_config": True,
+        "temperature": 0.6,
+        "partial_rotary_factor": 1.0,
+    }
+    assert spec_of(**harmless) == spec_of()
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size"])
+@pytest.mark.parametrize("value", [None, "64", 0, True, 64.0])
+def test_a_size_that_is_missing_or_no_number_is_named(spec_of, key, value):
+    with pytest.raises(ValueError, match=f"{key} of .*config.json must be a whole number"):
+        spec_of(**{key: value})
+
+
+def test_a_model_type_of_another_family_is_refused(spec_of):
+    with pytest.raises(ValueError, match="model_type .* must be 'llama' .* got 'mistral'"):
+        spec_of(model_type="mistral")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ['{"a": ', "[]", ""])
+def test_a_file_that_is_no_json_object_is_named(spec_of, tmp_path, name, content):
+    spec_of(generation={})
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=name):
         read_spec(tmp_path)
