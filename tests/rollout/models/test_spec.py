@@ -247,12 +247,12 @@ def test_keys_that_change_nothing_are_passed_over(spec_of):
 @pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size"])
 @pytest.mark.parametrize("value", [None, "64", 0, True, 64.0])
 def test_a_size_that_is_missing_or_no_number_is_named(spec_of, key, value):
-    with pytest.raises(ValueError, match=f"{key} of .*config.json must be a whole number"):
+    with pytest.raises(ValueError, match=rf"{key} of .*config\.json must be a whole number"):
         spec_of(**{key: value})
 
 
 def test_a_model_type_of_another_family_is_refused(spec_of):
-    with pytest.raises(ValueError, match="model_type .* must be 'llama' .* got 'mistral'"):
+    with pytest.raises(ValueError, match=r"model_type .* must be 'llama' .* got 'mistral'"):
         spec_of(model_type="mistral")
 
 
