@@ -9,54 +9,54 @@ from rollout.config import require
 
 
 class LossReduction(Enum):
-    TOKEN_MEAN = "token_mean"
-    SEQUENCE_MEAN = "sequence_mean"
-    FIXED_LENGTH = "fixed_length"
+    token_mean = "token_mean"
+    sequence_mean = "sequence_mean"
+    fixed_length = "fixed_length"
 
 
 class KLEstimator(Enum):
-    K1 = "k1"
-    K2 = "k2"
-    K3 = "k3"
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
 
 
 class KLPlacement(Enum):
-    LOSS = "loss"
-    REWARD = "reward"
+    loss = "loss"
+    reward = "reward"
 
 
 class RatioBase(Enum):
-    OLD = "old"
+    old = "old"
     """The trainer's own policy at the start of the step."""
-    ROLLOUT = "rollout"
+    rollout = "rollout"
     """The engine's, as it reported: the ratio then carries the mismatch, too."""
 
 
 class CorrectionLevel(Enum):
-    TOKEN = "token"
-    SEQUENCE = "sequence"
+    token = "token"
+    sequence = "sequence"
 
 
 class CorrectionMode(Enum):
-    TRUNCATE = "truncate"
-    MASK = "mask"
+    truncate = "truncate"
+    mask = "mask"
 
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
     """Base of the `algorithm` group."""
 
-    loss_reduction: LossReduction = LossReduction.TOKEN_MEAN
-    """TOKEN_MEAN: every trained token weighs the same; SEQUENCE_MEAN: every rollout does; FIXED_LENGTH: tokens
+    loss_reduction: LossReduction = LossReduction.token_mean
+    """`token_mean`: every trained token weighs the same; `sequence_mean`: every rollout does; `fixed_length`: tokens
     weigh 1 / (rollouts * sampling.max_tokens)."""
-    ratio_base: RatioBase = RatioBase.OLD
+    ratio_base: RatioBase = RatioBase.old
     """Whose probability the current policy's is divided by."""
     kl_coef: float = 0.0
     """Of the divergence from the reference, the model that the run began with; 0: no reference is kept."""
-    kl_estimator: KLEstimator = KLEstimator.K3
-    """K1 is for the reward (as a loss its gradient is zero on average), K2 has the reverse KL's gradient, K3 nearly so."""
-    kl_placement: KLPlacement = KLPlacement.LOSS
-    """LOSS: differentiated; REWARD: taken off each token's reward."""
+    kl_estimator: KLEstimator = KLEstimator.k3
+    """`k1` is for the reward (as a loss its gradient is zero on average), `k2` has the reverse KL's gradient, `k3` nearly so."""
+    kl_placement: KLPlacement = KLPlacement.loss
+    """`loss`: differentiated; `reward`: taken off each token's reward."""
     kl_target: float = 0.0
     """In nats per token: `kl_coef` is adapted, by at most 2 % a step, until the divergence is this; 0: it is fixed."""
     reference_refresh_steps: int = 0
@@ -102,7 +102,7 @@ class GRPOConfig(ClippedConfig):
 
 @dataclass(kw_only=True)
 class DrGRPOConfig(ClippedConfig):
-    loss_reduction: LossReduction = LossReduction.FIXED_LENGTH
+    loss_reduction: LossReduction = LossReduction.fixed_length
 
 
 @dataclass(kw_only=True)
@@ -126,7 +126,7 @@ class DAPOConfig(ClippedConfig):
 
 @dataclass(kw_only=True)
 class RLOOConfig(AlgorithmConfig):
-    loss_reduction: LossReduction = LossReduction.FIXED_LENGTH
+    loss_reduction: LossReduction = LossReduction.fixed_length
 
 
 @dataclass(kw_only=True)
@@ -139,7 +139,7 @@ class ReinforcePPConfig(ClippedConfig):
 class GSPOConfig(ClippedConfig):
     clip_low: float = 3e-4
     clip_high: float = 4e-4
-    loss_reduction: LossReduction = LossReduction.SEQUENCE_MEAN
+    loss_reduction: LossReduction = LossReduction.sequence_mean
 
 
 @dataclass(kw_only=True)
@@ -154,14 +154,14 @@ class CISPOConfig(AlgorithmConfig):
 
 @dataclass(kw_only=True)
 class MaxRLConfig(AlgorithmConfig):
-    loss_reduction: LossReduction = LossReduction.FIXED_LENGTH
+    loss_reduction: LossReduction = LossReduction.fixed_length
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.kl_coef == 0 or self.kl_placement is KLPlacement.LOSS,
+            self.kl_coef == 0 or self.kl_placement is KLPlacement.loss,
             "algorithm.kl_placement",
-            "LOSS when algorithm=maxrl, which divides by a mean reward that a penalty would shift",
+            "loss when algorithm=maxrl, which divides by a mean reward that a penalty would shift",
             self.kl_placement.name,
         )
 
@@ -225,11 +225,11 @@ class CorrectionConfig:
     max_importance_weight: float = 2.0
     """Tokens are weighted by trainer's over engine's probability, at most by this; 0: all alike."""
     min_importance_weight: float = 0.0
-    """Below this, MASK leaves a token out, too."""
-    level: CorrectionLevel = CorrectionLevel.TOKEN
-    """TOKEN: each token's own ratio; SEQUENCE: that of its whole rollout."""
-    mode: CorrectionMode = CorrectionMode.TRUNCATE
-    """Past the limit: TRUNCATE to it, or MASK, leave out."""
+    """Below this, `mask` leaves a token out, too."""
+    level: CorrectionLevel = CorrectionLevel.token
+    """`token`: each token's own ratio; `sequence`: that of its whole rollout."""
+    mode: CorrectionMode = CorrectionMode.truncate
+    """Past the limit: `truncate` to it, or `mask`, leave out."""
     max_mean_log_ratio: float = 0.0
     """Rollouts whose tokens' mean log ratio is further than this from 0 are left out; 0: none."""
     max_sample_k3: float = 0.0
@@ -256,9 +256,9 @@ class CorrectionConfig:
             self.min_importance_weight,
         )
         require(
-            self.mode is CorrectionMode.MASK or self.min_importance_weight == 0,
+            self.mode is CorrectionMode.mask or self.min_importance_weight == 0,
             "correction.min_importance_weight",
-            "0 where correction.mode is TRUNCATE, which has no lower limit",
+            "0 where correction.mode is truncate, which has no lower limit",
             self.min_importance_weight,
         )
         require(

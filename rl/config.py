@@ -17,10 +17,10 @@ from rollout.config import EngineConfig, FleetConfig, ModelConfig, SamplingConfi
 
 
 class RunMode(Enum):
-    FULL = "full"
-    ROLLOUT_ONLY = "rollout_only"
+    full = "full"
+    rollout_only = "rollout_only"
     """Generate and score; train nothing."""
-    TRAIN_ONLY = "train_only"
+    train_only = "train_only"
     """Train on random completions with random scores; generate nothing."""
 
 
@@ -81,8 +81,8 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    mode: RunMode = RunMode.FULL
-    """FULL; ROLLOUT_ONLY generates and scores alone; TRAIN_ONLY trains on random completions alone."""
+    mode: RunMode = RunMode.full
+    """`full`; `rollout_only` generates and scores alone; `train_only` trains on random completions alone."""
     resume_from: str = ""
     """A run directory whose latest checkpoint this run goes on from; empty: start from the model."""
 

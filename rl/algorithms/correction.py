@@ -1,13 +1,13 @@
 """Tokens that were sampled by a slightly other policy than the one that is trained: stale, in 8 bits, another engine's.
 
     d = old_logprobs - rollout_logprobs            per token, detached; 0.0 in exact mode, and then every weight is 1
-    TOKEN:    w = exp(d)                           SEQUENCE: w = exp(sum of d over the sample)
-    TRUNCATE: min(w, max_weight)                   MASK: w where min_weight <= w <= max_weight, else 0
+    token:    w = exp(d)                           sequence: w = exp(sum of d over the sample)
+    truncate: min(w, max_weight)                   mask: w where min_weight <= w <= max_weight, else 0
     veto of a whole sample: |mean d| > max_mean_log_ratio (geometric mean), or mean (e^d - 1 - d) > max_sample_k3
 
 The expectation is taken under the engine's distribution, the gradient wanted under the trainer's: truncated importance
-sampling (https://fengyao.notion.site/off-policy-rl), masks and geometric vetoes as in verl's rollout correction. TOKEN is biased by
-what earlier tokens did, SEQUENCE unbiased until it truncates, with a variance that grows with length. Vetoed and masked tokens
+sampling (https://fengyao.notion.site/off-policy-rl), masks and geometric vetoes as in verl's rollout correction. `token` is biased by
+what earlier tokens did, `sequence` is unbiased until it truncates, with a variance that grows with length. Vetoed and masked tokens
 weigh 0 and still count in the denominator: a batch with many of them makes a smaller step.
 Everything is done on logarithms and clamped before exp. N = trained tokens of whole samples.
 """
@@ -29,9 +29,9 @@ class Corrector:
     """Weights of tokens; 0 switches a limit off."""
 
     max_weight: float  # >= 1; 0: no weights, all tokens alike
-    min_weight: float = 0.0  # of MASK
-    level: CorrectionLevel = CorrectionLevel.TOKEN
-    mode: CorrectionMode = CorrectionMode.TRUNCATE
+    min_weight: float = 0.0  # read by `mask`
+    level: CorrectionLevel = CorrectionLevel.token
+    mode: CorrectionMode = CorrectionMode.truncate
     max_mean_log_ratio: float = 0.0
     max_sample_k3: float = 0.0
 
@@ -58,12 +58,12 @@ class Corrector:
     def _weights(self, log_ratio_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
         if self.max_weight == 0:
             return torch.ones_like(log_ratio_N)
-        if self.level is CorrectionLevel.SEQUENCE:
+        if self.level is CorrectionLevel.sequence:
             log_ratio_N = sample_sums(log_ratio_N, ids_N)
         limit = math.log(self.max_weight)
         # clamped as a logarithm: exp would overflow first
         weights_N = log_ratio_N.clamp(max=limit).exp()
-        if self.mode is CorrectionMode.TRUNCATE:
+        if self.mode is CorrectionMode.truncate:
             return weights_N
         is_outside_N = (log_ratio_N > limit) | (weights_N < self.min_weight)
         return torch.where(is_outside_N, 0.0, weights_N)

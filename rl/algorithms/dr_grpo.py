@@ -4,7 +4,7 @@
     L   = -1/G sum_i 1/C sum_t min(rho A, clip(rho) A) nor each sample by its own length, but by a constant C
 
 Dividing by the standard deviation favours prompts that are almost always, or almost never, solved; dividing by the length makes
-long wrong answers cheap. C is `sampling.max_tokens`, by `loss_reduction: FIXED_LENGTH`.
+long wrong answers cheap. C is `sampling.max_tokens`, by `loss_reduction: fixed_length`.
 We differ from the paper's equation, which has no C, and not from its code: a constant scales the gradient alone.
 """
 

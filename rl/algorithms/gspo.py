@@ -4,10 +4,10 @@
     s_i = exp(mean_t(logprobs - base_logprobs))        over the trained tokens of sample i
     L   = -sum_i w_i min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i)
 
-With `loss_reduction: SEQUENCE_MEAN` w_i is 1. The gradient of every token of a sample is the same, -w s A / length, where
+With `loss_reduction: sequence_mean` w_i is 1. The gradient of every token of a sample is the same, -w s A / length, where
 GRPO's varies with each token's own ratio. Ranges are far narrower than a token's: 3e-4 and 4e-4 (section 5.1).
 We differ from the paper: the loss is summed over tokens with their weights, so that any reduction and any correction can be
-had; for SEQUENCE_MEAN without a correction this is the paper's.
+had; for `sequence_mean` without a correction this is the paper's.
 """
 
 from rl.algorithms.grpo import group_advantages

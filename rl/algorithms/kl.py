@@ -33,11 +33,11 @@ def kl_divergence(
     """[N] estimates in nats, with the gradient of `logprobs_N`."""
     difference_N = logprobs_N - ref_logprobs_N
     match estimator:
-        case KLEstimator.K1:
+        case KLEstimator.k1:
             return difference_N
-        case KLEstimator.K2:
+        case KLEstimator.k2:
             return difference_N.square() / 2
-        case KLEstimator.K3:
+        case KLEstimator.k3:
             return k3_divergence(-difference_N)
 
 

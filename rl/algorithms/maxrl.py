@@ -7,7 +7,7 @@ The gradient of log(pass rate) is that of the pass rate over the pass rate: rare
 the mean of A grad log pi is, in expectation, the gradient of the first G - 1 terms of log p = -sum_k (1 - p)^k / k: G without
 the baseline, which is not taken off where nobody was right, and costs one.
 We differ from the paper: 1. rewards may be any that are not negative, not only 0 and 1; hence no KL penalty in them;
-2. tokens are divided by `sampling.max_tokens` (FIXED_LENGTH), which scales the gradient alone.
+2. tokens are divided by `sampling.max_tokens` (`fixed_length`), which scales the gradient alone.
 """
 
 import torch

@@ -5,7 +5,7 @@
     A   = (A - mean(A)) / (std(A) + 1e-6)              over all trained tokens of the batch
     L   = clipped surrogate (PPO's)
 
-The paper puts K1 into the reward (`kl_placement: REWARD`); with the baseline, K2 into the loss.
+The paper puts K1 into the reward (`kl_placement: reward`); with the baseline, K2 into the loss.
 We differ from the paper: 1. no KL unless `kl_coef` asks for it; 2. statistics are over tokens, so that a long answer counts
 more, as in the authors' code; 3. a batch that scored the same throughout has advantages of exactly zero.
 """

@@ -3,7 +3,7 @@
     A_i = r_i - mean_{j != i}(r_j) = G / (G - 1) (r_i - mean(r))
     L   = -sum_n w_n exp(logprobs - base_logprobs) A
 
-The whole answer is one action, so its tokens are summed, not averaged: FIXED_LENGTH weights, a constant away from
+The whole answer is one action, so its tokens are summed, not averaged: `fixed_length` weights, a constant away from
 the sum. A sample whose siblings could not be scored has no baseline and no advantage.
 We differ from the paper: 1. each token's ratio to the base policy is in the loss; in the only step of a batch it is 1; 2. tokens
 are divided by `sampling.max_tokens`, which scales the gradient alone.

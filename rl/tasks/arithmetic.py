@@ -68,8 +68,8 @@ def num_pairs(num_digits: int, operations: Collection[Operation]) -> int:
     """Distinct pairs of terms with `num_digits` digits each, a sum's in either order."""
     num_terms = 10 if num_digits == 1 else 9 * 10 ** (num_digits - 1)
     by_operation = {
-        Operation.SUM: num_terms * (num_terms + 1) // 2,
-        Operation.DIFFERENCE: num_terms**2,
+        Operation.sum: num_terms * (num_terms + 1) // 2,
+        Operation.difference: num_terms**2,
     }
     return sum(by_operation[operation] for operation in set(operations))
 

@@ -10,8 +10,8 @@ from rollout.config import require
 
 
 class Operation(Enum):
-    SUM = "+"
-    DIFFERENCE = "-"
+    sum = "+"
+    difference = "-"
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class ArithmeticConfig(TaskConfig):
     """Two-term sums and differences."""
 
     operations: list[Operation] = field(default_factory=lambda: list(Operation))
-    """Sums alone are within a small model's reach: `task.operations=[SUM]`."""
+    """Sums alone are within a small model's reach: `task.operations=[sum]`."""
     min_digits: int = 1
     max_digits: int = 2
     """Digits of a term."""
@@ -56,7 +56,7 @@ class ArithmeticConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.operations), "task.operations", "[SUM], [DIFFERENCE] or both", [])
+        require(bool(self.operations), "task.operations", "[sum], [difference] or both", [])
         require(self.min_digits >= 1, "task.min_digits", ">= 1", self.min_digits)
         require(
             self.max_digits >= self.min_digits,

@@ -9,14 +9,14 @@ from rollout.config import require
 
 
 class WandbMode(Enum):
-    OFFLINE = "offline"
-    ONLINE = "online"
-    DISABLED = "disabled"
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
 
 
 @dataclass(kw_only=True)
 class WandbConfig:
-    mode: WandbMode = WandbMode.OFFLINE
+    mode: WandbMode = WandbMode.offline
     project: str = "paceline"
     name: str = ""
     """Of the run; empty: the name of the run directory."""

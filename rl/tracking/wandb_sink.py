@@ -8,7 +8,7 @@ Sample tables: a small table in each row, all under the key `samples`; the panel
 INCREMENTAL one names all its earlier parts in every row: measured with wandb 0.31, both are quadratic in steps, this
 is linear.
 
-A thread hands the rows over: with mode ONLINE, wandb asks the server before it takes a table, for 20 s when there is
+A thread hands the rows over: with mode `online`, wandb asks the server before it takes a table, for 20 s when there is
 no answer, and no step may wait for that.
 """
 
@@ -36,11 +36,11 @@ MAX_WAITING_ROWS = 1000
 class WandbSink:
     """One W&B run, recorded under `run_dir/wandb`.
 
-    ONLINE without a reachable server falls to recording offline, with a warning that says how to upload it later. Any
+    `online` without a reachable server falls to recording offline, with a warning that says how to upload it later. Any
     later failure switches the sink off with one warning.
 
     Raises:
-        ValueError: wandb is not installed, or mode is ONLINE and there is no usable API key.
+        ValueError: wandb is not installed, or mode is `online` and there is no usable API key.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class WandbSink:
         self._finish_timeout_seconds = finish_timeout_seconds
         self._waiting: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._drain, name="wandb", daemon=True)
-        if config.mode is WandbMode.DISABLED:
+        if config.mode is WandbMode.disabled:
             return
         _require_installed(config.mode)
         if not self._attempt(
             lambda: _set_up(config.mode, init_timeout_seconds, finish_timeout_seconds)
         ):
             return
-        if config.mode is WandbMode.ONLINE:
+        if config.mode is WandbMode.online:
             _require_api_key()
         if self._attempt(lambda: self._start(config, dict(run_config))):
             self._thread.start()
@@ -110,7 +110,7 @@ class WandbSink:
         import wandb
 
         self._run_dir.mkdir(parents=True, exist_ok=True)
-        if config.mode is WandbMode.OFFLINE:
+        if config.mode is WandbMode.offline:
             run = self._init("offline", config, run_config)
         else:
             try:
@@ -171,7 +171,7 @@ def _require_installed(mode: WandbMode) -> None:
     if importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"tracking.wandb.mode={mode.name} needs the package wandb, which is not installed; "
-            'run pip install "paceline[wandb]", or set tracking.wandb.mode=DISABLED'
+            'run pip install "paceline[wandb]", or set tracking.wandb.mode=disabled'
         )
 
 
@@ -193,13 +193,13 @@ def _set_up(mode: WandbMode, init_timeout_seconds: float, finish_timeout_seconds
 def _require_api_key() -> None:
     import wandb
 
-    cure = "run `wandb login`, set WANDB_API_KEY, or set tracking.wandb.mode=OFFLINE"
+    cure = "run `wandb login`, set WANDB_API_KEY, or set tracking.wandb.mode=offline"
     try:
         found = wandb.login(prompt=False, verify=False)
     except wandb.Error as error:
-        raise ValueError(f"tracking.wandb.mode=ONLINE: {error}; {cure}") from error
+        raise ValueError(f"tracking.wandb.mode=online: {error}; {cure}") from error
     if not found:
-        raise ValueError(f"tracking.wandb.mode=ONLINE needs an API key, and none was found; {cure}")
+        raise ValueError(f"tracking.wandb.mode=online needs an API key, and none was found; {cure}")
 
 
 def _table(samples: Sequence[Mapping[str, Any]]) -> "wandb.Table":

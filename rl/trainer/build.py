@@ -192,16 +192,16 @@ def _fleet(
     config: TrainConfig, decoder: Decoder, tokenizer: Any, start: Checkpoint, stack: ExitStack
 ) -> Fleet:
     state = start.state
-    if config.mode is RunMode.TRAIN_ONLY:
+    if config.mode is RunMode.train_only:
         return SyntheticFleet(decoder.spec.vocab_size, policy_version=state.policy_version)
     engine_config = config.engine
     if state.gave_up_int8:
-        engine_config = replace(engine_config, weight_dtype=StorageDtype.PLAIN)
-    if config.fleet.kind is FleetKind.INLINE:
+        engine_config = replace(engine_config, weight_dtype=StorageDtype.plain)
+    if config.fleet.kind is FleetKind.inline:
         engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
         return InlineFleet(engine)
     weights = decoder.hf_tensors()
-    if engine_config.weight_dtype is StorageDtype.INT8:
+    if engine_config.weight_dtype is StorageDtype.int8:
         weights = int8_weights(weights)
     spec = WorkerSpec(
         weights=start.weights,
@@ -230,15 +230,15 @@ def _whereabouts(config: TrainConfig) -> str:
 
 def _part(trainer: TrainerConfig) -> str:
     """What of the trained weights is on each rank."""
-    if trainer.backend is TrainerBackend.DEEPSPEED:
+    if trainer.backend is TrainerBackend.deepspeed:
         return f"as ZeRO {trainer.zero_stage} shards it"
-    return "with a shard" if trainer.data_parallel is DataParallel.FSDP2 else "with a copy"
+    return "with a shard" if trainer.data_parallel is DataParallel.fsdp2 else "with a copy"
 
 
 def _pool(config: TrainConfig, task: Task) -> ScorerPool:
     reward = config.reward
     return ScorerPool(
-        random_score if config.mode is RunMode.TRAIN_ONLY else task.scorer,
+        random_score if config.mode is RunMode.train_only else task.scorer,
         num_workers=reward.num_workers,
         time_limit_seconds=reward.time_limit_seconds,
         memory_limit_gb=reward.memory_limit_gb,
@@ -262,10 +262,10 @@ def _plan(
     """What the run will use; memory in GB (10^9 bytes)."""
     weight = decoder.embed_tokens
     num_parameters = _num_parameters(decoder)
-    is_ray = config.fleet.kind is FleetKind.RAY
+    is_ray = config.fleet.kind is FleetKind.ray
     num_engines = config.fleet.num_workers if is_ray else 1
     # trainer's, engines' and their shadows, one for workers that join; a critic's; a reference's, taking a teacher to be as large
-    copies = 2 if config.mode is RunMode.TRAIN_ONLY else 1 + 2 * num_engines + int(is_ray)
+    copies = 2 if config.mode is RunMode.train_only else 1 + 2 * num_engines + int(is_ray)
     num_critics = int(isinstance(config.algorithm, PPOConfig))
     # adapters keep their base beside the merged weights
     copies += num_critics + num_frozen_decoders(config) + int(config.trainer.lora.rank > 0)

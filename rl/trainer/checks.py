@@ -33,13 +33,13 @@ def check_config(config: TrainConfig) -> None:
     _check_algorithm(config)
     _check_spare_rollouts(config)
     mode = config.tracking.wandb.mode
-    if mode is not WandbMode.DISABLED and importlib.util.find_spec("wandb") is None:
+    if mode is not WandbMode.disabled and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"tracking.wandb.mode={mode.name} needs the package wandb: "
-            'pip install "paceline[wandb]", or set tracking.wandb.mode=DISABLED'
+            'pip install "paceline[wandb]", or set tracking.wandb.mode=disabled'
         )
-    if config.resume_from and config.mode is not RunMode.FULL:
-        raise ValueError(f"resume_from needs mode=FULL, got {config.mode.name}")
+    if config.resume_from and config.mode is not RunMode.full:
+        raise ValueError(f"resume_from needs mode=full, got {config.mode.name}")
 
 
 def _check_spare_rollouts(config: TrainConfig) -> None:
@@ -51,8 +51,8 @@ def _check_spare_rollouts(config: TrainConfig) -> None:
             isinstance(config.algorithm, SFTConfig),
             "it learns the tasks' own answers, and samples none",
         ),
-        "mode=TRAIN_ONLY": (
-            config.mode is RunMode.TRAIN_ONLY,
+        "mode=train_only": (
+            config.mode is RunMode.train_only,
             "its rollouts are invented, and all end at once",
         ),
     }
@@ -65,18 +65,18 @@ def _check_spare_rollouts(config: TrainConfig) -> None:
 
 def _check_algorithm(config: TrainConfig) -> None:
     algorithm, correction = config.algorithm, config.correction
-    if algorithm.ratio_base is RatioBase.ROLLOUT and correction.max_importance_weight:
+    if algorithm.ratio_base is RatioBase.rollout and correction.max_importance_weight:
         raise ValueError(
-            "correction.max_importance_weight must be 0 when algorithm.ratio_base=ROLLOUT, got "
+            "correction.max_importance_weight must be 0 when algorithm.ratio_base=rollout, got "
             f"{correction.max_importance_weight:g}: a ratio to the engine's probabilities carries the mismatch "
             "already, and weights would count it twice; vetoes (max_mean_log_ratio, max_sample_k3) stay possible"
         )
     _check_staleness(config)
-    is_in_loss = algorithm.kl_coef > 0 and algorithm.kl_placement is KLPlacement.LOSS
-    if is_in_loss and algorithm.kl_estimator is KLEstimator.K1:
+    is_in_loss = algorithm.kl_coef > 0 and algorithm.kl_placement is KLPlacement.loss
+    if is_in_loss and algorithm.kl_estimator is KLEstimator.k1:
         logger.warning(
-            "algorithm.kl_estimator=K1 has a gradient of zero on average as a loss, and only adds noise; take "
-            "K2 or K3, or algorithm.kl_placement=REWARD"
+            "algorithm.kl_estimator=k1 has a gradient of zero on average as a loss, and only adds noise; take "
+            "k2 or k3, or algorithm.kl_placement=reward"
         )
     if isinstance(algorithm, DAPOConfig):
         limit = config.sampling.max_tokens
@@ -95,11 +95,11 @@ def _check_staleness(config: TrainConfig) -> None:
         or correction.max_mean_log_ratio
         or correction.max_sample_k3
     )
-    is_carried = config.algorithm.ratio_base is RatioBase.ROLLOUT
+    is_carried = config.algorithm.ratio_base is RatioBase.rollout
     if config.max_staleness and not (corrects or is_carried):
         logger.warning(
             "max_staleness=%d without a correction: tokens of older policies weigh as if the policy that is trained had "
-            "drawn them; take correction.max_importance_weight=2, or algorithm.ratio_base=ROLLOUT",
+            "drawn them; take correction.max_importance_weight=2, or algorithm.ratio_base=rollout",
             config.max_staleness,
         )
 

@@ -7,27 +7,27 @@ from rollout.config import require
 
 
 class LRSchedule(Enum):
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
 
 
 class OptimizerKind(Enum):
-    ADAMW = "adamw"
-    MUON = "muon"
+    adamw = "adamw"
+    muon = "muon"
     """For the matrices of the layers; embedding, head, norms and biases keep AdamW. Its iterations are in bf16, slow on a CPU
     without bf16 instructions."""
 
 
 class TrainerBackend(Enum):
-    TORCH = "torch"
-    DEEPSPEED = "deepspeed"
+    torch = "torch"
+    deepspeed = "deepspeed"
 
 
 class DataParallel(Enum):
-    DDP = "ddp"
+    ddp = "ddp"
     """A copy of the weights on every rank."""
-    FSDP2 = "fsdp2"
+    fsdp2 = "fsdp2"
     """Weights, gradients and the optimiser's state in shards, one per rank."""
 
 
@@ -66,25 +66,25 @@ class LoRAConfig:
 class TrainerConfig:
     num_steps: int = 100
     """Optimiser steps, one per batch."""
-    backend: TrainerBackend = TrainerBackend.TORCH
-    data_parallel: DataParallel = DataParallel.DDP
-    """Of several processes, with `backend` TORCH."""
+    backend: TrainerBackend = TrainerBackend.torch
+    data_parallel: DataParallel = DataParallel.ddp
+    """Of several processes, with `backend` `torch`."""
     num_processes: int = 1
     """Processes that train together, on Ray: on this machine, or in the cluster of `fleet.address`. The first is the one that was
     started. Leave it at 1 under torchrun, which starts them itself."""
     threads_per_process: int = 1
     """With `num_processes` above 1: CPU threads of each, and cores that each but the first asks a cluster for."""
     zero_stage: int = 2
-    """Of DEEPSPEED: what is in shards. 0: nothing, 1: the optimiser's state, 2: gradients too, 3: weights too."""
+    """Of `deepspeed`: what is in shards. 0: nothing, 1: the optimiser's state, 2: gradients too, 3: weights too."""
     offload_optimizer: bool = False
-    """Of DEEPSPEED: keep the optimiser's state in the host's memory and update there; from `zero_stage` 1 on."""
+    """Of `deepspeed`: keep the optimiser's state in the host's memory and update there; from `zero_stage` 1 on."""
     learning_rate: float = 1e-6
-    lr_schedule: LRSchedule = LRSchedule.CONSTANT
-    """After warm-up: CONSTANT, or LINEAR or COSINE decay to 0 at `num_steps`."""
+    lr_schedule: LRSchedule = LRSchedule.constant
+    """After warm-up: `constant`, or `linear` or `cosine` decay to 0 at `num_steps`."""
     num_warmup_steps: int = 0
     """The learning rate rises linearly over these steps."""
-    optimizer: OptimizerKind = OptimizerKind.ADAMW
-    """ADAMW, or MUON for the matrices of the layers, with steps as large as AdamW's at the same learning rate."""
+    optimizer: OptimizerKind = OptimizerKind.adamw
+    """`adamw`, or `muon` for the matrices of the layers, with steps as large as AdamW's at the same learning rate."""
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999

@@ -88,8 +88,8 @@ class TrainLoop:
     def _is_int8(self) -> bool:
         """Whether updates are quantized."""
         config = self._config
-        wants_int8 = config.engine.weight_dtype is StorageDtype.INT8
-        return wants_int8 and config.mode is RunMode.FULL and not self._gave_up_int8
+        wants_int8 = config.engine.weight_dtype is StorageDtype.int8
+        return wants_int8 and config.mode is RunMode.full and not self._gave_up_int8
 
     def run(self) -> bool:
         """Train; True when all steps were done, False when it was told to stop. The last version is saved."""
@@ -127,7 +127,7 @@ class TrainLoop:
         seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
         metrics = rollout_metrics(groups, seconds=seconds) | overprovision_metrics(groups)
         metrics["rollout/num_dropped_groups"] = len(groups) - len(batch.trained)
-        if self._config.mode is not RunMode.ROLLOUT_ONLY:
+        if self._config.mode is not RunMode.rollout_only:
             progress.begin_phase("training")
             metrics |= self._train(batch.trained, stopwatch)
         else:
@@ -161,7 +161,7 @@ class TrainLoop:
     def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> dict[str, float]:
         """Learn from a batch and publish what came of it."""
         learner = self._parts.learner
-        if self._config.mode is RunMode.FULL:
+        if self._config.mode is RunMode.full:
             check_staleness(groups, self._version, max_staleness=self._config.max_staleness)
         metrics = learner.learn(groups, self._version, stopwatch)
         if self._config.max_staleness:
@@ -190,14 +190,14 @@ class TrainLoop:
     def _check_mismatch(self, metrics: Mapping[str, float]) -> None:
         """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
         k3, limit = metrics.get("mismatch/k3", 0.0), self._config.correction.max_k3
-        has_int8_kv = self._config.engine.kv_dtype is StorageDtype.INT8
-        is_sampled = self._config.mode is RunMode.FULL
+        has_int8_kv = self._config.engine.kv_dtype is StorageDtype.int8
+        is_sampled = self._config.mode is RunMode.full
         if k3 <= limit or not is_sampled or not (self._is_int8 or has_int8_kv):
             return
         cure = (
-            "the run goes on with engine.weight_dtype=PLAIN"
+            "the run goes on with engine.weight_dtype=plain"
             if self._is_int8
-            else "resume the run with engine.kv_dtype=PLAIN, or raise the limit"
+            else "resume the run with engine.kv_dtype=plain, or raise the limit"
         )
         logger.warning(
             "step %d: the engine's policy in 8 bits is %.3g nats per token (K3) from the trainer's, more than "
@@ -227,7 +227,7 @@ class TrainLoop:
 
     def _evaluate(self, *, is_full: bool) -> Evaluation | None:
         config = self._config
-        if config.evaluation.every_steps == 0 or config.mode is RunMode.TRAIN_ONLY:
+        if config.evaluation.every_steps == 0 or config.mode is RunMode.train_only:
             return None
         held_out = self._parts.held_out_prompts
         count = len(held_out)
@@ -255,7 +255,7 @@ class TrainLoop:
     def _save_checkpoint(self) -> None:
         """Save the current version, unless it is saved or nothing was trained."""
         if (
-            self._config.mode is not RunMode.FULL
+            self._config.mode is not RunMode.full
             or self._parts.checkpointer.latest == self._version
         ):
             return

@@ -51,7 +51,7 @@ def _train_ranks(config: TrainConfig) -> int:
 
 def train_rank(config: TrainConfig) -> int:
     """What every process does, whoever started it; see `train`."""
-    needs_group = config.trainer.backend is TrainerBackend.DEEPSPEED
+    needs_group = config.trainer.backend is TrainerBackend.deepspeed
     with join_ranks("cpu", needs_group=needs_group) as ranks, ExitStack() as stack:
         if not ranks.is_first:
             assemble_follower(config, ranks).run()

@@ -1,10 +1,10 @@
 """When verified weights come into force, and what becomes of the requests in flight: `engine.on_update`.
 
-    DRAIN      no request is begun any more; those begun end with the old weights, then the new ones come into force
-    KEEP       at once; what was computed of a request is kept, and its next tokens read keys of several versions
-    RECOMPUTE  at once; requests begun are computed anew, so that their next tokens are the new policy's, to the bit
+    drain      no request is begun any more; those begun end with the old weights, then the new ones come into force
+    keep       at once; what was computed of a request is kept, and its next tokens read keys of several versions
+    recompute  at once; requests begun are computed anew, so that their next tokens are the new policy's, to the bit
 
-In KEEP, too, a request that has drawn no token yet is computed anew: that costs a part of a prompt, and so neither it nor
+With `keep`, too, a request that has drawn no token yet is computed anew: that costs a part of a prompt, and so neither it nor
 its siblings read keys of weights that none of their tokens comes from.
 """
 
@@ -38,22 +38,22 @@ class Committer:
 
     @property
     def _is_ready(self) -> bool:
-        return self._on_update is not OnUpdate.DRAIN or not self._scheduler.num_begun
+        return self._on_update is not OnUpdate.drain or not self._scheduler.num_begun
 
     def commit(self) -> None:
         """Put the verified weights in force now.
 
         Raises:
-            RuntimeError: nothing is verified; or requests have begun that DRAIN lets end first.
+            RuntimeError: nothing is verified; or requests have begun that `drain` lets end first.
         """
         if not self._is_ready:
             raise RuntimeError(
-                f"commit needs a drained engine when engine.on_update is DRAIN; {self._scheduler.num_begun} "
+                f"commit needs a drained engine when engine.on_update is drain; {self._scheduler.num_begun} "
                 "requests have begun; commit_when_ready waits for them"
             )
         self._receiver.commit()
         self._scheduler.begin_version(
-            self._receiver.version, keeps_kv=self._on_update is OnUpdate.KEEP
+            self._receiver.version, keeps_kv=self._on_update is OnUpdate.keep
         )
         self._runner.reset(kept_blocks=self._scheduler.blocks_in_use())
         self._stop_waiting()

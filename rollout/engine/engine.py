@@ -76,12 +76,12 @@ class Engine:
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        is_int8 = config.weight_dtype is StorageDtype.INT8
+        is_int8 = config.weight_dtype is StorageDtype.int8
         self._decoder = int8_decoder(decoder) if is_int8 else decoder
         self._shadow = self._empty_decoder(is_int8=is_int8)
         spec = decoder.spec
         weight = decoder.embed_tokens
-        has_int8_kv = config.kv_dtype is StorageDtype.INT8
+        has_int8_kv = config.kv_dtype is StorageDtype.int8
         block_bytes = bytes_per_block(
             spec, block_size=config.block_size, dtype=weight.dtype, is_int8=has_int8_kv
         )
@@ -298,9 +298,9 @@ class Engine:
     def receiver_for(self, manifest: Manifest) -> WeightReceiver:
         """Where a transport stages what `manifest` announces, beside the live weights and while the engine steps.
 
-        With `engine.weight_dtype=INT8` plain weights are taken too: from their commit on the engine is a plain one.
+        With `engine.weight_dtype=int8` plain weights are taken too: from their commit on the engine is a plain one.
         """
-        takes_both = self.config.weight_dtype is StorageDtype.INT8
+        takes_both = self.config.weight_dtype is StorageDtype.int8
         if takes_both and self._shadow.is_int8 != manifest.is_int8:
             shadow = self._empty_decoder(is_int8=manifest.is_int8)
             self._receiver.replace_shadows(dict(shadow.hf_tensors()))
@@ -316,7 +316,7 @@ class Engine:
         """Put the verified weights in force now; see `rollout.engine.committer`.
 
         Raises:
-            RuntimeError: nothing is verified; or requests have begun that `config.on_update`, DRAIN, lets end first.
+            RuntimeError: nothing is verified; or requests have begun that `config.on_update`, `drain`, lets end first.
         """
         self._committer.commit()
 

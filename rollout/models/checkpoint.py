@@ -21,8 +21,8 @@ _SINGLE = "model.safetensors"
 
 
 def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
-    """`AUTO` is bfloat16 where the device multiplies it natively, else float32."""
-    return native_dtype(device) if dtype is Dtype.AUTO else getattr(torch, dtype.value)
+    """`auto` is bfloat16 where the device multiplies it natively, else float32."""
+    return native_dtype(device) if dtype is Dtype.auto else getattr(torch, dtype.value)
 
 
 def load_decoder(

@@ -48,7 +48,7 @@ def int8_decoder(decoder: Decoder) -> Decoder:
     weight = decoder.embed_tokens
     if weight.device.type != "cpu":
         raise ValueError(
-            f"engine.weight_dtype=INT8 runs on CPUs alone, got a model on {weight.device}; use PLAIN"
+            f"engine.weight_dtype=int8 runs on CPUs alone, got a model on {weight.device}; use engine.weight_dtype=plain"
         )
     copy = empty_decoder(decoder.spec, dtype=weight.dtype, is_int8=True)
     targets = dict(copy.hf_tensors())

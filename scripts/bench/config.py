@@ -41,21 +41,21 @@ class BenchSpeculationConfig:
     """Whose training prompts are answered; for example task.name=number_sorting."""
     engine: EngineConfig = field(
         default_factory=lambda: EngineConfig(
-            kv_cache_gb=4.0, speculation=SpeculationConfig(drafter=DrafterKind.AUTO)
+            kv_cache_gb=4.0, speculation=SpeculationConfig(drafter=DrafterKind.auto)
         )
     )
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
-    """Of all scenarios but UNPREDICTABLE, which has temperature 1.5."""
+    """Of all scenarios but `unpredictable`, which has temperature 1.5."""
     history_from: str = ""
-    """A run directory whose newest checkpoint's past rollouts are the history of SECOND_EPOCH and TAIL, with the prompts
+    """A run directory whose newest checkpoint's past rollouts are the history of `second_epoch` and `tail`, with the prompts
     they answer; `model` should be its policy. Empty: the bench makes the first epoch itself."""
     scenarios: list[Scenario] = field(default_factory=lambda: list(Scenario))
     concurrency: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 64, 256])
-    """Requests in flight; TAIL has all of its own at once."""
+    """Requests in flight; `tail` has all of its own at once."""
     paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
-    """Where SECOND_EPOCH and UNPREDICTABLE run `pairs` times, as TAIL does; other cells run once."""
+    """Where `second_epoch` and `unpredictable` run `pairs` times, as `tail` does; other cells run once."""
     tail_requests: int = 64
-    """Of TAIL, all at once: a training step of 8 prompts x 8 completions, as scripts.bench.train measures it."""
+    """Of `tail`, all at once: a training step of 8 prompts x 8 completions, as scripts.bench.train measures it."""
     tokens_per_run: int = 768
     """About how many tokens each run of a scenario decodes, at least one per request in flight."""
     pairs: int = 7
@@ -75,24 +75,24 @@ class BenchSpeculationConfig:
 
 
 class FleetCase(Enum):
-    UPDATES = "updates"
-    ASYNCHRONY = "asynchrony"
-    MEMBERSHIP = "membership"
+    updates = "updates"
+    asynchrony = "asynchrony"
+    membership = "membership"
 
 
 @dataclass(kw_only=True)
 class BenchFleetConfig(TrainConfig):
-    """Of scripts/bench/fleet: those of a run, and what is measured. ASYNCHRONY runs it, at every `staleness`."""
+    """Of scripts/bench/fleet: those of a run, and what is measured. `asynchrony` runs it, at every `staleness`."""
 
     cases: list[FleetCase] = field(default_factory=lambda: list(FleetCase))
     receivers: list[int] = field(default_factory=lambda: [1, 2, 4])
-    """UPDATES: engines in processes of their own."""
+    """`updates`: engines in processes of their own."""
     concurrency: list[int] = field(default_factory=lambda: [0, 4])
-    """UPDATES: requests each of them decodes meanwhile; 0: none, the transport alone."""
+    """`updates`: requests each of them decodes meanwhile; 0: none, the transport alone."""
     bucket_mb: float = 16.0
-    """UPDATES: of the transport, in MB (10^6 bytes); two buffers of it at each end."""
+    """`updates`: of the transport, in MB (10^6 bytes); two buffers of it at each end."""
     staleness: list[int] = field(default_factory=lambda: [0, 1])
-    """ASYNCHRONY: values of `max_staleness`, each a run of `trainer.num_steps` steps; the first step warms up."""
+    """`asynchrony`: values of `max_staleness`, each a run of `trainer.num_steps` steps; the first step warms up."""
     repeats: int = 5
 
     def __post_init__(self) -> None:

@@ -16,14 +16,14 @@ FEW = ("evaluation.every_steps=0", "num_prompts_per_step=2", "task.system_prompt
 QUICK = (*FEW, "trainer.num_steps=2", "trainer.steps_per_batch=2", "trainer.learning_rate=1e-4")
 ALGORITHMS = [
     ("algorithm=grpo",),
-    ("algorithm=grpo", "algorithm.loss_reduction=SEQUENCE_MEAN", "algorithm.kl_coef=0.1"),
+    ("algorithm=grpo", "algorithm.loss_reduction=sequence_mean", "algorithm.kl_coef=0.1"),
     ("algorithm=dr_grpo",),
     ("algorithm=dapo", "algorithm.num_overlong_tokens=4"),
-    ("algorithm=rloo", "algorithm.kl_coef=0.1", "algorithm.kl_placement=REWARD"),
+    ("algorithm=rloo", "algorithm.kl_coef=0.1", "algorithm.kl_placement=reward"),
     ("algorithm=reinforce_pp", "algorithm.kl_coef=0.1", "algorithm.kl_target=0.01"),
     ("algorithm=reinforce_pp_baseline", "algorithm.kl_coef=0.1"),
     ("algorithm=gspo",),
-    ("algorithm=cispo", "algorithm.ratio_base=ROLLOUT", "correction.max_importance_weight=0"),
+    ("algorithm=cispo", "algorithm.ratio_base=rollout", "correction.max_importance_weight=0"),
     ("algorithm=maxrl",),
     ("algorithm=ppo", "algorithm.kl_coef=0.1", "algorithm.gae_lambda=0.9"),
 ]
@@ -165,18 +165,18 @@ def test_distillation_learns_from_a_teacher_and_refuses_another_vocabulary(score
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("algorithm=gspo", "algorithm.ratio_base=ROLLOUT"), "weights would count it twice"),
+        (("algorithm=gspo", "algorithm.ratio_base=rollout"), "weights would count it twice"),
         (("algorithm=dapo", "algorithm.num_overlong_tokens=9"), "must be <= sampling.max_tokens (8), got 9"),
         (("algorithm.kl_target=0.1",), "algorithm.kl_coef must be > 0 where kl_target"),
-        (("correction.min_importance_weight=0.5",), "0 where correction.mode is TRUNCATE"),
+        (("correction.min_importance_weight=0.5",), "0 where correction.mode is truncate"),
         (
-            ("correction.mode=MASK", "correction.min_importance_weight=0.5", "correction.max_importance_weight=0"),
+            ("correction.mode=mask", "correction.min_importance_weight=0.5", "correction.max_importance_weight=0"),
             "0 where correction.max_importance_weight is, which weighs all alike, got 0.5",
         ),
         (("algorithm=sft", "algorithm.kl_coef=0.1"), "algorithm.kl_coef must be 0 when algorithm=sft"),
         (
-            ("algorithm=maxrl", "algorithm.kl_coef=0.1", "algorithm.kl_placement=REWARD"),
-            "algorithm.kl_placement must be LOSS when algorithm=maxrl",
+            ("algorithm=maxrl", "algorithm.kl_coef=0.1", "algorithm.kl_placement=reward"),
+            "algorithm.kl_placement must be loss when algorithm=maxrl",
         ),
         (("trainer.steps_per_batch=3",), "trainer.steps_per_batch must be <= num_prompts_per_step (2)"),
         (("algorithm=distillation",), "algorithm.teacher_path"),
@@ -191,7 +191,7 @@ def test_what_cannot_train_is_refused_with_the_reason(overrides, message, tmp_pa
 def test_a_mismatch_past_the_limit_stops_the_run_before_it_trains_and_one_below_warns(
     scorer, tmp_path, caplog
 ):
-    int8 = (scorer, *FEW, "engine.weight_dtype=INT8", "trainer.num_steps=2")
+    int8 = (scorer, *FEW, "engine.weight_dtype=int8", "trainer.num_steps=2")
     output = train(tmp_path / "stopped", *int8, "correction.stop_k3=1e-12", code=2)
     assert "more than correction.stop_k3=1e-12" in output.replace("\n", " ")
     assert steps_of(tmp_path / "stopped") == []

@@ -46,7 +46,7 @@ def batches(num_steps: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("max_staleness", "on_update"), [(1, "RECOMPUTE"), (4, "RECOMPUTE"), (4, "DRAIN"), (1, "KEEP")]
+    ("max_staleness", "on_update"), [(1, "recompute"), (4, "recompute"), (4, "drain"), (1, "keep")]
 )
 def test_staleness_is_bounded_and_tokens_of_the_current_version_agree_to_the_bit(
     tmp_path, scorer, max_staleness, on_update
@@ -84,7 +84,7 @@ def test_an_asynchronous_run_is_the_same_run_every_time(tmp_path, scorer):
             *OVERRIDES,
             scorer,
             "max_staleness=2",
-            "engine.on_update=RECOMPUTE",
+            "engine.on_update=recompute",
             "trainer.num_steps=5",
         )
     first, second = (weights_of(tmp_path / name, 5) for name in "ab")
@@ -107,7 +107,7 @@ def test_without_a_correction_stale_tokens_are_warned_of(tmp_path, caplog):
 @pytest.mark.slow
 def test_killed_and_resumed_nothing_is_lost_and_nothing_trained_twice(tmp_path, scorer):
     killed, resumed = tmp_path / "killed", tmp_path / "resumed"
-    overrides = (*OVERRIDES, scorer, "max_staleness=2", "engine.on_update=KEEP")
+    overrides = (*OVERRIDES, scorer, "max_staleness=2", "engine.on_update=keep")
     forever = (*overrides, "trainer.num_steps=100000", "checkpoint.every_steps=3")
     process = subprocess.Popen(
         [sys.executable, *command(killed, *forever, "evaluation.every_steps=0")],

@@ -55,7 +55,7 @@ def test_drafts_of_workers_are_in_checkpoints_and_a_run_goes_on_from_them_with_a
     tmp_path,
 ):
     inline, ray = tmp_path / "inline", tmp_path / "ray"
-    speculates = ("engine.speculation.drafter=SUFFIX", "trainer.num_steps=2")
+    speculates = ("engine.speculation.drafter=suffix", "trainer.num_steps=2")
     train(inline, *speculates)
     train(ray, *speculates, "fleet=ray")
     assert_same_weights(inline, ray, 2)
@@ -88,7 +88,7 @@ def test_a_run_in_which_everything_goes_wrong_trains_the_weights_of_one_in_which
 # --- what is left behind: nothing
 
 RAISING = "task.scorer=tests/e2e/raising_scorer.py:score"
-LOST = ("fleet.max_replacements=0", "fleet.faults=[{kind: KILL_DECODING, worker: 0, after: 3}]")
+LOST = ("fleet.max_replacements=0", "fleet.faults=[{kind: kill_decoding, worker: 0, after: 3}]")
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def torchrun(run_dir: Path, *overrides: str, code: int = 0, path: str = str(ROOT
     return done.stdout
 
 
-FLOAT32 = "model.dtype=FLOAT32"
+FLOAT32 = "model.dtype=float32"
 
 
 @pytest.mark.slow
@@ -48,8 +48,8 @@ FLOAT32 = "model.dtype=FLOAT32"
     "trainer",
     [
         (),
-        ("trainer.data_parallel=FSDP2",),
-        ("trainer.backend=DEEPSPEED", "trainer.zero_stage=3"),
+        ("trainer.data_parallel=fsdp2",),
+        ("trainer.backend=deepspeed", "trainer.zero_stage=3"),
     ],
     ids=["ddp", "fsdp2", "zero3"],
 )
@@ -81,8 +81,8 @@ def test_two_processes_train_agree_with_the_engine_and_are_resumed_by_one(tmp_pa
     "trainer",
     [
         ("algorithm.num_critic_warmup_steps=1",),
-        ("trainer.data_parallel=FSDP2", "trainer.ema_decay=0.9"),
-        ("trainer.backend=DEEPSPEED", "trainer.zero_stage=3"),
+        ("trainer.data_parallel=fsdp2", "trainer.ema_decay=0.9"),
+        ("trainer.backend=deepspeed", "trainer.zero_stage=3"),
     ],
     ids=["ddp", "fsdp2", "zero3"],
 )
@@ -131,8 +131,8 @@ def test_a_mistake_is_one_sentence_from_one_of_them(tmp_path):
     late = f"{tmp_path}:{ROOT}"
     output = torchrun(tmp_path / "run", "trainer.zero_stage=7", code=2, path=late)
     assert output.count("trainer.zero_stage must be 0, 1, 2 or 3, got 7") == 1
-    output = torchrun(tmp_path / "run", "num_prompts_per_step=1", "mode=ROLLOUT_ONLY", code=2)
-    assert output.count("mode=ROLLOUT_ONLY trains nothing: start 1 process, got 2") == 1
+    output = torchrun(tmp_path / "run", "num_prompts_per_step=1", "mode=rollout_only", code=2)
+    assert output.count("mode=rollout_only trains nothing: start 1 process, got 2") == 1
 
 
 # --- on Ray
@@ -146,8 +146,8 @@ LONG = (RAY, ANYTHING, "trainer.num_steps=1000", "checkpoint.every_steps=1")
     "trainer",
     [
         (),
-        ("trainer.data_parallel=FSDP2", "fleet=ray"),
-        ("trainer.backend=DEEPSPEED", "trainer.zero_stage=3"),
+        ("trainer.data_parallel=fsdp2", "fleet=ray"),
+        ("trainer.backend=deepspeed", "trainer.zero_stage=3"),
     ],
     ids=["ddp", "fsdp2_and_workers", "zero3"],
 )

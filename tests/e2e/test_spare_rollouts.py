@@ -16,7 +16,7 @@ OVERRIDES = (
 
 def test_a_run_with_spare_rollouts_is_exact_repeatable_and_says_what_it_left_out(tmp_path):
     for name in "ab":
-        train(tmp_path / name, *OVERRIDES, "max_staleness=1", "engine.on_update=RECOMPUTE")
+        train(tmp_path / name, *OVERRIDES, "max_staleness=1", "engine.on_update=recompute")
     first, second = (weights_of(tmp_path / name, 4) for name in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
     rows = steps_of(tmp_path / "a")

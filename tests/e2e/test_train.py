@@ -72,7 +72,7 @@ def test_the_same_command_gives_the_same_run(finished, tmp_path):
 def test_a_run_that_speculates_trains_the_same_weights_and_keeps_its_history(finished, tmp_path):
     run_dir = tmp_path / "speculating"
     overrides = ("trainer.num_steps=4", "checkpoint.every_steps=2")
-    train(run_dir, *overrides, "engine.speculation.drafter=SUFFIX")
+    train(run_dir, *overrides, "engine.speculation.drafter=suffix")
     plain, speculating = weights_of(finished[0], 4), weights_of(run_dir, 4)
     assert all(torch.equal(plain[name], speculating[name]) for name in plain)
     assert all("speculation/draft_seconds" in row for row in steps_of(run_dir))
@@ -97,7 +97,7 @@ def differences(run_dir: Path) -> list[float]:
 
 
 def test_int8_rollouts_train_measure_their_mismatch_and_resume_bit_for_bit(tmp_path):
-    int8 = (ANYTHING, "engine.weight_dtype=INT8", "correction.max_k3=1")
+    int8 = (ANYTHING, "engine.weight_dtype=int8", "correction.max_k3=1")
     whole, half, resumed = (tmp_path / name for name in ("whole", "half", "resumed"))
     train(whole, *int8, "trainer.num_steps=4")
     measured = [d for d in differences(whole) if d >= 0]
@@ -110,10 +110,10 @@ def test_int8_rollouts_train_measure_their_mismatch_and_resume_bit_for_bit(tmp_p
 
 
 def test_int8_is_given_up_past_the_limit_and_stays_so_when_resumed(tmp_path, caplog):
-    int8 = (ANYTHING, "engine.weight_dtype=INT8", "correction.max_k3=1e-12")
+    int8 = (ANYTHING, "engine.weight_dtype=int8", "correction.max_k3=1e-12")
     whole, half, resumed = (tmp_path / name for name in ("whole", "half", "resumed"))
     train(whole, *int8, "trainer.num_steps=4")
-    assert caplog.text.count("the run goes on with engine.weight_dtype=PLAIN") == 1
+    assert caplog.text.count("the run goes on with engine.weight_dtype=plain") == 1
     measured = differences(whole)
     given_up = next(i for i, d in enumerate(measured) if d > 0)
     assert given_up < 3, "a later step can show what follows"

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from tests.e2e.runs import steps_of, train, weights_of
 
 LORA = ("trainer.lora.rank=4", "trainer.lora.alpha=8")
-FP32 = "model.dtype=FLOAT32"
+FP32 = "model.dtype=float32"
 KL = "algorithm.kl_coef=0.01"  # so that every step forwards every row, with signal or without
-EVERYTHING = (FP32, KL, *LORA, "trainer.optimizer=MUON", "trainer.ema_decay=0.9")
+EVERYTHING = (FP32, KL, *LORA, "trainer.optimizer=muon", "trainer.ema_decay=0.9")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_recomputing_layers_trains_bitwise_the_same_weights(tmp_path):
     ("overrides", "message"),
     [
         (("trainer.lora.rank=3",), "a run that trained the same tensors: it trained 28 with"),
-        (("trainer.optimizer=ADAMW",), "trainer.optimizer must be that of the run that is resumed, muon"),
+        (("trainer.optimizer=adamw",), "trainer.optimizer must be that of the run that is resumed, muon"),
     ],
 )  # fmt: skip
 def test_another_rank_or_optimiser_is_not_resumed(adapted, tmp_path, overrides, message):

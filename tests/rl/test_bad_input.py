@@ -38,9 +38,9 @@ from tests.rl.trainer.rollout_factory import completion, group, rollout
 
 ALGORITHMS: dict[str, AlgorithmConfig] = {
     "grpo": GRPOConfig(),
-    "grpo_sequence_mean": GRPOConfig(loss_reduction=LossReduction.SEQUENCE_MEAN),
+    "grpo_sequence_mean": GRPOConfig(loss_reduction=LossReduction.sequence_mean),
     "grpo_kl_in_loss": GRPOConfig(kl_coef=0.1),
-    "dr_grpo": DrGRPOConfig(loss_reduction=LossReduction.FIXED_LENGTH),
+    "dr_grpo": DrGRPOConfig(loss_reduction=LossReduction.fixed_length),
     "dapo": DAPOConfig(num_overlong_tokens=2),
     "reinforce_pp": ReinforcePPConfig(),
     "reinforce_pp_baseline": ReinforcePPConfig(use_group_baseline=True),
@@ -71,11 +71,11 @@ def learner_of(directory: Path, algorithm: AlgorithmConfig, **trainer) -> Learne
         algorithm = replace(algorithm, teacher_path=str(directory / "teacher"))
     config = TrainConfig(
         run_dir="x",
-        model=ModelConfig(source=ModelSource.HF, path=str(directory), dtype=Dtype.FLOAT64),
+        model=ModelConfig(source=ModelSource.hf, path=str(directory), dtype=Dtype.float64),
         algorithm=algorithm,
         trainer=TrainerConfig(learning_rate=1e-3, max_grad_norm=1e9, **trainer),
         sampling=SamplingConfig(max_tokens=8),
-        mode=RunMode.TRAIN_ONLY,  # nobody sampled these tokens
+        mode=RunMode.train_only,  # nobody sampled these tokens
     )
     made = make_algorithm(algorithm, max_tokens=8)
     return make_learner(config, made, source=directory, weights=directory, dtype=torch.float64)
@@ -178,7 +178,7 @@ def test_a_missing_sibling_is_no_part_of_the_baseline(tiny):
 
 def test_an_empty_sample_is_part_of_the_baseline_and_of_the_mean_over_sequences(tiny):
     # its reward of 0 makes the advantages 1 and -0.5 instead of 1 and -1, over three rollouts instead of two
-    algorithm = RLOOConfig(loss_reduction=LossReduction.SEQUENCE_MEAN)
+    algorithm = RLOOConfig(loss_reduction=LossReduction.sequence_mean)
     learner = learner_of(tiny, algorithm)
     got, _ = gradient_of(learner, [EMPTY])
     plain = learner_of(tiny, algorithm).backend

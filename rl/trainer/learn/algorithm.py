@@ -118,5 +118,5 @@ def _clips(config: ClippedConfig) -> dict[str, float]:
 
 def needs_old_logprobs(config: AlgorithmConfig, *, steps_per_batch: int) -> bool:
     """Whether the policy's own log-probabilities are wanted before the first step of a batch."""
-    is_in_reward = config.kl_coef > 0 and config.kl_placement is KLPlacement.REWARD
+    is_in_reward = config.kl_coef > 0 and config.kl_placement is KLPlacement.reward
     return steps_per_batch > 1 or is_in_reward or isinstance(config, DistillationConfig)

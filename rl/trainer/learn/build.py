@@ -49,7 +49,7 @@ def make_learner(
         ValueError: the teacher cannot be loaded, or has another vocabulary; another rank found a mistake.
     """
     # random completions, and answers, come with no probabilities
-    is_sampled = config.mode is not RunMode.TRAIN_ONLY and not algorithm.learns_answers
+    is_sampled = config.mode is not RunMode.train_only and not algorithm.learns_answers
     temperature = config.sampling.temperature
     trainer = config.trainer
     # the base of adapters is what the very first run began with; a checkpoint's weights have them merged
@@ -75,7 +75,7 @@ def make_learner(
         trainer,
         temperature=temperature,
         corrector=_corrector(config.correction) if is_sampled else None,
-        ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.OLD,
+        ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.old,
         adapters=adapters,
         weights=_shards(policy, trainer, ranks, ema_decay=trainer.ema_decay),
         ranks=ranks,
@@ -116,11 +116,11 @@ def _shards(
     ema_decay: float = 0.0,
 ) -> TrainedWeights | None:
     """What `trainer.backend` and `data_parallel` make of the weights; None where every rank has a copy."""
-    if config.backend is TrainerBackend.DEEPSPEED:
+    if config.backend is TrainerBackend.deepspeed:
         from rl.trainer.weights.zero import ZeroWeights
 
         return ZeroWeights(decoder, config, ranks=ranks, head=head)
-    if config.data_parallel is DataParallel.FSDP2:
+    if config.data_parallel is DataParallel.fsdp2:
         from rl.trainer.weights.fsdp import ShardedWeights
 
         return ShardedWeights(decoder, config, ranks=ranks, head=head, ema_decay=ema_decay)

@@ -19,7 +19,7 @@ class KLPenalty:
     def __init__(self, config: AlgorithmConfig) -> None:
         self._estimator = config.kl_estimator
         self._target = config.kl_target
-        self.is_in_loss = config.kl_placement is KLPlacement.LOSS
+        self.is_in_loss = config.kl_placement is KLPlacement.loss
         self.coefficient = config.kl_coef
 
     def rewards(self, old_logprobs_N: torch.Tensor, ref_logprobs_N: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ class Learner:
         self._loss = algorithm.loss
         if self._penalty is not None:
             self._loss = self._penalty.added_to(algorithm.loss)
-        self._is_sampled = config.mode is RunMode.FULL and not algorithm.learns_answers
+        self._is_sampled = config.mode is RunMode.full and not algorithm.learns_answers
         self._asks_old_policy = needs_old_logprobs(
             config.algorithm, steps_per_batch=config.trainer.steps_per_batch
         )
@@ -202,7 +202,7 @@ class Learner:
     def _freshness(self, rollout: Rollout, version: int) -> dict[str, torch.Tensor]:
         if not (self._config.max_staleness and self._is_sampled):
             return {}
-        keeps_kv = self._config.engine.on_update is OnUpdate.KEEP
+        keeps_kv = self._config.engine.on_update is OnUpdate.keep
         return {"is_fresh": is_fresh(rollout, version, keeps_kv=keeps_kv)}
 
     def _ask(self, samples: list[TrainingSample]) -> list[TrainingSample]:

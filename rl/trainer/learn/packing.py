@@ -72,17 +72,17 @@ def loss_weights(
 
     Args:
         rollouts: all that count, also those that will not be forwarded because their advantage is 0.
-        reduction: TOKEN_MEAN: 1, over all tokens. SEQUENCE_MEAN: 1 / length, over rollouts. FIXED_LENGTH:
+        reduction: `token_mean`: 1, over all tokens. `sequence_mean`: 1 / length, over rollouts. `fixed_length`:
             1 / fixed_length, over rollouts.
-        fixed_length: in tokens; read by FIXED_LENGTH.
+        fixed_length: in tokens; read by `fixed_length`.
     """
     lengths = [rollout.num_sampled_tokens for rollout in rollouts]
     match reduction:
-        case LossReduction.TOKEN_MEAN:
+        case LossReduction.token_mean:
             return [1.0] * len(lengths), float(sum(lengths))
-        case LossReduction.SEQUENCE_MEAN:
+        case LossReduction.sequence_mean:
             return [1.0 / max(length, 1) for length in lengths], float(len(lengths))
-        case LossReduction.FIXED_LENGTH:
+        case LossReduction.fixed_length:
             return [1.0 / fixed_length] * len(lengths), float(len(lengths))
 
 

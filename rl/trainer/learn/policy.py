@@ -47,7 +47,7 @@ class TorchBackend:
         *,
         temperature: float,
         corrector: Corrector | None = None,
-        ratio_base: RatioBase = RatioBase.OLD,
+        ratio_base: RatioBase = RatioBase.old,
         adapters: Adapters | None = None,
         weights: TrainedWeights | None = None,
         ranks: Ranks = ALONE,
@@ -129,7 +129,7 @@ class TorchBackend:
         micro_batch: MicroBatch,
     ) -> Tokens:
         base_logprobs_N = old_logprobs_N
-        if self._ratio_base is RatioBase.ROLLOUT:
+        if self._ratio_base is RatioBase.rollout:
             base_logprobs_N = micro_batch.rollout_logprobs_N.to(logprobs_N)
         return Tokens(
             logprobs_N=logprobs_N,

@@ -103,7 +103,7 @@ class Pipeline:
         Theirs is a run that begins a rollout whenever one ends and trains on whatever groups are complete. Departures:
         1. batches are made in `group_id` order, so M is the tail of a batch, where theirs is that of a group;
         2. admission caps it. Where the cap is the lower, rollouts are begun in bursts, when an update allows it, and how
-           many find the engine free decides how far below the cap they stay; DRAIN does the same;
+           many find the engine free decides how far below the cap they stay; `drain` does the same;
         3. rollouts that admission holds back are no faster than training in the long run, so measured rho stays below 1 even
            where batches wait: whichever of rho and q is more counts. Where both take turns neither does.
         """

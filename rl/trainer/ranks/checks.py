@@ -50,16 +50,16 @@ def check_ranks(config: TrainConfig, count: int) -> None:
         raise ValueError(
             f"trainer.num_processes must be 1 in a script that trains in {count} process, got {trainer.num_processes}"
         )
-    is_deepspeed = trainer.backend is TrainerBackend.DEEPSPEED
-    is_sharded = is_deepspeed or trainer.data_parallel is DataParallel.FSDP2
+    is_deepspeed = trainer.backend is TrainerBackend.deepspeed
+    is_sharded = is_deepspeed or trainer.data_parallel is DataParallel.fsdp2
     if is_deepspeed:
         _check_deepspeed(config)
     elif trainer.offload_optimizer:
-        raise ValueError("trainer.offload_optimizer=true needs trainer.backend=DEEPSPEED")
+        raise ValueError("trainer.offload_optimizer=true needs trainer.backend=deepspeed")
     elif is_sharded and count == 1:
         raise ValueError(
-            "trainer.data_parallel=FSDP2 needs several processes, got 1: set trainer.num_processes=2, start "
-            "torchrun --nproc-per-node 2 scripts/train.py ..., or leave it at DDP"
+            "trainer.data_parallel=fsdp2 needs several processes, got 1: set trainer.num_processes=2, start "
+            "torchrun --nproc-per-node 2 scripts/train.py ..., or leave it at ddp"
         )
     if is_sharded:
         _check_sharded(config)
@@ -71,8 +71,8 @@ def _check_sharded(config: TrainConfig) -> None:
     """What only copies of whole weights can do."""
     trainer = config.trainer
     reasons = {
-        "trainer.optimizer=MUON": (
-            trainer.optimizer is OptimizerKind.MUON,
+        "trainer.optimizer=muon": (
+            trainer.optimizer is OptimizerKind.muon,
             "it makes whole matrices orthogonal",
         ),
         "trainer.lora.rank": (trainer.lora.rank > 0, "adapters are merged into whole matrices"),
@@ -80,7 +80,7 @@ def _check_sharded(config: TrainConfig) -> None:
     for key, (is_asked, reason) in reasons.items():
         if is_asked:
             raise ValueError(
-                f"{key} needs trainer.backend=TORCH with trainer.data_parallel=DDP: {reason}"
+                f"{key} needs trainer.backend=torch with trainer.data_parallel=ddp: {reason}"
             )
 
 
@@ -88,34 +88,34 @@ def _check_deepspeed(config: TrainConfig) -> None:
     trainer = config.trainer
     if importlib.util.find_spec("deepspeed") is None:
         raise ValueError(
-            'trainer.backend=DEEPSPEED needs the package deepspeed: pip install "paceline[deepspeed]"'
+            'trainer.backend=deepspeed needs the package deepspeed: pip install "paceline[deepspeed]"'
         )
-    if trainer.data_parallel is DataParallel.FSDP2:
+    if trainer.data_parallel is DataParallel.fsdp2:
         raise ValueError(
-            "trainer.data_parallel=FSDP2 is of trainer.backend=TORCH; DEEPSPEED shards by trainer.zero_stage"
+            "trainer.data_parallel=fsdp2 is of trainer.backend=torch; deepspeed shards by trainer.zero_stage"
         )
     if trainer.ema_decay > 0:
         raise ValueError(
-            "trainer.ema_decay needs trainer.backend=TORCH: the average is kept beside the masters, which are DeepSpeed's"
+            "trainer.ema_decay needs trainer.backend=torch: the average is kept beside the masters, which are DeepSpeed's"
         )
     algorithm = config.algorithm
     if isinstance(algorithm, PPOConfig) and algorithm.num_critic_warmup_steps:
         raise ValueError(
-            "algorithm.num_critic_warmup_steps must be 0 with trainer.backend=DEEPSPEED, which cannot drop the policy's "
+            "algorithm.num_critic_warmup_steps must be 0 with trainer.backend=deepspeed, which cannot drop the policy's "
             f"gradients, got {algorithm.num_critic_warmup_steps}"
         )
     if trainer.offload_optimizer and trainer.zero_stage == 0:
         raise ValueError("trainer.offload_optimizer=true needs trainer.zero_stage from 1 on, got 0")
     if trainer.zero_stage == 0 and torch_dtype(config.model.dtype, "cpu") is torch.bfloat16:
         raise ValueError(
-            "trainer.zero_stage=0 has no fp32 masters for bfloat16; take stage 1, or trainer.backend=TORCH, "
+            "trainer.zero_stage=0 has no fp32 masters for bfloat16; take stage 1, or trainer.backend=torch, "
             "whose ranks hold copies too"
         )
 
 
 def _check_shares(config: TrainConfig, count: int) -> None:
-    if config.mode is RunMode.ROLLOUT_ONLY:
-        raise ValueError(f"mode=ROLLOUT_ONLY trains nothing: start 1 process, got {count}")
+    if config.mode is RunMode.rollout_only:
+        raise ValueError(f"mode=rollout_only trains nothing: start 1 process, got {count}")
     steps = config.trainer.steps_per_batch
     num_prompts = config.num_prompts_per_step // steps
     num_samples = num_prompts * config.group_size

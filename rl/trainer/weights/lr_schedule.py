@@ -17,9 +17,9 @@ def learning_rate(config: TrainerConfig, step: int) -> float:
     span = max(config.num_steps - config.num_warmup_steps, 1)
     progress = min((step - config.num_warmup_steps) / span, 1.0)
     match config.lr_schedule:
-        case LRSchedule.CONSTANT:
+        case LRSchedule.constant:
             return config.learning_rate
-        case LRSchedule.LINEAR:
+        case LRSchedule.linear:
             return config.learning_rate * (1 - progress)
-        case LRSchedule.COSINE:
+        case LRSchedule.cosine:
             return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

@@ -45,7 +45,7 @@ class Optimizer:
         matrices: Mapping[torch.nn.Parameter, Sequence[int]],
         config: TrainerConfig,
     ) -> None:
-        is_muon = config.optimizer is OptimizerKind.MUON
+        is_muon = config.optimizer is OptimizerKind.muon
         fused = [m for m in masters if is_muon and m in matrices]
         rest = [m for m in masters if not (is_muon and m in matrices)]
         self._parts: list[tuple[torch.Tensor, torch.nn.Parameter, slice]] = []

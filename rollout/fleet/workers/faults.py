@@ -22,11 +22,11 @@ class FaultPoint(Enum):
 
 
 _POINT = {
-    FaultKind.KILL_DECODING: FaultPoint.STEP,
-    FaultKind.KILL_STAGING: FaultPoint.STAGE,
-    FaultKind.KILL_VERIFIED: FaultPoint.VERIFIED,
-    FaultKind.HANG: FaultPoint.STEP,
-    FaultKind.CORRUPT: FaultPoint.STAGED,
+    FaultKind.kill_decoding: FaultPoint.STEP,
+    FaultKind.kill_staging: FaultPoint.STAGE,
+    FaultKind.kill_verified: FaultPoint.VERIFIED,
+    FaultKind.hang: FaultPoint.STEP,
+    FaultKind.corrupt: FaultPoint.STAGED,
 }
 
 
@@ -34,7 +34,7 @@ class Faults:
     """Those of one worker; the default has none.
 
     Args:
-        faults: each happens once, at its point, after it was passed `after` times; SLOW from then on.
+        faults: each happens once, at its point, after it was passed `after` times; `slow` from then on.
         kill: ends the worker as `kill -9` does.
         hang: never returns.
     """
@@ -58,17 +58,17 @@ class Faults:
         due = [f for f in self._faults if _POINT.get(f.kind) is point and f.after == num_passed]
         for fault in due:
             match fault.kind:
-                case FaultKind.KILL_DECODING | FaultKind.KILL_STAGING | FaultKind.KILL_VERIFIED:
+                case FaultKind.kill_decoding | FaultKind.kill_staging | FaultKind.kill_verified:
                     self._kill()
-                case FaultKind.HANG:
+                case FaultKind.hang:
                     self._hang()
-        return any(fault.kind is FaultKind.CORRUPT for fault in due)
+        return any(fault.kind is FaultKind.corrupt for fault in due)
 
     @property
     def slowness(self) -> float:
         """How many times as long a step takes."""
         num_steps = self._num_passed[FaultPoint.STEP]
-        slow = [f for f in self._faults if f.kind is FaultKind.SLOW and num_steps > f.after]
+        slow = [f for f in self._faults if f.kind is FaultKind.slow and num_steps > f.after]
         return _SLOW_FACTOR if slow else 1.0
 
 

@@ -17,13 +17,13 @@ def resolve_model(config: ModelConfig, *, cache_dir: Path | None = None) -> Path
         ValueError: the model cannot be had; names the key and the cure.
     """
     # each source imports what it needs: huggingface_hub, torch and tokenizers take seconds together
-    if config.source is ModelSource.HF:
+    if config.source is ModelSource.hf:
         from rollout.models.sources.hf import resolve_hf
 
         return resolve_hf(config.path)
 
     cache_dir = cache_dir or default_cache_dir()
-    if config.source is ModelSource.SMOLLM2_135M:
+    if config.source is ModelSource.smollm2_135m:
         from rollout.models.sources.smollm2 import resolve_smollm2
 
         return resolve_smollm2(cache_dir)

@@ -14,29 +14,29 @@ __all__ = ["history_tokens", "make_drafters"]
 
 
 def make_drafters(config: EngineConfig, target: Decoder) -> list[Drafter]:
-    """None for OFF. AUTO has the suffix drafter, which finds whatever the n-gram one finds, and a model if one is named.
+    """None for `off`. `auto` has the suffix drafter, which finds whatever the n-gram one finds, and a model if one is named.
 
     Raises:
         ValueError: the draft model cannot be had, or has another vocabulary.
     """
     speculation = config.speculation
     match speculation.drafter:
-        case DrafterKind.OFF:
+        case DrafterKind.off:
             return []
-        case DrafterKind.NGRAM:
+        case DrafterKind.ngram:
             return [NgramDrafter()]
-        case DrafterKind.SUFFIX:
+        case DrafterKind.suffix:
             return [SuffixDrafter(history_tokens=speculation.history_tokens)]
-        case DrafterKind.MODEL:
+        case DrafterKind.model:
             return [_model_drafter(config, target)]
-        case DrafterKind.AUTO:
+        case DrafterKind.auto:
             suffix = SuffixDrafter(history_tokens=speculation.history_tokens)
             return [suffix, _model_drafter(config, target)] if speculation.model_path else [suffix]
 
 
 def history_tokens(config: EngineConfig) -> int:
     """Of past rollouts that these drafters keep, at most."""
-    has_history = config.speculation.drafter in (DrafterKind.SUFFIX, DrafterKind.AUTO)
+    has_history = config.speculation.drafter in (DrafterKind.suffix, DrafterKind.auto)
     return config.speculation.history_tokens if has_history else 0
 
 

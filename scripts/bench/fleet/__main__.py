@@ -1,4 +1,4 @@
-"""What a fleet costs, one JSON line per result. `python -m scripts.bench.fleet 'cases=[UPDATES]' 'receivers=[1,2]'`; --help says more."""
+"""What a fleet costs, one JSON line per result. `python -m scripts.bench.fleet 'cases=[updates]' 'receivers=[1,2]'`; --help says more."""
 
 import json
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ def bench(config: BenchFleetConfig) -> None:
 
 def results_of(case: FleetCase, config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
     match case:
-        case FleetCase.UPDATES:
+        case FleetCase.updates:
             yield from weight_updates(config)
-        case FleetCase.ASYNCHRONY:
+        case FleetCase.asynchrony:
             yield from measure_asynchrony(config)
-        case FleetCase.MEMBERSHIP:
+        case FleetCase.membership:
             yield measure_membership(
                 config.model, config.engine, config.fleet, repeats=config.repeats
             )

@@ -67,10 +67,10 @@ def measure_membership(
         RuntimeError: something does not happen in 300 s.
     """
     if fleet.num_workers < 2:
-        raise ValueError(f"fleet.num_workers must be >= 2 for MEMBERSHIP, got {fleet.num_workers}")
+        raise ValueError(f"fleet.num_workers must be >= 2 for membership, got {fleet.num_workers}")
     directory, dtype = resolve_model(model), torch_dtype(model.dtype, "cpu")
     weights = list(load_decoder(directory, dtype=dtype).hf_tensors())
-    if engine.weight_dtype is StorageDtype.INT8:
+    if engine.weight_dtype is StorageDtype.int8:
         weights = list(int8_weights(weights))
     fleet = replace(fleet, max_replacements=repeats + fleet.max_replacements)
     spec = WorkerSpec(

@@ -70,7 +70,7 @@ class _ReceivingEngine:
         taken = SimpleQueue[float]()
 
         def commit() -> None:
-            if self._engine.config.on_update is OnUpdate.DRAIN:
+            if self._engine.config.on_update is OnUpdate.drain:
                 self._drop_all()
             start = time.perf_counter()
             self._engine.commit()

@@ -47,7 +47,7 @@ def measure_updates(
         medians over the repeats, of the slowest receiver: seconds to digest, stage, verify, from publish to commit; ms of
         the commit alone. Of engines that decode, ms from the end of a step to that of the next: median and longest before the
         update, longest while it is staged and verified (its panels laid out), and of the first two with the new weights. With
-        `engine.on_update` KEEP these two are steps like any other; else prompts are computed again.
+        `engine.on_update` `keep` these two are steps like any other; else prompts are computed again.
 
     Raises:
         RuntimeError: a receiver does not hold what was sent.

@@ -105,7 +105,7 @@ def check_outputs(engine: Engine, prompt: Sequence[int], completions: Sequence[C
         RuntimeError: they differ.
     """
     decoder = engine.decoder
-    has_int8_kv = engine.config.kv_dtype is StorageDtype.INT8
+    has_int8_kv = engine.config.kv_dtype is StorageDtype.int8
     stored = int8_round_trip if has_int8_kv else lambda x: x
     for completion in completions:
         token_ids = torch.tensor([*prompt, *completion.token_ids], device=decoder.lm_head.device)

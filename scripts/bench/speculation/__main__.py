@@ -25,7 +25,7 @@ def bench(config: BenchSpeculationConfig) -> None:
         past = past_rollouts(Path(config.history_from)) if config.history_from else None
         engine = Engine.from_config(config.model, config.engine)
         if engine.speculator is None:
-            raise ValueError("engine.speculation.drafter must not be OFF: nothing to compare")
+            raise ValueError("engine.speculation.drafter must not be off: nothing to compare")
         costs = engine.speculator.costs
         prompts = EncodedPrompts(load_task(config.task).train, engine.tokenizer)
         cells = make_cells(

@@ -13,7 +13,7 @@ _GROUP_SIZE = 8
 _LEAST_TOKENS = 16  # of a request
 _MOST_RUNS = 8  # times `tokens_per_run`, where many requests are in flight
 _UNPREDICTABLE_TEMPERATURE = 1.5
-_PAIRED_SCENARIOS = (Scenario.SECOND_EPOCH, Scenario.UNPREDICTABLE)
+_PAIRED_SCENARIOS = (Scenario.second_epoch, Scenario.unpredictable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Cell:
     @property
     def has_history(self) -> bool:
         """Whether its prompts were answered before."""
-        return self.scenario in (Scenario.SECOND_EPOCH, Scenario.TAIL)
+        return self.scenario in (Scenario.second_epoch, Scenario.tail)
 
     @property
     def num_requests(self) -> int:
@@ -52,23 +52,23 @@ def make_cells(
     tail_requests: int,
     mean_tokens: float,
 ) -> list[Cell]:
-    """Every scenario at every number of requests in flight; TAIL has all of its own at once.
+    """Every scenario at every number of requests in flight; `tail` has all of its own at once.
 
     Args:
         scenarios: what to run.
         concurrency: requests in flight.
-        paired: of those, where SECOND_EPOCH and UNPREDICTABLE run `pairs` times; TAIL always does, other cells run once.
+        paired: of those, where `second_epoch` and `unpredictable` run `pairs` times; `tail` always does, other cells run once.
         pairs: runs with and without drafts.
         prompt: the token ids of the i-th prompt.
         answered: the same, of prompts that have a history.
         params: how tokens are drawn.
         tokens_per_run: see `make_cell`.
-        tail_requests: of TAIL.
+        tail_requests: of `tail`.
         mean_tokens: see `make_cell`.
     """
     cells = []
     for scenario in scenarios:
-        is_tail = scenario is Scenario.TAIL
+        is_tail = scenario is Scenario.tail
         for in_flight in [tail_requests] if is_tail else concurrency:
             cell = make_cell(
                 scenario,
@@ -102,15 +102,15 @@ def make_cell(
         params: how their tokens are drawn; `max_tokens` is lowered where many are in flight.
         concurrency: requests in flight.
         tokens_per_run: decoded by a run with few requests, about.
-        mean_tokens: of a completion, where it is not UNPREDICTABLE: those go on to the end.
+        mean_tokens: of a completion, where it is not `unpredictable`: those go on to the end.
     """
-    if scenario is Scenario.UNPREDICTABLE:
+    if scenario is Scenario.unpredictable:
         params = replace(params, temperature=_UNPREDICTABLE_TEMPERATURE)
-    if scenario is not Scenario.TAIL:
+    if scenario is not Scenario.tail:
         limit = max(_LEAST_TOKENS, _MOST_RUNS * tokens_per_run // concurrency)
         params = replace(params, max_tokens=min(params.max_tokens, limit))
     expected_tokens = params.max_tokens
-    if scenario is not Scenario.UNPREDICTABLE:
+    if scenario is not Scenario.unpredictable:
         expected_tokens = max(1, min(expected_tokens, round(mean_tokens)))
     num_requests = max(concurrency, tokens_per_run // expected_tokens)
     group_size = min(_GROUP_SIZE, num_requests)
@@ -125,14 +125,14 @@ def make_cell(
 
 
 def expected_seconds(cell: Cell, costs: CostTable) -> float:
-    """Of all its runs, if drafts gain nothing; the completions of a TAIL are of all lengths alike, and so half of them are
+    """Of all its runs, if drafts gain nothing; the completions of a `tail` are of all lengths alike, and so half of them are
     in flight."""
     prompts = sum(costs.seconds(StepSize(len(prompt), 0, 0)) for prompt in cell.prompts)
     in_flight, steps = (
         cell.concurrency,
         cell.num_requests / cell.concurrency * cell.expected_tokens,
     )
-    if cell.scenario is Scenario.TAIL:
+    if cell.scenario is Scenario.tail:
         in_flight, steps = in_flight // 2, min(2 * steps, cell.params.max_tokens)
     num_runs = 2 * cell.pairs + 1
     return num_runs * (prompts + steps * costs.seconds(StepSize(in_flight, 0, 0)))

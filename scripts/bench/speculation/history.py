@@ -26,7 +26,7 @@ def past_rollouts(run_dir: Path) -> Mapping[str, Any]:
     if not past.get(_DRAFTER, {}).get("rollouts"):
         raise ValueError(
             f"history_from must be a run that kept its rollouts, and {str(run_dir)!r} did not: train with "
-            "engine.speculation.drafter=AUTO, or leave history_from out to make the first epoch here"
+            "engine.speculation.drafter=auto, or leave history_from out to make the first epoch here"
         )
     return past
 
@@ -55,7 +55,7 @@ def answered_prompts(
             if index is None:
                 raise ValueError(
                     f"history_from must have rollouts of {i + 1} of the task's prompts or more, and has of {len(found)}; "
-                    "give the task of that run, lower concurrency, or leave out TAIL"
+                    "give the task of that run, lower concurrency, or leave out tail"
                 )
             token_ids = prompts[index][1]
             if tuple(token_ids) in known:

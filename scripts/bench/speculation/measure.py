@@ -37,7 +37,7 @@ def measure_speculation(
     """
     original = engine.speculator
     if original is None:
-        raise ValueError("engine.speculation.drafter must not be OFF: there is nothing to compare")
+        raise ValueError("engine.speculation.drafter must not be off: there is nothing to compare")
     speculator = copy.deepcopy(original)
     engine.speculator = speculator
     serve(engine, requests_of(cell, epoch=0), cell.concurrency)

@@ -29,7 +29,7 @@ def test_policies_that_agree_bit_for_bit_weigh_exactly_one():
 
 
 def test_a_ratio_that_would_overflow_is_truncated_first():
-    for mode, expected in ((CorrectionMode.TRUNCATE, 3.0), (CorrectionMode.MASK, 0.0)):
+    for mode, expected in ((CorrectionMode.truncate, 3.0), (CorrectionMode.mask, 0.0)):
         for level in CorrectionLevel:
             corrector = Corrector(max_weight=3.0, mode=mode, level=level, max_sample_k3=1e300)
             assert weights(corrector, [1000.0], [0]) == pytest.approx([expected])
@@ -42,14 +42,14 @@ def test_a_logprob_that_is_not_a_number_stays_one():
 
 
 def test_a_sequence_has_one_weight_the_product_of_its_tokens():
-    corrector = Corrector(max_weight=4.0, level=CorrectionLevel.SEQUENCE)
+    corrector = Corrector(max_weight=4.0, level=CorrectionLevel.sequence)
     # sample 5: 1.5 * 2 = 3; sample 7: 3 * 3 = 9, truncated
     log_ratios = [math.log(r) for r in (1.5, 2.0, 3.0, 3.0)]
     assert weights(corrector, log_ratios, [5, 5, 7, 7]) == pytest.approx([3.0, 3.0, 4.0, 4.0])
 
 
 def test_a_mask_leaves_out_what_lies_outside_its_bounds_and_keeps_the_weight_within():
-    corrector = Corrector(max_weight=2.0, min_weight=0.5, mode=CorrectionMode.MASK)
+    corrector = Corrector(max_weight=2.0, min_weight=0.5, mode=CorrectionMode.mask)
     log_ratios = [math.log(r) for r in (0.4, 0.6, 1.9, 2.1)]
     assert weights(corrector, log_ratios, [0, 0, 0, 0]) == pytest.approx([0.0, 0.6, 1.9, 0.0])
 

@@ -33,7 +33,7 @@ def exact_gradient(*, is_reverse: bool) -> torch.Tensor:
     return logits.grad
 
 
-@pytest.mark.parametrize("estimator", [KLEstimator.K1, KLEstimator.K3])
+@pytest.mark.parametrize("estimator", [KLEstimator.k1, KLEstimator.k3])
 def test_k1_and_k3_are_unbiased(estimator):
     logprobs = LOGITS.log_softmax(0)
     truth = (logprobs.exp() * (logprobs - REF_LOGPROBS)).sum()
@@ -42,23 +42,23 @@ def test_k1_and_k3_are_unbiased(estimator):
 
 
 def test_the_gradient_of_k1_is_zero_on_average():
-    assert expectation_gradient(KLEstimator.K1).abs().max() < 1e-15
+    assert expectation_gradient(KLEstimator.k1).abs().max() < 1e-15
 
 
 def test_the_gradient_of_k2_is_the_reverse_kls():
-    got, truth = expectation_gradient(KLEstimator.K2), exact_gradient(is_reverse=True)
+    got, truth = expectation_gradient(KLEstimator.k2), exact_gradient(is_reverse=True)
     torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-15)
 
 
 def test_the_gradient_of_k3_is_the_forward_kls():
-    got, truth = expectation_gradient(KLEstimator.K3), exact_gradient(is_reverse=False)
+    got, truth = expectation_gradient(KLEstimator.k3), exact_gradient(is_reverse=False)
     torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-15)
     assert (got - exact_gradient(is_reverse=True)).abs().max() > 1e-3
 
 
 def test_the_loss_weighs_tokens_and_leaves_untrained_ones_out():
     made = tokens([-1.0, float("nan")], [0.0, 0.0], [0.0, 0.0], [0.5, 0.0], ref=[-2.0, -1.0])
-    out = kl_loss(made, coefficient=0.1, estimator=KLEstimator.K2)
+    out = kl_loss(made, coefficient=0.1, estimator=KLEstimator.k2)
     out.loss.backward()
     assert out.loss.item() == pytest.approx(0.1 * 0.5 * 0.5)
     assert made.logprobs_N.grad.tolist() == pytest.approx([0.1 * 0.5 * 1.0, 0.0])
@@ -66,7 +66,7 @@ def test_the_loss_weighs_tokens_and_leaves_untrained_ones_out():
 
 def test_k3_of_a_token_that_the_policy_has_all_but_forgotten_is_finite():
     logprobs = torch.tensor([-300.0], requires_grad=True)
-    kl = kl_divergence(logprobs, torch.tensor([-1.0]), KLEstimator.K3)
+    kl = kl_divergence(logprobs, torch.tensor([-1.0]), KLEstimator.k3)
     kl.sum().backward()
     assert kl.isfinite().all()
     assert logprobs.grad == 0, "finite, and not towards forgetting it altogether"

@@ -83,11 +83,11 @@ def test_a_sum_is_the_same_problem_in_either_order_but_a_difference_is_not():
 def test_pairs_are_counted_by_hand():
     assert num_pairs(1, list(Operation)) == 55 + 100
     assert num_pairs(2, list(Operation)) == 90 * 91 // 2 + 90 * 90
-    assert num_pairs(1, [Operation.SUM]) == 55
-    assert num_pairs(2, [Operation.DIFFERENCE, Operation.DIFFERENCE]) == 90 * 90
+    assert num_pairs(1, [Operation.sum]) == 55
+    assert num_pairs(2, [Operation.difference, Operation.difference]) == 90 * 90
 
 
-@pytest.mark.parametrize(("operation", "most"), [(Operation.SUM, 27), (Operation.DIFFERENCE, 50)])
+@pytest.mark.parametrize(("operation", "most"), [(Operation.sum, 27), (Operation.difference, 50)])
 def test_one_operation_alone_is_asked_and_held_out(operation, most):
     config = ArithmeticConfig(
         operations=[operation], max_digits=1, num_held_out=most, num_train=500
@@ -106,7 +106,7 @@ def test_one_operation_alone_is_asked_and_held_out(operation, most):
 
 def test_no_operation_is_an_error_that_names_both():
     with pytest.raises(
-        ValueError, match=r"task.operations must be \[SUM\], \[DIFFERENCE\] or both"
+        ValueError, match=r"task.operations must be \[sum\], \[difference\] or both"
     ):
         ArithmeticConfig(operations=[])
 

@@ -41,7 +41,7 @@ def run_dir(tmp_path: Path, monkeypatch) -> Path:
 
 
 def _start(run_dir: Path, *, run_config: dict[str, Any] | None = None, **config: Any) -> Tracker:
-    disabled = WandbConfig(mode=WandbMode.DISABLED)
+    disabled = WandbConfig(mode=WandbMode.disabled)
     return Tracker(
         TrackingConfig(wandb=disabled, **config),
         run_dir,
@@ -75,10 +75,10 @@ def test_a_directory_that_holds_a_run_is_refused_with_the_cure(run_dir) -> None:
 
 
 def test_the_resolved_config_can_be_read_back_with_enums_by_name(run_dir) -> None:
-    config = {"trainer": {"lr_schedule": LRSchedule.COSINE, "learning_rate": 1e-6}, "stop": ["$"]}
+    config = {"trainer": {"lr_schedule": LRSchedule.cosine, "learning_rate": 1e-6}, "stop": ["$"]}
     with _start(run_dir, run_config=config) as tracker:
         pass
-    expected = {"trainer": {"lr_schedule": "COSINE", "learning_rate": 1e-6}, "stop": ["$"]}
+    expected = {"trainer": {"lr_schedule": "cosine", "learning_rate": 1e-6}, "stop": ["$"]}
     assert OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")) == expected
     assert tracker._wandb.run_config == expected
 

@@ -19,8 +19,8 @@ from rl.tracking.wandb_sink import WandbSink
 
 wandb = pytest.importorskip("wandb", reason='needs pip install "paceline[wandb]"')
 
-OFFLINE = WandbConfig(mode=WandbMode.OFFLINE)
-ONLINE = WandbConfig(mode=WandbMode.ONLINE)
+OFFLINE = WandbConfig(mode=WandbMode.offline)
+ONLINE = WandbConfig(mode=WandbMode.online)
 
 
 class _FakeRun:
@@ -168,7 +168,7 @@ def test_rows_that_pile_up_switch_the_sink_off(fake, console, tmp_path, monkeypa
 
 def test_wandb_that_is_not_installed_is_named_with_the_cure(console, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'paceline\[wandb\]".*tracking.wandb.mode=DISABLED'):
+    with pytest.raises(ValueError, match=r'paceline\[wandb\]".*tracking.wandb.mode=disabled'):
         WandbSink(OFFLINE, tmp_path / "run", {}, console=console)
     assert not (tmp_path / "run").exists()
 
@@ -177,13 +177,13 @@ def test_online_without_an_api_key_is_refused_before_anything_starts(
     fake, console, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr(wandb, "login", lambda prompt, verify: False)
-    with pytest.raises(ValueError, match=r"needs an API key.*WANDB_API_KEY.*OFFLINE"):
+    with pytest.raises(ValueError, match=r"needs an API key.*WANDB_API_KEY.*offline"):
         WandbSink(ONLINE, tmp_path / "run", {}, console=console)
     assert fake.modes == []
 
 
 def test_disabled_leaves_no_trace(fake, console, tmp_path) -> None:
-    sink = WandbSink(WandbConfig(mode=WandbMode.DISABLED), tmp_path / "run", {}, console=console)
+    sink = WandbSink(WandbConfig(mode=WandbMode.disabled), tmp_path / "run", {}, console=console)
     sink.log(1, {"reward/mean": 0.5})
     sink.finish()
     assert sink.directory is None
@@ -227,7 +227,7 @@ from rich.console import Console
 from rl.tracking.config import WandbConfig, WandbMode
 from rl.tracking.wandb_sink import WandbSink
 
-config = WandbConfig(mode=WandbMode.ONLINE)
+config = WandbConfig(mode=WandbMode.online)
 sink = WandbSink(config, Path(sys.argv[1]), {}, console=Console(), init_timeout_seconds=0.5)
 sink.log(1, {"reward/mean": 0.5})
 sink.finish()

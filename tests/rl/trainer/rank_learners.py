@@ -20,8 +20,8 @@ from rollout.config import ModelConfig, ModelSource, SamplingConfig
 from tests.rl.trainer.rollout_factory import group, rollout
 
 DDP = TrainerConfig()
-FSDP2 = TrainerConfig(data_parallel=DataParallel.FSDP2)
-ZERO = [TrainerConfig(backend=TrainerBackend.DEEPSPEED, zero_stage=stage) for stage in range(4)]
+FSDP2 = TrainerConfig(data_parallel=DataParallel.fsdp2)
+ZERO = [TrainerConfig(backend=TrainerBackend.deepspeed, zero_stage=stage) for stage in range(4)]
 OFFLOAD = replace(ZERO[2], offload_optimizer=True)
 
 
@@ -58,7 +58,7 @@ def learner(
 ) -> Learner:
     config = TrainConfig(
         run_dir="x",
-        model=ModelConfig(source=ModelSource.TINY),
+        model=ModelConfig(source=ModelSource.tiny),
         algorithm=algorithm,
         trainer=replace(
             trainer, max_tokens_per_micro_batch=180, learning_rate=1e-2, max_grad_norm=1e9

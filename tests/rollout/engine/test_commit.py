@@ -1,4 +1,4 @@
-"""What becomes of requests in flight when weights change under them: DRAIN, KEEP, RECOMPUTE; I1, I6 and I8."""
+"""What becomes of requests in flight when weights change under them: `drain`, `keep`, `recompute`; I1, I6 and I8."""
 
 from collections.abc import Iterable
 
@@ -27,7 +27,7 @@ from tests.rollout.engine.test_speculation import Scripted, eager
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = list(OnUpdate)
-AT_ONCE = [OnUpdate.KEEP, OnUpdate.RECOMPUTE]
+AT_ONCE = [OnUpdate.keep, OnUpdate.recompute]
 
 
 def update_from(directory, version: int) -> WeightUpdate:
@@ -99,7 +99,7 @@ def decoders(llama, other_llama):
 
 
 @pytest.mark.parametrize("speculates", [False, True])
-@pytest.mark.parametrize("on_update", [OnUpdate.DRAIN, OnUpdate.RECOMPUTE])
+@pytest.mark.parametrize("on_update", [OnUpdate.drain, OnUpdate.recompute])
 def test_every_token_is_to_the_bit_that_of_the_weights_whose_version_it_bears(
     llama, other_llama, decoders, on_update, speculates
 ):
@@ -114,7 +114,7 @@ def test_every_token_is_to_the_bit_that_of_the_weights_whose_version_it_bears(
     answers = run_with_updates(engine, make_requests(), updates)
     assert engine.stats.num_preemptions > 0
     assert {v for c in answers.values() for v in c.policy_versions} == {0, 1, 2}
-    assert (num_mixed(answers) > 0) == (on_update is OnUpdate.RECOMPUTE)
+    assert (num_mixed(answers) > 0) == (on_update is OnUpdate.recompute)
     assert all(c.policy_versions == sorted(c.policy_versions) for c in answers.values())
     assert_tokens_are_those_of_their_versions(decoders, make_requests(), answers)
     if speculates:
@@ -132,7 +132,7 @@ def test_a_commit_between_any_two_steps_counts_every_token_to_the_right_version(
             r.request_id: r.params.max_tokens for r in make_requests()
         }
         assert all(c.policy_versions == sorted(c.policy_versions) for c in answers.values())
-        assert (num_mixed(answers) > 0) == (on_update is not OnUpdate.DRAIN)
+        assert (num_mixed(answers) > 0) == (on_update is not OnUpdate.drain)
 
 
 def test_draining_begins_nobody_and_those_that_wait_find_the_new_weights(llama, other_llama):
@@ -209,7 +209,7 @@ def test_what_is_not_verified_is_never_committed_and_nothing_waits_for_it(
     assert not engine.is_commit_pending
 
 
-# --- KEEP
+# --- keep
 
 
 def test_kept_keys_are_those_of_the_old_weights_and_recomputed_ones_are_not(llama, other_llama):
@@ -220,8 +220,8 @@ def test_kept_keys_are_those_of_the_old_weights_and_recomputed_ones_are_not(llam
         updates = {4: update_from(other_llama, 1)}
         answers[on_update] = run_with_updates(engine, [request], updates)["a"]
         computed = engine.stats.num_computed_tokens
-        assert computed == 40 + 11 + (40 + 3 if on_update is OnUpdate.RECOMPUTE else 0)
-    keep, recompute = answers[OnUpdate.KEEP], answers[OnUpdate.RECOMPUTE]
+        assert computed == 40 + 11 + (40 + 3 if on_update is OnUpdate.recompute else 0)
+    keep, recompute = answers[OnUpdate.keep], answers[OnUpdate.recompute]
     assert keep.policy_versions == recompute.policy_versions == [0] * 4 + [1] * 8
     assert keep.logprobs[:4] == recompute.logprobs[:4]
     assert keep.logprobs[4] != recompute.logprobs[4]
@@ -261,7 +261,7 @@ def test_a_prefix_hit_never_crosses_an_update_that_came_while_its_request_ran(
 
 
 def test_a_sibling_that_comes_after_an_update_reads_nothing_of_the_old_weights(llama, other_llama):
-    engine = make_engine(llama, on_update=OnUpdate.KEEP, max_tokens_per_step=16, max_requests=2)
+    engine = make_engine(llama, on_update=OnUpdate.keep, max_tokens_per_step=16, max_requests=2)
     requests = make_group(0, prompt(40), size=4, max_tokens=6)
     answers = run_with_updates(engine, requests, {4: update_from(other_llama, 1)})
     born_new = draws(run(make_engine(other_llama), requests))
@@ -275,8 +275,8 @@ def test_a_sibling_that_comes_after_an_update_reads_nothing_of_the_old_weights(l
 
 @pytest.mark.parametrize("on_update", AT_ONCE)
 def test_weights_and_keys_in_8_bits_change_under_requests_too(llama, other_llama, on_update):
-    limits = {"on_update": on_update, "weight_dtype": StorageDtype.INT8}
-    for dtype in (StorageDtype.PLAIN, StorageDtype.INT8):
+    limits = {"on_update": on_update, "weight_dtype": StorageDtype.int8}
+    for dtype in (StorageDtype.plain, StorageDtype.int8):
         engine = make_engine(llama, **limits, kv_dtype=dtype)
         new = load_decoder(other_llama, dtype=torch.float32).hf_tensors()
         updates = {

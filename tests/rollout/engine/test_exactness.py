@@ -158,7 +158,7 @@ def test_the_trainer_computes_the_engines_logprobs_bit_for_bit(tmp_path, family,
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_trainer_computes_the_engines_logprobs_of_smollm2_bit_for_bit(dtype):
     skip_without_real_model()
-    directory = resolve_model(ModelConfig(source=ModelSource.SMOLLM2_135M))
+    directory = resolve_model(ModelConfig(source=ModelSource.smollm2_135m))
     decoder = load_decoder(directory, dtype=DTYPES[dtype])
     tokenizer = load_tokenizer(directory)
     block_bytes = bytes_per_block(decoder.spec, block_size=16, dtype=DTYPES[dtype])

@@ -21,7 +21,7 @@ from tests.rollout.engine.engines import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-INT8 = StorageDtype.INT8
+INT8 = StorageDtype.int8
 
 
 @pytest.mark.parametrize(("dtype", "num_blocks"), [(torch.float32, 3), (torch.bfloat16, 6)])
@@ -64,7 +64,7 @@ def test_the_same_memory_holds_nearly_four_times_the_tokens_of_float32(llama):
     config = {"block_size": 16, "max_requests": 1, "kv_cache_gb": 4.5 * plain / 1e9}
     long = make_request("a", prompt(100), max_tokens=2)
     answers = []
-    for kv_dtype in (StorageDtype.PLAIN, INT8):
+    for kv_dtype in (StorageDtype.plain, INT8):
         engine = Engine(
             load_decoder(llama, dtype=torch.float32),
             load_tokenizer(llama),

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def int8_engine(directory, **limits) -> Engine:
-    return make_engine(directory, weight_dtype=StorageDtype.INT8, **limits)
+    return make_engine(directory, weight_dtype=StorageDtype.int8, **limits)
 
 
 def int8_update(directory, version: int) -> WeightUpdate:

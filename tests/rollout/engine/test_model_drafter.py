@@ -48,7 +48,7 @@ def without(llama):
 
 def test_the_config_builds_one_and_outputs_stay_the_same(llama, other_llama, without):
     config = SpeculationConfig(
-        drafter=DrafterKind.MODEL, model_path=str(other_llama), max_draft_tokens=3
+        drafter=DrafterKind.model, model_path=str(other_llama), max_draft_tokens=3
     )
     engine = make_engine(llama, speculation=config, **LIMITS)
     make_eager(engine.speculator)
@@ -81,7 +81,7 @@ def test_drafts_of_a_model_change_nothing(llama, other_llama, without, limits, i
 
 
 @pytest.mark.parametrize(
-    "limits", [{"weight_dtype": StorageDtype.INT8}, {"kv_dtype": StorageDtype.INT8}]
+    "limits", [{"weight_dtype": StorageDtype.int8}, {"kv_dtype": StorageDtype.int8}]
 )
 def test_drafts_of_a_model_change_nothing_in_8_bits(llama, limits):
     limits = LIMITS | limits
@@ -180,20 +180,20 @@ def test_siblings_find_the_prompt_that_one_of_them_had_computed(llama):
 
 def test_another_vocabulary_is_refused_with_both_sizes(llama, tmp_path):
     save_tiny(tmp_path, "llama", vocab_size=300)
-    config = SpeculationConfig(drafter=DrafterKind.MODEL, model_path=str(tmp_path))
+    config = SpeculationConfig(drafter=DrafterKind.model, model_path=str(tmp_path))
     with pytest.raises(ValueError, match=r"300 tokens, the model it drafts for has \d+"):
         make_engine(llama, speculation=config)
 
 
 def test_a_model_needs_a_path_and_a_block():
     with pytest.raises(ValueError, match=r"engine\.speculation\.model_path must be"):
-        SpeculationConfig(drafter=DrafterKind.MODEL)
+        SpeculationConfig(drafter=DrafterKind.model)
     with pytest.raises(ValueError, match=r"engine\.speculation\.kv_cache_gb must be > 0"):
         SpeculationConfig(kv_cache_gb=0)
 
 
 def test_auto_has_the_model_if_one_is_named(llama):
-    config = SpeculationConfig(drafter=DrafterKind.AUTO, model_path=str(llama))
+    config = SpeculationConfig(drafter=DrafterKind.auto, model_path=str(llama))
     names = [type(d).__name__ for d in make_engine(llama, speculation=config).speculator.drafters]
     assert names == ["SuffixDrafter", "ModelDrafter"]
 

@@ -172,7 +172,7 @@ def test_prompts_found_in_the_prefix_cache_are_drafted_for_like_others(llama, wi
 
 
 @pytest.mark.parametrize(
-    "limits", [{"weight_dtype": StorageDtype.INT8}, {"kv_dtype": StorageDtype.INT8}]
+    "limits", [{"weight_dtype": StorageDtype.int8}, {"kv_dtype": StorageDtype.int8}]
 )
 def test_drafts_change_nothing_in_8_bits(llama, limits):
     limits = LIMITS | limits
@@ -230,7 +230,7 @@ def test_an_abort_between_two_steps_keeps_what_was_verified(llama, without):
 
 def test_new_weights_are_drafted_for_with_what_the_old_ones_said(llama, other_llama):
     requests = make_group(0, prompt(20), size=4, max_tokens=40)
-    config = SpeculationConfig(drafter=DrafterKind.SUFFIX)
+    config = SpeculationConfig(drafter=DrafterKind.suffix)
     engine = make_engine(llama, speculation=config)
     run(engine, requests)
     update = make_update(1, make_engine(other_llama).decoder.hf_tensors())
@@ -260,7 +260,7 @@ def test_whoever_draws_the_same_again_is_foretold_at_every_position(llama):
     assert len(firsts) == 2, "there was something to tell apart"
 
 
-@pytest.mark.parametrize("kind", [DrafterKind.NGRAM, DrafterKind.SUFFIX, DrafterKind.AUTO])
+@pytest.mark.parametrize("kind", [DrafterKind.ngram, DrafterKind.suffix, DrafterKind.auto])
 def test_every_drafter_gives_the_same_completions(llama, without, kind):
     config = SpeculationConfig(drafter=kind, max_draft_tokens=8)
     engine = make_engine(llama, speculation=config, **LIMITS)
@@ -269,13 +269,13 @@ def test_every_drafter_gives_the_same_completions(llama, without, kind):
     assert_same(run(engine, mixed()), without)
     second = run(engine, mixed())
     assert_same(second, without)
-    if kind is not DrafterKind.NGRAM:
+    if kind is not DrafterKind.ngram:
         stats = engine.speculator.stats
         assert stats.num_accepted > 100, "the second time, the first is history"
 
 
 def test_costs_are_measured_before_the_engine_serves(llama):
-    engine = make_engine(llama, speculation=SpeculationConfig(drafter=DrafterKind.AUTO))
+    engine = make_engine(llama, speculation=SpeculationConfig(drafter=DrafterKind.auto))
     engine.check_integrity()
     assert engine.speculator is not None
     costs = engine.speculator._costs
@@ -285,7 +285,7 @@ def test_costs_are_measured_before_the_engine_serves(llama):
 
 
 def test_an_engine_of_one_block_can_speculate_too(llama):
-    config = SpeculationConfig(drafter=DrafterKind.SUFFIX)
+    config = SpeculationConfig(drafter=DrafterKind.suffix)
     requests = [make_request("a", prompt(4), max_tokens=6)]
     engine = make_engine(llama, num_blocks=2, speculation=config)
     assert_same(run(engine, requests), run(make_engine(llama), requests))
@@ -293,7 +293,7 @@ def test_an_engine_of_one_block_can_speculate_too(llama):
 
 def test_without_a_drafter_there_is_nothing_to_measure(llama):
     assert make_engine(llama).speculator is None
-    assert SpeculationConfig().drafter is DrafterKind.OFF
+    assert SpeculationConfig().drafter is DrafterKind.off
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 9, 40])

@@ -27,7 +27,7 @@ LENGTHS = [12, 5, 8]
 
 def make_engine(kind):
     config = EngineConfig(speculation=SpeculationConfig(drafter=kind, max_draft_tokens=3))
-    return Engine.from_config(ModelConfig(source=ModelSource.SMOLLM2_135M), config)
+    return Engine.from_config(ModelConfig(source=ModelSource.smollm2_135m), config)
 
 
 def requests_of(tokenizer):
@@ -50,14 +50,14 @@ def requests_of(tokenizer):
 @pytest.fixture(scope="module")
 def without():
     skip_without_real_model()
-    engine = make_engine(DrafterKind.OFF)
+    engine = make_engine(DrafterKind.off)
     completions = run(engine, requests_of(engine.tokenizer))
     assert len(completions) == NUM_ROLLOUTS
     return draws(completions)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [DrafterKind.NGRAM, DrafterKind.SUFFIX, DrafterKind.AUTO])
+@pytest.mark.parametrize("kind", [DrafterKind.ngram, DrafterKind.suffix, DrafterKind.auto])
 def test_a_thousand_rollouts_are_the_same_with_drafts(without, kind):
     engine = make_engine(kind)
     assert engine.speculator is not None

@@ -264,7 +264,7 @@ def test_what_is_laid_out_is_laid_out_before_the_commit_and_never_in_a_step(
 ):
     def as_sent(directory, version):
         weights = load_decoder(directory, dtype=torch.float32).hf_tensors()
-        is_int8 = weight_dtype is StorageDtype.INT8
+        is_int8 = weight_dtype is StorageDtype.int8
         return make_update(version, int8_weights(weights) if is_int8 else weights)
 
     engine = make_engine(llama, weight_dtype=weight_dtype)
@@ -284,7 +284,7 @@ def test_what_is_laid_out_is_laid_out_before_the_commit_and_never_in_a_step(
         verifying.join(60)
         laid_out = num_packed()
         assert set(laid_out) <= {verifying.ident}
-        assert laid_out or weight_dtype is StorageDtype.INT8, "int8 has panels on some CPUs alone"
+        assert laid_out or weight_dtype is StorageDtype.int8, "int8 has panels on some CPUs alone"
         engine.commit_when_ready()
         assert draws(run(engine)) == outputs[(version - 1) % 2], "the old weights finish their own"
         assert draws(run(engine, mixed_requests())) == outputs[version % 2]

@@ -22,10 +22,10 @@ ENGINE = EngineConfig(
 
 
 def make_fleet(directory, *, engine: EngineConfig = ENGINE, **limits) -> WorkerFleet:
-    config = FleetConfig(kind=FleetKind.RAY, **LIMITS | limits)
+    config = FleetConfig(kind=FleetKind.ray, **LIMITS | limits)
     spec = WorkerSpec(
         weights=directory,
-        dtype=Dtype.FLOAT32,
+        dtype=Dtype.float32,
         engine=engine,
         policy_version=0,
         num_threads=config.threads_per_worker,

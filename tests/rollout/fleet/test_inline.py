@@ -215,7 +215,7 @@ def test_what_has_begun_ends_with_the_old_weights_and_is_kept_for_the_next_poll(
     assert versions == {"c": {1}}
 
 
-@pytest.mark.parametrize("on_update", [OnUpdate.KEEP, OnUpdate.RECOMPUTE])
+@pytest.mark.parametrize("on_update", [OnUpdate.keep, OnUpdate.recompute])
 def test_an_update_that_waits_for_nobody_changes_the_version_of_the_next_token(
     llama, other_llama, on_update
 ):
@@ -255,7 +255,7 @@ def test_an_old_version_is_refused(llama, other_llama):
 
 
 def test_drafts_are_counted_since_the_last_call_and_their_history_is_kept(llama):
-    config = SpeculationConfig(drafter=DrafterKind.SUFFIX)
+    config = SpeculationConfig(drafter=DrafterKind.suffix)
     fleet, heir = (make_fleet(llama, speculation=config) for _ in range(2))
     fleet.submit(batch())
     drain(fleet)

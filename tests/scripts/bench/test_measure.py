@@ -75,7 +75,7 @@ def test_an_engine_in_8_bits_is_held_to_the_last_bit_of_its_own_model(
 ):
     make_tiny_model(tmp_path)
     config = EngineConfig(
-        kv_cache_gb=0.02, weight_dtype=StorageDtype.INT8, kv_dtype=StorageDtype.INT8
+        kv_cache_gb=0.02, weight_dtype=StorageDtype.int8, kv_dtype=StorageDtype.int8
     )
     engine = Engine.from_pretrained(tmp_path, dtype="float32", config=config)
     original = engine.generate

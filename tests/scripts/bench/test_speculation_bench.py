@@ -21,7 +21,7 @@ def engine(tmp_path):
     config = EngineConfig(
         kv_cache_gb=0.02,
         block_size=16,
-        speculation=SpeculationConfig(drafter=DrafterKind.SUFFIX, max_draft_tokens=4),
+        speculation=SpeculationConfig(drafter=DrafterKind.suffix, max_draft_tokens=4),
     )
     return Engine.from_pretrained(tmp_path, dtype="float32", config=config)
 
@@ -34,13 +34,13 @@ def cell_of(scenario, concurrency, *, pairs=1, **options):
 
 
 def test_cells_have_as_many_requests_as_their_name_says():
-    few, many = (cell_of(Scenario.SECOND_EPOCH, c) for c in (1, 20))
+    few, many = (cell_of(Scenario.second_epoch, c) for c in (1, 20))
     assert (len(few.prompts), few.group_size) == (1, 4), "24 tokens at 6 per request"
     assert (len(many.prompts), many.group_size) == (3, 8), "20 in flight, in whole groups"
-    long = cell_of(Scenario.SIBLINGS, 64, tokens_per_run=130)
+    long = cell_of(Scenario.siblings, 64, tokens_per_run=130)
     assert long.params.max_tokens == 6
     short = make_cell(
-        Scenario.SIBLINGS,
+        Scenario.siblings,
         lambda _: [5],
         SamplingParams(max_tokens=500),
         concurrency=256,
@@ -48,11 +48,11 @@ def test_cells_have_as_many_requests_as_their_name_says():
         mean_tokens=500,
     )
     assert short.params.max_tokens == 32, "at most 8 times 1,024 tokens in all"
-    assert cell_of(Scenario.UNPREDICTABLE, 1).params.temperature == 1.5
+    assert cell_of(Scenario.unpredictable, 1).params.temperature == 1.5
 
 
 def test_short_completions_make_more_requests_but_for_those_that_cannot_be_predicted_to_end():
-    cells = [cell_of(s, 1, mean_tokens=2.2) for s in (Scenario.SIBLINGS, Scenario.UNPREDICTABLE)]
+    cells = [cell_of(s, 1, mean_tokens=2.2) for s in (Scenario.siblings, Scenario.unpredictable)]
     assert [(cell.num_requests, cell.expected_tokens) for cell in cells] == [(16, 2), (4, 6)]
 
 
@@ -71,21 +71,21 @@ def test_pairs_are_run_where_they_are_asked_for_and_prompts_with_a_history_where
     )
     found = {(c.scenario, c.concurrency): (c.pairs, c.prompts[0][1]) for c in cells}
     assert found == {
-        (Scenario.SIBLINGS, 1): (1, 5),
-        (Scenario.SIBLINGS, 8): (1, 5),
-        (Scenario.SECOND_EPOCH, 1): (1, 6),
-        (Scenario.SECOND_EPOCH, 8): (7, 6),
-        (Scenario.UNPREDICTABLE, 1): (1, 5),
-        (Scenario.UNPREDICTABLE, 8): (7, 5),
-        (Scenario.TAIL, 40): (7, 6),
+        (Scenario.siblings, 1): (1, 5),
+        (Scenario.siblings, 8): (1, 5),
+        (Scenario.second_epoch, 1): (1, 6),
+        (Scenario.second_epoch, 8): (7, 6),
+        (Scenario.unpredictable, 1): (1, 5),
+        (Scenario.unpredictable, 8): (7, 5),
+        (Scenario.tail, 40): (7, 6),
     }
 
 
 def test_the_time_that_cells_take_follows_from_the_costs_of_steps():
     costs = CostTable({1: 1.0, 101: 11.0})  # 0.9 + 0.1 per row
-    one = cell_of(Scenario.SIBLINGS, 1)  # 4 requests of 6 tokens, one prompt of 3
+    one = cell_of(Scenario.siblings, 1)  # 4 requests of 6 tokens, one prompt of 3
     assert expected_seconds(one, costs) == pytest.approx(3 * (1.2 + 24 * 1.0))
-    tail = cell_of(Scenario.TAIL, 128, pairs=7)  # 64 in flight on average, 16 prompts
+    tail = cell_of(Scenario.tail, 128, pairs=7)  # 64 in flight on average, 16 prompts
     assert expected_seconds(tail, costs) == pytest.approx(15 * (16 * 1.2 + 6 * 7.3))
 
 
@@ -108,7 +108,7 @@ def test_the_full_bench_takes_less_than_half_an_hour_at_90_and_900_tokens_a_seco
 
 
 def test_a_history_from_elsewhere_is_used_and_that_of_the_first_run_is_not(engine):
-    cell = cell_of(Scenario.SECOND_EPOCH, 3)
+    cell = cell_of(Scenario.second_epoch, 3)
     cell = replace(cell, params=replace(cell.params, max_tokens=40))
     speculator, engine.speculator = make_eager(engine.speculator), None
     completions = serve(engine, requests_of(cell, epoch=1), 3)
@@ -149,13 +149,13 @@ def test_outputs_that_differ_are_not_reported(engine, monkeypatch):
 
     monkeypatch.setattr(engine, "step", wrong_with_drafts)
     with pytest.raises(RuntimeError, match=r"request 0/0 differs with drafts: nothing is reported"):
-        measure_speculation(engine, cell_of(Scenario.SIBLINGS, 2))
+        measure_speculation(engine, cell_of(Scenario.siblings, 2))
 
 
 def test_an_engine_without_a_drafter_has_nothing_to_compare(engine):
     engine.speculator = None
-    with pytest.raises(ValueError, match="must not be OFF"):
-        measure_speculation(engine, cell_of(Scenario.SIBLINGS, 2))
+    with pytest.raises(ValueError, match="must not be off"):
+        measure_speculation(engine, cell_of(Scenario.siblings, 2))
 
 
 def test_no_more_requests_are_in_flight_than_asked_for(engine):

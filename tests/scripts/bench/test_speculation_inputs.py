@@ -44,7 +44,7 @@ def test_past_rollouts_are_those_of_the_newest_checkpoint(model, tmp_path):
 def test_a_run_without_a_history_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="history_from must be a run directory with a checkpoint"):
         past_rollouts(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"train with engine.speculation.drafter=AUTO"):
+    with pytest.raises(ValueError, match=r"train with engine.speculation.drafter=auto"):
         past_rollouts(write_run(tmp_path, model, [3], {}))
 
 

@@ -10,7 +10,7 @@ from scripts.bench.fleet.updates import measure_updates
 
 @pytest.mark.parametrize("concurrency", [0, 3])
 def test_an_update_is_timed_from_publish_to_commit(concurrency):
-    model = ModelConfig(source=ModelSource.TINY, dtype=Dtype.FLOAT32)
+    model = ModelConfig(source=ModelSource.tiny, dtype=Dtype.float32)
     result = measure_updates(
         model,
         EngineConfig(kv_cache_gb=0.01),

@@ -128,7 +128,7 @@ def config(*, max_staleness, num_steps=12, size=3, group_size=2, num_spare=0) ->
         group_size=group_size,
         max_staleness=max_staleness,
         num_spare_rollouts=num_spare,
-        model=ModelConfig(source=ModelSource.TINY),
+        model=ModelConfig(source=ModelSource.tiny),
         task=ArithmeticConfig(),
         algorithm=GRPOConfig(),
         trainer=TrainerConfig(num_steps=num_steps),

@@ -330,7 +330,7 @@ class Disturbed:
         limits = LIMITS | {"num_workers": 2, "max_replacements": 100}
         self.fleet = WorkerFleet(
             self.pool,
-            FleetConfig(kind=FleetKind.RAY, **limits),
+            FleetConfig(kind=FleetKind.ray, **limits),
             policy_version=0,
             digest=update_to(0).manifest.digest,
         ).start()
@@ -457,7 +457,7 @@ def test_predicted_staleness_counts_what_was_decoded_in_vain():
 def train_config(**changes) -> TrainConfig:
     parts = {
         "run_dir": "",
-        "model": ModelConfig(source=ModelSource.TINY),
+        "model": ModelConfig(source=ModelSource.tiny),
         "task": ArithmeticConfig(),
         "algorithm": GRPOConfig(),
     }
@@ -467,8 +467,8 @@ def train_config(**changes) -> TrainConfig:
 def test_where_nothing_is_sampled_there_is_nothing_to_begin_in_excess():
     with pytest.raises(ValueError, match=r"num_spare_rollouts must be 0 with algorithm=sft, got 2"):
         check_config(train_config(num_spare_rollouts=2, algorithm=SFTConfig()))
-    with pytest.raises(ValueError, match=r"num_spare_rollouts must be 0 with mode=TRAIN_ONLY"):
-        check_config(train_config(num_spare_rollouts=1, mode=RunMode.TRAIN_ONLY))
+    with pytest.raises(ValueError, match=r"num_spare_rollouts must be 0 with mode=train_only"):
+        check_config(train_config(num_spare_rollouts=1, mode=RunMode.train_only))
     with pytest.raises(ValueError, match=r"num_spare_rollouts must be >= 0, got -1"):
         train_config(num_spare_rollouts=-1)
     check_config(train_config(num_spare_rollouts=2))

@@ -88,7 +88,7 @@ def learner(
 ) -> Learner:
     config = TrainConfig(
         run_dir="x",
-        model=ModelConfig(source=ModelSource.TINY),
+        model=ModelConfig(source=ModelSource.tiny),
         algorithm=algorithm,
         trainer=TrainerConfig(steps_per_batch=steps, learning_rate=0.5),
         sampling=SamplingConfig(max_tokens=8),
@@ -120,7 +120,7 @@ def targets(batches: Sequence[MicroBatch], name: str) -> list[float]:
 
 def test_rollouts_without_signal_or_score_are_not_forwarded_and_those_without_signal_count():
     backend = RecordingBackend()
-    learner(RLOOConfig(loss_reduction=LossReduction.TOKEN_MEAN), backend).learn(
+    learner(RLOOConfig(loss_reduction=LossReduction.token_mean), backend).learn(
         GROUPS, 0, Stopwatch()
     )
     ((batches, denominator),) = backend.seen
@@ -145,7 +145,7 @@ def test_steps_divide_the_batch_by_whole_groups_each_with_its_own_denominator():
 
 def test_a_penalty_in_the_reward_is_taken_off_each_token_and_every_rollout_is_heard():
     algorithm = RLOOConfig(
-        kl_coef=0.5, kl_placement=KLPlacement.REWARD, kl_estimator=KLEstimator.K1
+        kl_coef=0.5, kl_placement=KLPlacement.reward, kl_estimator=KLEstimator.k1
     )
     backend = RecordingBackend()
     learner(algorithm, backend, reference=Says(-0.02)).learn(GROUPS[:1], 0, Stopwatch())
@@ -194,7 +194,7 @@ def test_a_critic_sees_every_token_with_its_own_return_and_warms_up_alone():
 def test_losses_are_reported_over_the_denominator_that_divides_their_gradient():
     backend = RecordingBackend()
     backend.stats = {"loss/policy": 6.0, "policy/entropy": 6.0}
-    made = learner(GRPOConfig(loss_reduction=LossReduction.SEQUENCE_MEAN), backend, steps=2)
+    made = learner(GRPOConfig(loss_reduction=LossReduction.sequence_mean), backend, steps=2)
     metrics = made.learn(GROUPS, 0, Stopwatch())
     # 6 rollouts with a score, 2 steps; 6 tokens were forwarded
     assert metrics["loss/policy"] == pytest.approx(12 / 6)
@@ -286,11 +286,11 @@ def test_a_divergence_that_is_not_a_number_stops_the_run():
 def test_a_penalty_adds_to_a_loss_and_reports_the_divergence_in_either_place():
     made = tokens([-1.0, -2.0], [-1.0, -2.0], [1.0, 1.0], ref=[-2.0, -4.0])
     for placement, expected, gradients in (
-        (KLPlacement.LOSS, -2 + 0.1 * (0.5 + 2.0), [-1 + 0.1 * 1.0, -1 + 0.1 * 2.0]),
-        (KLPlacement.REWARD, -2, [-1.0, -1.0]),
+        (KLPlacement.loss, -2 + 0.1 * (0.5 + 2.0), [-1 + 0.1 * 1.0, -1 + 0.1 * 2.0]),
+        (KLPlacement.reward, -2, [-1.0, -1.0]),
     ):
         penalty = KLPenalty(
-            RLOOConfig(kl_coef=0.1, kl_estimator=KLEstimator.K2, kl_placement=placement)
+            RLOOConfig(kl_coef=0.1, kl_estimator=KLEstimator.k2, kl_placement=placement)
         )
         out = penalty.added_to(rloo_loss)(made)
         assert out.loss.item() == pytest.approx(expected)
@@ -300,7 +300,7 @@ def test_a_penalty_adds_to_a_loss_and_reports_the_divergence_in_either_place():
 
 def test_an_adapted_coefficient_is_the_one_that_is_used_in_either_place():
     made = tokens([-1.0, -2.0], [-1.0, -2.0], [1.0, 1.0], ref=[-2.0, -4.0])
-    config = RLOOConfig(kl_coef=0.1, kl_target=0.01, kl_estimator=KLEstimator.K2)
+    config = RLOOConfig(kl_coef=0.1, kl_target=0.01, kl_estimator=KLEstimator.k2)
     penalty = KLPenalty(config)
     loss = penalty.added_to(rloo_loss)
     penalty.adapt(9.0)

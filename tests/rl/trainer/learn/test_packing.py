@@ -99,16 +99,16 @@ def test_a_sample_longer_than_the_budget_is_refused_with_the_key():
 
 def test_token_mean_weighs_tokens_and_divides_by_their_number():
     rollouts = [rollout([1], [2, 3, 4]), rollout([1], [5])]
-    assert loss_weights(rollouts, LossReduction.TOKEN_MEAN, fixed_length=8) == ([1.0, 1.0], 4.0)
+    assert loss_weights(rollouts, LossReduction.token_mean, fixed_length=8) == ([1.0, 1.0], 4.0)
 
 
 def test_sequence_mean_weighs_rollouts_the_same():
     rollouts = [rollout([1], [2, 3, 4, 5]), rollout([1], [5])]
-    got = loss_weights(rollouts, LossReduction.SEQUENCE_MEAN, fixed_length=8)
+    got = loss_weights(rollouts, LossReduction.sequence_mean, fixed_length=8)
     assert got == ([0.25, 1.0], 2.0)
 
 
 def test_fixed_length_divides_by_a_constant():
     rollouts = [rollout([1], [2, 3, 4, 5]), rollout([1], [5])]
-    got = loss_weights(rollouts, LossReduction.FIXED_LENGTH, fixed_length=8)
+    got = loss_weights(rollouts, LossReduction.fixed_length, fixed_length=8)
     assert got == ([0.125, 0.125], 2.0)

@@ -367,6 +367,6 @@ def test_ratios_are_to_the_old_policy_or_to_the_engines_as_the_config_says(tiny,
     (batch,) = pack(off_policy_samples(), max_tokens=1000, share_prompts=True)
     backend.forward_backward([batch], loss, denominator=1.0)
     expected = batch.extras["old_logprobs"]
-    if base is RatioBase.ROLLOUT:
+    if base is RatioBase.rollout:
         expected = batch.rollout_logprobs_N.double()
     assert torch.equal(seen[0], expected)

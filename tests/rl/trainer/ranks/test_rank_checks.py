@@ -15,7 +15,7 @@ from tests.rl.trainer.rank_learners import DDP, FSDP2, ZERO
 
 def config(**changes: Any) -> TrainConfig:
     made = TrainConfig(
-        run_dir="x", model=ModelConfig(source=ModelSource.TINY), algorithm=GRPOConfig()
+        run_dir="x", model=ModelConfig(source=ModelSource.tiny), algorithm=GRPOConfig()
     )
     return replace(made, **changes)
 
@@ -35,25 +35,25 @@ def config(**changes: Any) -> TrainConfig:
             r"num_critic_warmup_steps must be 0 .* cannot drop the policy's gradients, got 3",
         ),
         (
-            {"trainer": replace(FSDP2, optimizer=OptimizerKind.MUON)},
+            {"trainer": replace(FSDP2, optimizer=OptimizerKind.muon)},
             2,
-            r"optimizer=MUON needs .* it makes whole matrices orthogonal",
+            r"optimizer=muon needs .* it makes whole matrices orthogonal",
         ),
         ({"trainer": replace(ZERO[3], lora=LoRAConfig(rank=4))}, 2, r"lora\.rank needs .* merged"),
         ({"trainer": replace(ZERO[3], ema_decay=0.9)}, 2, r"ema_decay needs .*=TORCH: the average is kept"),
         ({"trainer": replace(ZERO[0], offload_optimizer=True)}, 2, r"zero_stage from 1 on, got 0"),
-        ({"trainer": replace(DDP, offload_optimizer=True)}, 2, r"needs trainer\.backend=DEEPSPEED"),
+        ({"trainer": replace(DDP, offload_optimizer=True)}, 2, r"needs trainer\.backend=deepspeed"),
         (
-            {"trainer": ZERO[0], "model": ModelConfig(source=ModelSource.TINY, dtype=Dtype.BFLOAT16)},
+            {"trainer": ZERO[0], "model": ModelConfig(source=ModelSource.tiny, dtype=Dtype.bfloat16)},
             2,
             r"zero_stage=0 has no fp32 masters for bfloat16",
         ),
         (
-            {"trainer": replace(ZERO[1], data_parallel=DataParallel.FSDP2)},
+            {"trainer": replace(ZERO[1], data_parallel=DataParallel.fsdp2)},
             2,
-            r"DEEPSPEED shards by trainer\.zero_stage",
+            r"deepspeed shards by trainer\.zero_stage",
         ),
-        ({"mode": RunMode.ROLLOUT_ONLY}, 2, r"trains nothing: start 1 process, got 2"),
+        ({"mode": RunMode.rollout_only}, 2, r"trains nothing: start 1 process, got 2"),
         ({"trainer": replace(DDP, num_processes=2)}, 1, r"num_processes must be 1 in a script that trains in 1 process, got 2"),
     ],
 )  # fmt: skip

@@ -30,7 +30,7 @@ from tests.rl.trainer.rank_pool import RankPool
 ALGORITHMS = {
     "grpo": GRPOConfig(),
     "gspo": GSPOConfig(),
-    "kl_in_reward": GRPOConfig(kl_coef=0.1, kl_placement=KLPlacement.REWARD),
+    "kl_in_reward": GRPOConfig(kl_coef=0.1, kl_placement=KLPlacement.reward),
     "kl_in_loss": GRPOConfig(kl_coef=0.1),
     "sft": SFTConfig(),
 }

@@ -31,7 +31,7 @@ from tests.rl.trainer.rank_work import (
 def config(num_processes: int = 2, *, run_dir: str = "x", **fleet: object) -> TrainConfig:
     return TrainConfig(
         run_dir=run_dir,
-        model=ModelConfig(source=ModelSource.TINY),
+        model=ModelConfig(source=ModelSource.tiny),
         algorithm=GRPOConfig(),
         trainer=TrainerConfig(num_processes=num_processes),
         fleet=FleetConfig(**fleet),  # pyrefly: ignore
@@ -48,8 +48,8 @@ def test_processes_are_not_started_by_the_run_and_by_torchrun():
 
 def test_what_two_processes_cannot_do_is_found_before_they_are_started():
     with pytest.raises(ValueError, match="trains nothing: start 1 process, got 2"):
-        check_launch(replace(config(), mode=RunMode.ROLLOUT_ONLY), {})
-    sharded = TrainerConfig(num_processes=2, data_parallel=DataParallel.FSDP2)
+        check_launch(replace(config(), mode=RunMode.rollout_only), {})
+    sharded = TrainerConfig(num_processes=2, data_parallel=DataParallel.fsdp2)
     check_launch(replace(config(), trainer=sharded), {})
 
 

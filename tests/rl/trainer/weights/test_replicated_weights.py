@@ -14,7 +14,7 @@ from rollout.models.checkpoint import save_checkpoint
 from tests.rl.trainer.training_cases import assert_same, backend_of, lora, train, weights
 from tests.tiny_models import save_tiny
 
-MUON = {"optimizer": OptimizerKind.MUON}
+MUON = {"optimizer": OptimizerKind.muon}
 
 
 @pytest.fixture(scope="module")

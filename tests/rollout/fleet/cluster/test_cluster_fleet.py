@@ -21,7 +21,7 @@ LIMITS = {"lease_seconds": 2.0, "silence_seconds": 3.0, "start_seconds": 10.0}
 
 
 def make_fleet(pool: SimulatedPool, *, history_tokens: int = 0, **limits) -> WorkerFleet:
-    config = FleetConfig(kind=FleetKind.RAY, **({"num_workers": 2} | LIMITS | limits))
+    config = FleetConfig(kind=FleetKind.ray, **({"num_workers": 2} | LIMITS | limits))
     digest = update_to(0).manifest.digest
     return WorkerFleet(
         pool, config, policy_version=0, digest=digest, history_tokens=history_tokens
@@ -469,7 +469,7 @@ def test_an_update_that_nobody_can_take_leaves_the_old_version_serving():
 
 
 def test_a_value_corrupted_on_the_way_is_found_and_sent_again():
-    pool = SimulatedPool(faults=[FaultConfig(kind=FaultKind.CORRUPT, worker=1)])
+    pool = SimulatedPool(faults=[FaultConfig(kind=FaultKind.corrupt, worker=1)])
     fleet = make_fleet(pool)
     fleet.update_weights(update_to(1))
     assert_serving_exactly(pool, fleet, 1)
@@ -477,7 +477,7 @@ def test_a_value_corrupted_on_the_way_is_found_and_sent_again():
 
 
 def test_a_worker_that_fails_every_time_is_replaced_and_the_others_go_on():
-    faults = [FaultConfig(kind=FaultKind.CORRUPT, worker=1, after=i) for i in range(3)]
+    faults = [FaultConfig(kind=FaultKind.corrupt, worker=1, after=i) for i in range(3)]
     pool = SimulatedPool(faults=faults)
     fleet = make_fleet(pool)
     fleet.update_weights(update_to(1))
@@ -487,7 +487,7 @@ def test_a_worker_that_fails_every_time_is_replaced_and_the_others_go_on():
 
 
 def test_workers_that_hold_other_weights_than_the_trainer_are_refused_at_the_start():
-    config = FleetConfig(kind=FleetKind.RAY, **LIMITS)
+    config = FleetConfig(kind=FleetKind.ray, **LIMITS)
     fleet = WorkerFleet(SimulatedPool(), config, policy_version=0, digest="another")
     with pytest.raises(RuntimeError, match=r"are not the trainer's of version 0 \(another\)"):
         fleet.start()

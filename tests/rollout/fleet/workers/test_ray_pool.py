@@ -45,7 +45,7 @@ def ray_here() -> Iterator[None]:
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize("kind", list(FaultKind))
 def test_each_fault_costs_a_worker_and_no_request(llama, other_llama, kind):
-    after = 0 if kind in (FaultKind.KILL_STAGING, FaultKind.KILL_VERIFIED, FaultKind.CORRUPT) else 3
+    after = 0 if kind in (FaultKind.kill_staging, FaultKind.kill_verified, FaultKind.corrupt) else 3
     engine = make_engine(llama)
     with make_fleet(llama, faults=[FaultConfig(kind=kind, worker=0, after=after)]) as fleet:
         fleet.start()
@@ -57,7 +57,7 @@ def test_each_fault_costs_a_worker_and_no_request(llama, other_llama, kind):
             fleet.update_weights(update_from(weights, version + 1))
             put_in_force(engine, update_from(weights, version + 1))
         metrics = fleet.take_metrics()
-        is_lost = kind not in (FaultKind.SLOW, FaultKind.CORRUPT)
+        is_lost = kind not in (FaultKind.slow, FaultKind.corrupt)
         assert metrics["fleet/replaced_workers"] == is_lost
         status = fleet.status()
         assert (status.issued, status.finished) == (36, 36)

@@ -5,7 +5,7 @@ from rollout.fleet.inline import InlineFleet
 from rollout.fleet.workers.worker import Worker
 from tests.rollout.engine.engines import make_engine, mixed_requests, run
 
-SUFFIX = SpeculationConfig(drafter=DrafterKind.SUFFIX)
+SUFFIX = SpeculationConfig(drafter=DrafterKind.suffix)
 
 
 def test_it_takes_up_the_drafts_that_another_engine_left(llama):
