@@ -28,7 +28,7 @@ def config(**changes: Any) -> TrainConfig:
             5,
             r"5 processes need a sample each .*, got 2 prompts \(num_prompts_per_step=4 // .*=2\) x group_size=2 = 4 samples",
         ),
-        ({"trainer": FSDP2}, 1, r"FSDP2 needs several processes, got 1: set trainer\.num_processes=2"),
+        ({"trainer": FSDP2}, 1, r"fsdp2 needs several processes, got 1: set trainer\.num_processes=2"),
         (
             {"trainer": ZERO[2], "algorithm": PPOConfig(num_critic_warmup_steps=3)},
             2,
@@ -40,7 +40,7 @@ def config(**changes: Any) -> TrainConfig:
             r"optimizer=muon needs .* it makes whole matrices orthogonal",
         ),
         ({"trainer": replace(ZERO[3], lora=LoRAConfig(rank=4))}, 2, r"lora\.rank needs .* merged"),
-        ({"trainer": replace(ZERO[3], ema_decay=0.9)}, 2, r"ema_decay needs .*=TORCH: the average is kept"),
+        ({"trainer": replace(ZERO[3], ema_decay=0.9)}, 2, r"ema_decay needs .*=torch: the average is kept"),
         ({"trainer": replace(ZERO[0], offload_optimizer=True)}, 2, r"zero_stage from 1 on, got 0"),
         ({"trainer": replace(DDP, offload_optimizer=True)}, 2, r"needs trainer\.backend=deepspeed"),
         (
