@@ -21,11 +21,12 @@ from rich.logging import RichHandler
 
 from kernels.host_memory import keep_freed_memory
 from rl.composition import ROOTS, known_keys, register_schemas, suggest, to_config
+from rl.stop_signal import Stopped, StopSignal
 
 __all__ = ["INTERRUPTED", "RunError", "UserError", "launch"]
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after a stop signal, as shells have it after Ctrl-C."""
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"}
@@ -56,9 +57,17 @@ def launch(
         config_name: name of the primary config.
         schema: dataclass of the primary config; None takes it from `rl.composition.ROOTS`.
 
-    Exits with 2 after one sentence on a user's mistake, with 1 after one on what ended the run, with 130 after Ctrl-C, and
-    with what `task` returns otherwise.
+    Exits with 2 after one sentence on a user's mistake, with 1 after one on what ended the run, with 130 after a stop
+    signal, and with what `task` returns otherwise.
     """
+    try:
+        with StopSignal(is_quiet=True):
+            _launch(task, config_name=config_name, schema=schema)
+    except Stopped as stopped:
+        _fail(f"stopped by {stopped} before there was anything to keep", code=INTERRUPTED)
+
+
+def _launch(task: Callable[[Any], int | None], *, config_name: str, schema: type | None) -> None:
     keep_freed_memory()
     root = schema or ROOTS[config_name]
     register_schemas({config_name: root})
@@ -80,10 +89,6 @@ def launch(
             if is_sweep:
                 raise
             _fail(str(error), code=2 if isinstance(error, UserError) else 1)
-        except KeyboardInterrupt:  # while a run starts, or a second one
-            if is_sweep:
-                raise
-            sys.exit(INTERRUPTED)
 
     # a traceback is worth reading whole: Hydra's own handler cuts it
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -29,7 +29,7 @@ class EvaluationConfig:
     every_steps: int = 20
     """Evaluate greedily on held-out prompts every so many steps, before the first and after the last; 0: never."""
     num_prompts: int = 0
-    """Held-out prompts of the evaluations before the last; 0: all. The first and the last always take all."""
+    """Held-out prompts of the evaluations before the last, the first ones of them; 0: all. The last always takes all."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "evaluation.every_steps", ">= 0", self.every_steps)
@@ -50,8 +50,9 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    run_dir: str = MISSING
-    """Everything the run writes; must not hold a run yet."""
+    run_dir: str = ""
+    """Directory of everything the run writes; it must not hold a run yet, unless `resume_from` names the same. Empty:
+    outputs/<date>/<time>."""
     seed: int = 0
     """Of sampling and of the order of prompts."""
     num_prompts_per_step: int = 16

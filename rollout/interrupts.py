@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for what must not be left half done."""
+"""Signals that wait for what must not be left half done."""
 
 import signal
 import threading
@@ -7,18 +7,23 @@ from contextlib import contextmanager
 
 __all__ = ["deferring_interrupts"]
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
 
 @contextmanager
 def deferring_interrupts() -> Iterator[None]:
-    """A SIGINT that comes within the block comes behind it instead. In other threads than the main one, where none comes, nothing changes."""
+    """Delays signals that Python handles until the block ends. In other threads than the main one, where none arrives, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    handled = {n: signal.getsignal(n) for n in _SIGNALS if callable(signal.getsignal(n))}
+    for number in handled:
+        signal.signal(number, lambda n, _: came.append(n))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handled.items():
+            signal.signal(number, handler)
         if came:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(came[0])

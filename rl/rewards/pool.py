@@ -9,7 +9,7 @@ that hangs or kills its process the rest of the chunk goes on in a fresh one. No
 import logging
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
@@ -33,6 +33,10 @@ class ScoreTicket:
 
     def done(self) -> bool:
         return all(chunk.done() for chunk in self._chunks)
+
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait until all outcomes are known, or for the time to be over; returns `done()`."""
+        return not wait(self._chunks, timeout_seconds).not_done
 
     def outcomes(self) -> list[ScoreOutcome]:
         """One per job, in the order of the jobs; blocks until all are known.

@@ -3,7 +3,8 @@
     parent -> worker   the pickled scorer        worker -> parent   "" once it is loaded, else what went wrong
     parent -> worker   a list of ScoreJobs       worker -> parent   one ScoreOutcome per job, as soon as it is known
 
-It leads a process group of its own, in which the scorer's children live and die, and which Ctrl-C does not reach.
+It leads a process group of its own, in which the scorer's children live and die, and which Ctrl-C does not reach. A
+batch system signals every process of a job: this one leaves it to its parent to end it.
 """
 
 import math
@@ -22,6 +23,7 @@ from threading import Thread
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rewards.process import OUT_OF_MEMORY_EXIT_CODE, ScoreJob
 from rl.rewards.scorer import PreparedScorer, Scorer
+from rl.stop_signal import STOP_SIGNALS
 
 __all__ = ["main"]
 
@@ -30,6 +32,7 @@ MAX_MESSAGE_CHARS = 2000
 
 def main(fd: int, *, memory_limit_bytes: int) -> None:
     """Serve jobs from the socket `fd` until the parent closes its end or dies."""
+    _leave_stop_signals_to_parent()
     Thread(target=_die_with_parent, args=(fd,), daemon=True).start()
     _limit_memory(memory_limit_bytes)
     connection = Connection(fd)
@@ -76,6 +79,20 @@ def _limit_memory(num_bytes: int) -> None:
     _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
     if hard_limit == resource.RLIM_INFINITY or num_bytes < hard_limit:
         resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+
+
+def _leave_stop_signals_to_parent() -> None:
+    """Survive stop signals; what a scorer forks gets their defaults back, so that it can be terminated."""
+    for number in STOP_SIGNALS:
+        signal.signal(
+            number, lambda *_: None
+        )  # a handler, unlike SIG_IGN, is not inherited by programs
+    os.register_at_fork(after_in_child=_end_at_stop_signals)
+
+
+def _end_at_stop_signals() -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _die_with_parent(fd: int) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rl.tracking.config import TrackingConfig
 from rl.tracking.curves import draw_curves
 from rl.tracking.events import EventLog, SampleLog, read_events
+from rl.tracking.harmless import Harmless
 from rl.tracking.progress import Progress
 from rl.tracking.wandb_sink import WandbSink
 
@@ -19,11 +20,11 @@ from rl.tracking.wandb_sink import WandbSink
 class Tracker:
     """Context manager that owns events.jsonl, samples.jsonl, curves.png, config.yaml, the terminal and W&B of a run.
 
-    `progress` is there for `begin_phase` and `advance`. Leaving the context on an exception records it as the run's
-    end; curves are drawn and W&B is finished either way.
+    `progress` is there for `begin_phase` and `advance`. Leaving the context on an exception records it as the end of a run
+    that has begun; curves are drawn and W&B is finished either way. A directory that holds events is gone on with.
 
     Raises:
-        ValueError: `run_dir` holds a run already, or W&B is wanted and cannot be used (see `WandbSink`).
+        ValueError: W&B is wanted and cannot be used (see `WandbSink`).
     """
 
     def __init__(
@@ -35,7 +36,6 @@ class Tracker:
         total_steps: int,
         console: Console | None = None,
     ) -> None:
-        _require_new(run_dir)
         self._config = config
         self._run_dir = run_dir
         self.console = console if console is not None else Console()
@@ -46,6 +46,9 @@ class Tracker:
         self._events = EventLog(run_dir / "events.jsonl")
         self._samples = SampleLog(run_dir / "samples.jsonl")
         self.progress = Progress(total_steps, console=self.console)
+        self._harmless = Harmless()
+        self._has_begun = False
+        self._exit_code = 0
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -67,16 +70,20 @@ class Tracker:
         with (
             ExitStack() as stack
         ):  # each of these runs, whatever another one raises; the last one first
+            if error is not None:
+                self._exit_code = self._exit_code or 1
             stack.callback(self.progress.__exit__, kind, error, trace)
-            stack.callback(self._wandb.finish, exit_code=0 if error is None else 1)
+            stack.callback(lambda: self._wandb.finish(exit_code=self._exit_code))
             stack.callback(self.progress.begin_phase, "finishing")
             stack.callback(self._samples.close)
             stack.callback(self._events.close)
             stack.callback(self._draw_curves)
-            if error is not None:
-                self.run_end({"error": f"{type(error).__name__}: {error}"})
+            if error is not None and self._has_begun:
+                status = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+                self.run_end(status, exit_code=self._exit_code)
 
     def run_start(self, fields: Mapping[str, Any]) -> None:
+        self._has_begun = True
         self._events.write("run_start", fields)
 
     def step(self, metrics: Mapping[str, float], samples: Sequence[Mapping[str, Any]]) -> None:
@@ -85,7 +92,8 @@ class Tracker:
         shown = _spread(samples, self._config.num_samples_per_step)
         self._events.write("step", metrics)
         self._samples.write(shown)
-        self.progress.step_line(metrics)
+        with self._harmless("the line of a step"):
+            self.progress.step_line(metrics)
         if step % self._config.curves_every_steps == 0:
             self._draw_curves()
         self._wandb.log(step, metrics, samples=shown)
@@ -93,25 +101,22 @@ class Tracker:
     def evaluation(self, metrics: Mapping[str, float]) -> None:
         """Record one evaluation; `step` is the number of optimiser steps before it."""
         self._events.write("evaluation", metrics)
-        self.progress.evaluation_line(metrics)
+        with self._harmless("the line of an evaluation"):
+            self.progress.evaluation_line(metrics)
         self._wandb.log(int(metrics["step"]), metrics)
 
     def checkpoint(self, fields: Mapping[str, Any]) -> None:
         self._events.write("checkpoint", fields)
 
-    def run_end(self, fields: Mapping[str, Any]) -> None:
-        self._events.write("run_end", fields)
+    def run_end(self, fields: Mapping[str, Any], *, exit_code: int = 0) -> None:
+        """Record how the run ended, here and at W&B: with the exit code of its process."""
+        self._exit_code = exit_code
+        self._events.write("run_end", {**fields, "exit_code": exit_code})
 
     def _draw_curves(self) -> None:
-        events = read_events(self._run_dir / "events.jsonl")
-        draw_curves(events, self._run_dir / "curves.png", title=self._run_dir.resolve().name)
-
-
-def _require_new(run_dir: Path) -> None:
-    if (run_dir / "events.jsonl").exists():
-        raise ValueError(
-            f"run_dir={run_dir} already holds a run; choose another with run_dir=..., or remove {run_dir}"
-        )
+        with self._harmless("curves.png"):
+            events = read_events(self._run_dir / "events.jsonl")
+            draw_curves(events, self._run_dir / "curves.png", title=self._run_dir.resolve().name)
 
 
 def _without_enums(run_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rl.config import RunMode, TrainConfig
 from rl.environments.environment import SingleTurn
 from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
+from rl.stop_signal import StopSignal
 from rl.tasks.task import Task, load_task
 from rl.tracking.tracker import Tracker
 from rl.trainer.checks import check_config, check_prompts
@@ -60,8 +61,16 @@ class Run:
     num_parameters: int  # of the policy
 
 
-def assemble(config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE) -> Run:
+def assemble(
+    config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE, stop: StopSignal | None = None
+) -> Run:
     """Everything a run needs; what must be closed is left to `stack`. On the first rank.
+
+    Args:
+        config: every key of the run.
+        stack: closes what is opened here.
+        ranks: the trainer's processes.
+        stop: ends the loop.
 
     Raises:
         ValueError: a user's mistake: key, rule, value and cure.
@@ -127,7 +136,7 @@ def assemble(config: TrainConfig, stack: ExitStack, ranks: Ranks = ALONE) -> Run
         plan["processes"] = (
             f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out{_whereabouts(config)}"
         )
-    loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills)
+    loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills, stop=stop)
     return Run(loop=loop, tracker=tracker, plan=plan, num_parameters=_num_parameters(decoder))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from rl.checkpoint import Checkpointer, RunState
 from rl.config import RunMode, TrainConfig
 from rl.rollouts import RolloutGroup
+from rl.stop_signal import StopSignal
 from rl.tracking.tracker import Tracker
 from rl.trainer.collect.batches import Batch, Batches
 from rl.trainer.collect.collector import Collector, count_unscored
@@ -27,7 +28,6 @@ from rl.trainer.metrics.overprovision import overprovision_metrics
 from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
 from rl.trainer.metrics.step import memory_metrics, rollout_metrics, sample_rows
 from rl.trainer.metrics.stopwatch import Stopwatch
-from rl.trainer.stop_signal import StopSignal
 from rollout.config import StorageDtype
 from rollout.core import SamplingParams
 from rollout.fleet.base import Fleet
@@ -37,6 +37,9 @@ from rollout.weights.update import make_update
 __all__ = ["Parts", "ScoringError", "TrainLoop"]
 
 logger = logging.getLogger("paceline")
+
+_BLAME_SECONDS = 1.0
+"""A signal that comes so soon after an error is taken for its cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +62,28 @@ class ScoringError(RuntimeError):
 
 
 class TrainLoop:
-    """Runs from `state` to `trainer.num_steps`, or to Ctrl-C."""
+    """Runs from `state` to `trainer.num_steps`, or to a stop signal.
+
+    Args:
+        config: every key of the run.
+        parts: what the loop drives.
+        state: where the run stands.
+        max_refills: batches' worth of groups without signal that are replaced in a step.
+        stop: says when to stop.
+    """
 
     def __init__(
-        self, config: TrainConfig, parts: Parts, state: RunState, *, max_refills: int = 0
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        state: RunState,
+        *,
+        max_refills: int = 0,
+        stop: StopSignal | None = None,
     ) -> None:
         self._config = config
         self._parts = parts
-        self._version = state.policy_version
+        self._version = self._first_version = state.policy_version
         self._batches = Batches(
             config,
             parts.train_prompts,
@@ -75,7 +92,7 @@ class TrainLoop:
             answers=parts.answers,
             max_refills=max_refills,
         )
-        self._stop = StopSignal()
+        self._stop = stop or StopSignal()
         self._gave_up_int8 = state.gave_up_int8
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
@@ -92,22 +109,49 @@ class TrainLoop:
         return wants_int8 and config.mode is RunMode.full and not self._gave_up_int8
 
     def run(self) -> bool:
-        """Train; True when all steps were done, False when it was told to stop. The last version is saved."""
-        with self._stop:
-            try:
-                self._run()
-            finally:
-                # whatever ended the run, its last whole version is kept
-                if not self._parts.learner.is_updating:
-                    self._save_checkpoint()
-        return not self._stop.requested
+        """Train; returns True when all steps were done, False after a stop signal. The last version is saved either way.
 
-    def _run(self) -> None:
-        self.first_evaluation = self._evaluate(is_full=True)
-        while self._version < self._config.trainer.num_steps and not self._stop.requested:
-            if not self._step():
-                break
+        A job's processes end together: what fails here because scorers, workers or ranks got the signal as well is part of
+        stopping, and no error.
+        """
+        is_done = False
+        try:
+            is_done = self._run()
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self._is_consequence_of_stop(error):
+                raise
+        finally:
+            # whatever ended the run, its last whole version is kept
+            if not self._parts.learner.is_updating:
+                self._keep_last_version(is_done=is_done)
+        return is_done
+
+    def _run(self) -> bool:
+        num_steps = self._config.trainer.num_steps
+        self.first_evaluation = self._evaluate(is_full=self._version >= num_steps)
+        while self._version < num_steps:
+            if self._stop.requested or not self._step():
+                return False
             self._after_step()
+        return True
+
+    def _is_consequence_of_stop(self, error: Exception) -> bool:
+        is_one = self._stop.comes_within(_BLAME_SECONDS)
+        if is_one:
+            logger.info("%s, so this is no failure: %s", self._stop.name, error)
+        return is_one
+
+    def _keep_last_version(self, *, is_done: bool) -> None:
+        if self._version == self._first_version and not is_done:
+            return
+        try:
+            self._save_checkpoint()
+        except (RuntimeError, EOFError) as error:  # of ranks that the signal has ended
+            if not self._stop.requested:
+                raise
+            logger.warning(
+                "step %d could not be kept, since processes were gone: %s", self._version, error
+            )
 
     def _step(self) -> bool:
         """Consume one batch; False if it was told to stop before the batch was complete."""
@@ -154,7 +198,7 @@ class TrainLoop:
         summary = f"{num_unscored} of {total} rollouts could not be scored ({first.kind.value}: {first.message})"
         if num_unscored > limit * total:
             raise ScoringError(
-                f"{summary}; more than reward.max_error_rate={limit} allows: mend the scorer"
+                f"{summary}; more than reward.max_error_rate={limit} allows: fix the scorer"
             )
         logger.warning("%s; they are left out of this step", summary)
 
@@ -253,7 +297,7 @@ class TrainLoop:
         return evaluation
 
     def _save_checkpoint(self) -> None:
-        """Save the current version, unless it is saved or nothing was trained."""
+        """Save the current version, unless it is saved or the run trains nothing."""
         if (
             self._config.mode is not RunMode.full
             or self._parts.checkpointer.latest == self._version

@@ -1,14 +1,20 @@
 """One training run, from its config to the summary at the end."""
 
+import logging
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rl.cli import INTERRUPTED, RunError, UserError
 from rl.config import TrainConfig
+from rl.run_directory import claim_run_dir
+from rl.stop_signal import Stopped, StopSignal
+from rl.tracking.harmless import Harmless
 from rl.tracking.summary import print_summary
 from rl.trainer.build import Run, assemble, assemble_follower
 from rl.trainer.config import TrainerBackend
@@ -23,70 +29,106 @@ from rollout.weights.store import WeightStore
 
 __all__ = ["train", "train_rank"]
 
+logger = logging.getLogger("paceline")
+
 
 def train(config: TrainConfig) -> int:
-    """Run `config`, with the processes that it asks for; returns the exit code: 0, or 130 when it was told to stop (a checkpoint is kept).
+    """Run `config`, with the processes that it asks for; returns the exit code: 0, or 130 after a stop signal.
 
     Raises:
         UserError: a mistake in the config or in what it points to.
         RunError: another process ended the run.
     """
-    if config.trainer.num_processes == 1:
+    if os.environ.get("RANK", "0") != "0":  # the first rank has the run directory
         return train_rank(config)
-    try:
-        return _train_ranks(config)
-    except RankError as error:
-        raise RunError(f"{error}{_how_to_go_on(config)}") from error
+    with StopSignal() as stop, ExitStack() as stack:
+        try:
+            directory = stack.enter_context(claim_run_dir(config.run_dir))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        config = replace(config, run_dir=str(directory.path))
+        try:
+            return _train_ranks(config, stop)
+        except Stopped as signal:
+            logger.warning(_stopped_at_once(config, signal))
+            return INTERRUPTED
+        except RankError as error:
+            if stop.requested:
+                return INTERRUPTED
+            raise RunError(f"{error}{_how_to_go_on(config)}") from error
 
 
-def _train_ranks(config: TrainConfig) -> int:
+def train_rank(config: TrainConfig) -> int:
+    """Do what a process of the trainer does that is not the first, whoever started it; returns its exit code."""
+    with StopSignal(is_quiet=True) as stop:
+        return _train_rank(config, stop)
+
+
+def _train_ranks(config: TrainConfig, stop: StopSignal) -> int:
+    """Start the other ranks, if the run has any to start, and be the first one."""
+    if config.trainer.num_processes == 1:
+        return _train_rank(config, stop)
     with ExitStack() as stack:
         try:
             check_launch(config, os.environ)
             stack.enter_context(start_ranks(train_rank, config))
         except ValueError as error:
             raise UserError(str(error)) from error
-        return train_rank(config)
+        return _train_rank(config, stop)
 
 
-def train_rank(config: TrainConfig) -> int:
-    """What every process does, whoever started it; see `train`."""
+def _train_rank(config: TrainConfig, stop: StopSignal) -> int:
     needs_group = config.trainer.backend is TrainerBackend.deepspeed
     with join_ranks("cpu", needs_group=needs_group) as ranks, ExitStack() as stack:
         if not ranks.is_first:
-            assemble_follower(config, ranks).run()
+            follower = assemble_follower(config, ranks)
+            stop.defer()
+            follower.run()
             return 0
         try:
-            run = assemble(config, stack, ranks)
+            run = assemble(config, stack, ranks, stop)
         except ValueError as error:
             raise UserError(str(error)) from error
+        stop.defer()
         try:
-            is_done = _run(run, config)
+            is_done = _run(run, config, stop)
         except (ScoringError, MismatchError) as error:
             raise UserError(f"{error}. The weights so far are kept in {config.run_dir}") from error
-        dismiss(ranks)
+        # ranks that got the signal as well may be gone
+        with suppress(*() if is_done else (RuntimeError,)):
+            dismiss(ranks)
         return 0 if is_done else INTERRUPTED
 
 
-def _how_to_go_on(config: TrainConfig) -> str:
-    store = WeightStore(Path(config.run_dir) / "weights")
-    version = store.latest() if store.root.is_dir() else None
-    return "" if version is None else f"; resume_from={config.run_dir} goes on from step {version}"
-
-
-def _run(run: Run, config: TrainConfig) -> bool:
-    console = Console()
-    _print_plan(console, run.plan)
+def _run(run: Run, config: TrainConfig, stop: StopSignal) -> bool:
+    """Run the loop and show what came of it; returns whether all steps were done."""
+    console, harmless = Console(), Harmless()
+    with harmless("the plan"):
+        _print_plan(console, run.plan)
     run.tracker.run_start(run.plan)
     is_done = run.loop.run()
-    loop = run.loop
+    status = {"status": "finished"} if is_done else {"status": "interrupted", "signal": stop.name}
     run.tracker.run_end(
-        {"policy_version": loop.policy_version, "status": "finished" if is_done else "interrupted"}
+        {"policy_version": run.loop.policy_version, **status},
+        exit_code=0 if is_done else INTERRUPTED,
     )
+    with harmless("the summary"):
+        if not is_done:
+            console.print(_interrupted(run, config, stop), soft_wrap=True)
+        _print_summary(console, run, config)
+    return is_done
+
+
+def _print_plan(console: Console, plan: dict[str, str]) -> None:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in plan.items():
+        table.add_row(Text(name, "dim"), Text(value))
+    console.print(table)
+
+
+def _print_summary(console: Console, run: Run, config: TrainConfig) -> None:
+    loop, run_dir = run.loop, Path(config.run_dir)
     first, last = loop.first_evaluation, loop.last_evaluation
-    if not is_done:
-        console.print(f"Stopped after step {loop.policy_version}; everything up to it is kept.")
-    run_dir = Path(config.run_dir)
     paths = {
         "checkpoint": run_dir / "weights" / f"v{loop.policy_version}",
         **run.tracker.paths,
@@ -98,11 +140,31 @@ def _run(run: Run, config: TrainConfig) -> bool:
         samples=sample_rows(last.groups[:3], step=loop.policy_version) if last else [],
         paths={name: path for name, path in paths.items() if path.exists()},
     )
-    return is_done
 
 
-def _print_plan(console: Console, plan: dict[str, str]) -> None:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in plan.items():
-        table.add_row(f"[dim]{name}[/]", value)
-    console.print(table)
+def _interrupted(run: Run, config: TrainConfig, stop: StopSignal) -> Text:
+    version = _latest(config)
+    step = (
+        f"Stopped by {stop.name} after step {run.loop.policy_version} of {config.trainer.num_steps}"
+    )
+    if version is None:
+        return Text(f"{step}; nothing was trained.")
+    return Text(f"{step}; resume_from={config.run_dir} goes on from step {version}.")
+
+
+def _stopped_at_once(config: TrainConfig, signal: Stopped) -> str:
+    version = _latest(config)
+    if version is None:
+        return f"stopped by {signal} before the first step; run_dir={config.run_dir} is free again"
+    return f"stopped by {signal} at once; resume_from={config.run_dir} goes on from step {version}"
+
+
+def _how_to_go_on(config: TrainConfig) -> str:
+    version = _latest(config)
+    return "" if version is None else f"; resume_from={config.run_dir} goes on from step {version}"
+
+
+def _latest(config: TrainConfig) -> int | None:
+    """The newest version that is kept."""
+    store = WeightStore(Path(config.run_dir) / "weights")
+    return store.latest() if store.root.is_dir() else None

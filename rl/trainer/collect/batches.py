@@ -122,10 +122,10 @@ class Batches:
                 self._admission.drop(newly_dropped)
                 num_dropped += newly_dropped
                 continue
+            if should_stop():  # a complete batch is left, too: it will be drawn again, the same
+                return None
             if not missing:
                 break
-            if should_stop():
-                return None
             if missing[-1] >= self._next_group:
                 raise RuntimeError(
                     f"the batch of version {policy_version} needs group {missing[-1]}, and admission lets only "

@@ -6,6 +6,7 @@ Over-provisioning: of a group with spare rollouts the first `group_size` to be d
 soon as these are there, and their group is complete when they have been answered, so that it knows how far each of them was.
 """
 
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -165,7 +166,7 @@ class Collector:
         on how long anything took.
 
         Args:
-            timeout_seconds: to wait for the fleet.
+            timeout_seconds: to wait for the fleet, or for scores.
             purpose: of the groups.
             wanted: their `group_id`s; None: of all that are in flight.
         """
@@ -174,7 +175,9 @@ class Collector:
         if self.is_generating(purpose, wanted):
             self._take_completions(timeout_seconds)
         must_wait = not self.is_generating(purpose, wanted)
-        self._book_scores({(purpose, group_id) for group_id in wanted} if must_wait else set())
+        if must_wait:
+            self._wait_for_scores({(purpose, group_id) for group_id in wanted}, timeout_seconds)
+        self._book_scores()
         complete = [group for group in self._complete if group.purpose is purpose]
         self._complete = [group for group in self._complete if group.purpose is not purpose]
         return complete
@@ -249,11 +252,18 @@ class Collector:
             self._complete.append(group)
             self._num_places.pop((group.purpose, group.group_id), None)
 
-    def _book_scores(self, awaited: Collection[_GroupKey]) -> None:
-        """Book the scores that are there, and wait for those of some groups."""
+    def _wait_for_scores(self, awaited: Collection[_GroupKey], timeout_seconds: float) -> None:
+        """Wait for the scores of some groups, or for the time to be over."""
+        deadline = time.monotonic() + timeout_seconds
+        for ticket, attempts in self._tickets:
+            if any(attempt.key in awaited for attempt in attempts):
+                ticket.wait(max(0.0, deadline - time.monotonic()))
+
+    def _book_scores(self) -> None:
+        """Book the scores that are there."""
         pending = []
         for ticket, attempts in self._tickets:
-            if not (ticket.done() or any(attempt.key in awaited for attempt in attempts)):
+            if not ticket.done():
                 pending.append((ticket, attempts))
                 continue
             for attempt, outcome in zip(attempts, ticket.outcomes(), strict=True):

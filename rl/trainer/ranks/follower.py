@@ -7,7 +7,6 @@ So all ranks make the same calls on their learners, in the same order; how the l
 what is dropped, when a checkpoint is due, when to stop) is written, and decided, once.
 """
 
-import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -90,8 +89,7 @@ class Follower:
         self._ranks = ranks
 
     def run(self) -> None:
-        # Ctrl-C reaches every process, and when to stop is the first rank's decision
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        """Do what the first rank orders until it ends the run; when to stop is its decision, whoever gets a signal."""
         while (order := self._ranks.from_first(None)) is not _Order.END:
             self._do(order)
 

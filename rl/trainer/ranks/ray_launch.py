@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from kernels.host_memory import keep_freed_memory
 from rl.config import TrainConfig
+from rl.stop_signal import STOP_SIGNALS
 from rl.trainer.ranks.group import FIRST_WAITS
 from rollout.ray_session import actor_options, join_ray, reason_of
 
@@ -200,8 +201,9 @@ class RankProcess:
     """
 
     def __init__(self, num_threads: int, directory: str) -> None:
-        # Ctrl-C reaches every process of a terminal, and when to stop is the first rank's decision
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # signals reach every process of a terminal or of a job, and when to stop is the first rank's decision
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         keep_freed_memory()
         torch.set_num_threads(num_threads)
         if Path(directory).is_dir():

@@ -67,13 +67,6 @@ def test_every_row_is_in_the_event_log_before_wandb_hears_of_it(
     assert tracker._wandb.exit_code == 0
 
 
-def test_a_directory_that_holds_a_run_is_refused_with_the_cure(run_dir) -> None:
-    with _start(run_dir):
-        pass
-    with pytest.raises(ValueError, match=r"run_dir=.*run already holds a run; choose another"):
-        _start(run_dir)
-
-
 def test_the_resolved_config_can_be_read_back_with_enums_by_name(run_dir) -> None:
     config = {"trainer": {"lr_schedule": LRSchedule.cosine, "learning_rate": 1e-6}, "stop": ["$"]}
     with _start(run_dir, run_config=config) as tracker:
@@ -104,6 +97,7 @@ def test_an_exception_becomes_the_end_of_the_run_and_passes_on(run_dir, make_ste
     def train() -> None:
         with _start(run_dir) as tracker:
             sinks.append(tracker._wandb)
+            tracker.run_start({})
             tracker.step(make_step(1), [])
             raise RuntimeError("out of blocks")
 
@@ -116,15 +110,42 @@ def test_an_exception_becomes_the_end_of_the_run_and_passes_on(run_dir, make_ste
     assert (run_dir / "curves.png").exists()
 
 
-def test_wandb_is_finished_even_when_the_curves_cannot_be_drawn(run_dir, monkeypatch) -> None:
+@pytest.mark.parametrize("error", [OverflowError("too large"), OSError("disk full")])
+def test_curves_and_lines_that_fail_are_a_warning_and_no_end_of_the_run(
+    run_dir, make_step, make_evaluation, monkeypatch, caplog, error
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise OSError("disk full")
+        raise error
 
     monkeypatch.setattr(tracker_module, "draw_curves", fail)
-    tracker = _start(run_dir)
-    with pytest.raises(OSError, match="disk full"), tracker:
-        pass
+    with _start(run_dir, curves_every_steps=1) as tracker:
+        tracker.run_start({})
+        tracker.progress.step_line = tracker.progress.evaluation_line = fail
+        for step in range(1, 4):
+            tracker.step(make_step(step), [])
+        tracker.evaluation(make_evaluation(3, 0.5))
+        tracker.run_end({})
+    kinds = [row["event"] for row in read_events(run_dir / "events.jsonl")]
+    assert kinds == ["run_start", "step", "step", "step", "evaluation", "run_end"]
     assert tracker._wandb.exit_code == 0
+    assert caplog.text.count("curves.png failed, and the run goes on") == 1
+    assert caplog.text.count("the line of a step failed") == 1
+
+
+def test_a_run_that_was_told_to_stop_is_not_finished_at_wandb_either(run_dir) -> None:
+    with _start(run_dir) as tracker:
+        tracker.run_start({})
+        tracker.run_end({"status": "interrupted"}, exit_code=130)
+    last = read_events(run_dir / "events.jsonl")[-1]
+    assert (last["status"], last["exit_code"]) == ("interrupted", 130)
+    assert tracker._wandb.exit_code == 130
+
+
+def test_a_start_up_that_fails_is_no_run(run_dir) -> None:
+    with pytest.raises(RuntimeError), _start(run_dir) as tracker:
+        raise RuntimeError
+    assert read_events(run_dir / "events.jsonl") == []
+    assert tracker._wandb.exit_code == 1
 
 
 def test_curves_are_drawn_every_so_many_steps_and_at_the_end(

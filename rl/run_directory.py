@@ -1,0 +1,174 @@
+"""The directory of a run: claimed by one process before anything is written, and free again if nothing came of it.
+
+    <run_dir>/.lock     held while the run lives; the kernel lets go of it when the process dies
+
+A directory holds a run once a step, a checkpoint or a trainer state is in it. A start-up that failed leaves nothing; a run
+that ended before its first step leaves its events, and the next run in its directory writes over them.
+"""
+
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from rl.tracking.events import read_events
+
+__all__ = ["RunDirectory", "claim_run_dir", "holds_run"]
+
+logger = logging.getLogger("paceline")
+
+_LOCK = ".lock"
+_START_UP_FILES = ("config.yaml", "events.jsonl", "samples.jsonl", "curves.png")
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+"""Errors of file systems that have no locks."""
+
+
+@dataclass
+class RunDirectory:
+    """A claimed directory; leaving the context releases it, and removes it if it is new and holds no run."""
+
+    path: Path
+    is_new: bool
+    _lock: IO[str]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if not _has_event(self.path, "run_start", "step"):
+            _remove_start_up(self.path, is_new=self.is_new)
+        # removed while it is locked: nobody else can have claimed a file that is gone
+        (self.path / _LOCK).unlink(missing_ok=True)
+        self._lock.close()
+        if self.is_new and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+
+def claim_run_dir(run_dir: str, *, goes_on: bool = False) -> RunDirectory:
+    """Take a directory for one run.
+
+    Args:
+        run_dir: the directory; empty: outputs/<date>/<time>, with a number behind it where that is taken.
+        goes_on: the run in it is resumed.
+
+    Raises:
+        ValueError: it holds a run, or a living process has claimed it, or it cannot be made.
+    """
+    path, is_new = _make(run_dir)
+    lock = _lock(path)
+    if not goes_on and holds_run(path):
+        lock.close()
+        raise ValueError(
+            f"run_dir={path} already holds a run; go on with it by resume_from={path}, choose another directory with "
+            f"run_dir=..., or remove {path}"
+        )
+    if not goes_on:
+        _remove_start_up(path, is_new=False)
+    return RunDirectory(path, is_new, lock)
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a step was made, or weights or trainer states were kept, in this directory."""
+    if any((path / "weights").glob("v*")) or any((path / "trainer").glob("v*")):
+        return True
+    return _has_event(path, "step")
+
+
+def _has_event(path: Path, *events: str) -> bool:
+    log = path / "events.jsonl"
+    return log.exists() and any(row["event"] in events for row in read_events(log))
+
+
+def _make(run_dir: str) -> tuple[Path, bool]:
+    now = datetime.now()
+    default = Path("outputs", now.strftime("%Y-%m-%d"), now.strftime("%H-%M-%S"))
+    try:
+        if run_dir:
+            return Path(run_dir), _make_if_missing(Path(run_dir))
+        default.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = default if number == 1 else default.with_name(f"{default.name}-{number}")
+            if _make_if_missing(path):
+                return path, True
+    except OSError as error:
+        raise ValueError(
+            f"run_dir={run_dir or default} must be a directory that can be written to: {error.strerror}; "
+            "choose another with run_dir=..."
+        ) from error
+    raise AssertionError("numbers do not end")
+
+
+def _make_if_missing(path: Path) -> bool:
+    """Make a directory; returns False where it exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return False
+    return True
+
+
+def _lock(path: Path) -> IO[str]:
+    """Lock a directory that exists.
+
+    Raises:
+        ValueError: it is locked, or nothing can be written there.
+    """
+    while True:
+        try:
+            file = (path / _LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(
+                f"run_dir={path} must be a directory that can be written to: {error.strerror}; "
+                "choose another with run_dir=..."
+            ) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"run_dir={path} belongs to a run that is going on ({owner}); choose another with run_dir=..."
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                file.close()
+                raise
+            logger.warning("run_dir=%s is on a file system without locks: %s", path, error.strerror)
+        if _is_there(file, path / _LOCK):
+            break
+        file.close()  # its owner left in between, and removed it
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _is_there(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_start_up(path: Path, *, is_new: bool) -> None:
+    for name in _START_UP_FILES:
+        (path / name).unlink(missing_ok=True)
+    if is_new:
+        shutil.rmtree(path / "wandb", ignore_errors=True)
