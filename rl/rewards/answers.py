@@ -75,7 +75,9 @@ def _texts(value: Any, column: str) -> list[str]:
         case int():
             return [_digits(Decimal(value))]
         case float():
-            return [_number(Decimal(repr(value)) if math.isfinite(value) else Decimal("NaN"), value)]
+            return [
+                _number(Decimal(repr(value)) if math.isfinite(value) else Decimal("NaN"), value)
+            ]
         case Decimal():
             return [_number(value, value)]
         case Fraction():

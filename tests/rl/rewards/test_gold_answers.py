@@ -46,8 +46,14 @@ def test_an_integer_keeps_more_digits_than_python_prints():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"ground_truth": "42", "style": "rule"}, r"task\.answer_column=reward_model\.ground_truth"),
-        ({"style": "rule", "ground_truth": "42"}, r"task\.answer_column=reward_model\.ground_truth"),
+        (
+            {"ground_truth": "42", "style": "rule"},
+            r"task\.answer_column=reward_model\.ground_truth",
+        ),
+        (
+            {"style": "rule", "ground_truth": "42"},
+            r"task\.answer_column=reward_model\.ground_truth",
+        ),
         ({}, "empty struct"),
         (float("nan"), "nan is no answer, it is not finite"),
         (float("-inf"), "-inf is no answer"),
