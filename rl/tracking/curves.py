@@ -17,6 +17,8 @@ from rl.tracking.plotting import (
     INK,
     MUTED,
     Rows,
+    has_points,
+    last_point,
     make_figure,
     points,
     set_style,
@@ -127,7 +129,7 @@ def _draw_panels(figure: "Figure", events: Rows) -> None:
         for column, panel in enumerate(row):
             axes = figure.add_subplot(cells[column])
             set_style(axes, title=panel.title, unit=panel.unit, last_step=last_step)
-            if points(events, panel.key)[0]:
+            if has_points(events, panel.key):
                 panel.draw(axes, events, panel.key)
             if num_lost := _num_not_finite(events, panel.key):
                 note = f"{num_lost} not finite"
@@ -139,13 +141,14 @@ def _draw_trend(axes: "Axes", events: Rows, key: str) -> None:
     smooth = smoothed(values)
     _dots(axes, steps, values)
     axes.plot(steps, smooth, color=_BLUE, linewidth=2)
-    write_label(axes, steps[-1], smooth[-1], _short(smooth[-1]), color=_BLUE)
+    step, value = last_point(steps, smooth)
+    write_label(axes, step, value, _short(value), color=_BLUE)
     axes.margins(y=0.12)
 
 
 def _draw_length(axes: "Axes", events: Rows, key: str) -> None:
     begun = "overprovision/length_mean_begun_at_least"
-    if points(events, begun)[0]:
+    if has_points(events, begun):
         axes.plot(*points(events, begun), ".", color=MUTED, alpha=0.5, label="all begun, at least")
         axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=INK)
     _draw_trend(axes, events, key)
@@ -155,10 +158,12 @@ def _draw_accuracy(axes: "Axes", events: Rows, key: str) -> None:
     steps, values = points(events, key)
     percents = [100 * value for value in values]
     axes.plot(steps, percents, "o-", color=_GREEN, linewidth=2, markersize=6, clip_on=False)
-    write_label(axes, steps[-1], percents[-1], f"{percents[-1]:.1f}%", color=_GREEN)
-    if len(steps) > 1:
-        axes.axhline(percents[0], color=_GREEN, linewidth=1, linestyle=(0, (2, 3)))
-        write_label(axes, steps[0], percents[0], f"{percents[0]:.1f}%", color=_GREEN, below=True)
+    step, percent = last_point(steps, percents)
+    write_label(axes, step, percent, f"{percent:.1f}%", color=_GREEN)
+    first_step, first = last_point(steps[::-1], percents[::-1])
+    if first_step < step:
+        axes.axhline(first, color=_GREEN, linewidth=1, linestyle=(0, (2, 3)))
+        write_label(axes, first_step, first, f"{first:.1f}%", color=_GREEN, below=True)
     axes.margins(y=0.2)
 
 
@@ -168,7 +173,7 @@ def _draw_mismatch(axes: "Axes", events: Rows, key: str) -> None:
     if positive:
         _dots(axes, steps, values)
         axes.set_yscale("symlog", linthresh=min(positive))
-        write_label(axes, steps[-1], max(values), f"{max(values):.1e}", color=_BLUE)
+        write_label(axes, steps[-1], max(positive), f"{max(positive):.1e}", color=_BLUE)
         return
     axes.plot(steps, values, color=_BLUE, linewidth=2)
     if _num_not_finite(events, key):
@@ -193,8 +198,8 @@ def _draw_drafts(axes: "Axes", events: Rows, key: str) -> None:
     for k, color in ((key, _BLUE), ("speculation/accepted_tokens", _GREEN)):
         step, value = _draw_smooth(axes, events, k, color=color)
         write_label(axes, step, value, _short(value), color=color, below=color is _GREEN)
-    drafting = sum(points(events, "speculation/draft_seconds")[1])
-    rollout = sum(points(events, "seconds/rollout")[1])
+    drafting = _total(events, "speculation/draft_seconds")
+    rollout = _total(events, "seconds/rollout")
     if rollout:
         note = f"drafting {drafting / rollout:.1%} of the rollout time"
         axes.set_title(note, loc="right", size=9.5, color=MUTED, pad=20)
@@ -204,7 +209,7 @@ def _draw_drafts(axes: "Axes", events: Rows, key: str) -> None:
 def _draw_positions(axes: "Axes", events: Rows, _key: str) -> None:
     for position, color in _POSITIONS.items():
         key = f"speculation/acceptance_at_{position}"
-        if points(events, key)[0]:
+        if has_points(events, key):
             step, value = _draw_smooth(axes, events, key, color=color, scale=100)
             write_label(axes, step, value, f"{position}: {value:.0f}%", color=color)
     axes.set_ylim(0, 105)
@@ -214,7 +219,7 @@ def _draw_gain(axes: "Axes", events: Rows, key: str) -> None:
     without = "speculation/tokens_per_second_without"
     step, value = _draw_smooth(axes, events, key, color=_BLUE)
     write_label(axes, step, value, _short(value), color=_BLUE)
-    if points(events, without)[0]:
+    if has_points(events, without):
         step, value = _draw_smooth(axes, events, without, color=MUTED)
         write_label(axes, step, value, _short(value), color=MUTED, below=True)
     axes.set_ylim(bottom=0)
@@ -227,7 +232,7 @@ def _draw_smooth(
     steps, values = points(events, key)
     smooth = [scale * value for value in smoothed(values)]
     axes.plot(steps, smooth, color=color, linewidth=2, marker="o" if len(steps) == 1 else "")
-    return steps[-1], smooth[-1]
+    return last_point(steps, smooth)
 
 
 def _draw_seconds(axes: "Axes", events: Rows, key: str) -> None:
@@ -266,6 +271,10 @@ def _chunks(rows: Rows, *, at_most: int) -> list[Rows]:
 
 def _has(events: Rows, key: str) -> bool:
     return any(key in event for event in events)
+
+
+def _total(events: Rows, key: str) -> float:
+    return sum(value for value in points(events, key)[1] if math.isfinite(value))
 
 
 def _num_not_finite(events: Rows, key: str) -> int:

@@ -12,6 +12,8 @@ __all__ = [
     "INK",
     "MUTED",
     "Rows",
+    "has_points",
+    "last_point",
     "make_figure",
     "points",
     "set_style",
@@ -57,22 +59,43 @@ def set_style(axes: "Axes", *, title: str, unit: str, last_step: int) -> None:
 
 
 def points(events: Rows, key: str) -> tuple[list[int], list[float]]:
-    """Steps and finite values of `key`, in order."""
+    """Steps and values of `key`, in order; NaN where a value is not finite, which a line leaves as a gap."""
     pairs = [(event["step"], event[key]) for event in events if key in event]
-    finite = [(step, value) for step, value in pairs if math.isfinite(value)]
-    return [step for step, _ in finite], [value for _, value in finite]
+    values = [value if math.isfinite(value) else math.nan for _, value in pairs]
+    return [step for step, _ in pairs], values
+
+
+def has_points(events: Rows, key: str) -> bool:
+    """Whether `key` has a finite value anywhere."""
+    return any(key in event and math.isfinite(event[key]) for event in events)
+
+
+def last_point(steps: Sequence[int], values: Sequence[float]) -> tuple[int, float]:
+    """The last point that is finite.
+
+    Raises:
+        ValueError: no value is finite.
+    """
+    for step, value in zip(reversed(steps), reversed(values), strict=True):
+        if math.isfinite(value):
+            return step, value
+    raise ValueError(f"none of {len(values)} values is finite")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Centred Gaussian average, a thirtieth of the run wide; at the ends over what is there."""
+    """Centred Gaussian average, a thirtieth of the run wide, over the finite values that are there; NaN stays NaN."""
     import numpy as np
 
+    if not values:
+        return []
     width = len(values) / 30
     reach = int(3 * width)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     inside = slice(reach, reach + len(values))
-    weighted = np.convolve(values, kernel)[inside]
-    return (weighted / np.convolve(np.ones(len(values)), kernel)[inside]).tolist()
+    is_finite = np.isfinite(values)
+    weighted = np.convolve(np.where(is_finite, values, 0.0), kernel)[inside]
+    weights = np.convolve(is_finite.astype(float), kernel)[inside]
+    return np.where(is_finite, weighted / np.where(is_finite, weights, 1.0), np.nan).tolist()
 
 
 def write_label(

@@ -1,9 +1,10 @@
 """Everything a run writes about itself, behind one object: events first, W&B last."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from omegaconf import OmegaConf
@@ -16,12 +17,24 @@ from rl.tracking.harmless import Harmless
 from rl.tracking.progress import Progress
 from rl.tracking.wandb_sink import WandbSink
 
+NUM_SAMPLE_TABLES = 8
+"""W&B tables of a whole run, at most, and one for what is left at the end."""
+
 
 class Tracker:
     """Context manager that owns events.jsonl, samples.jsonl, curves.png, config.yaml, the terminal and W&B of a run.
 
     `progress` is there for `begin_phase` and `advance`. Leaving the context on an exception records it as the end of a run
     that has begun; curves are drawn and W&B is finished either way. A directory that holds events is gone on with.
+
+    Args:
+        config: the `tracking` group.
+        run_dir: where everything is written.
+        run_config: every key of the run, for config.yaml and W&B.
+        total_steps: optimiser steps of the run.
+        names: names of the chosen group options for W&B, such as {"algorithm": "ppo"}, and what else runs are filtered by.
+        resumed_from: run directory whose checkpoint this run goes on from.
+        console: the terminal.
 
     Raises:
         ValueError: W&B is wanted and cannot be used (see `WandbSink`).
@@ -34,13 +47,22 @@ class Tracker:
         run_config: Mapping[str, Any],
         *,
         total_steps: int,
+        names: Mapping[str, str] = MappingProxyType({}),
+        resumed_from: Path | None = None,
         console: Console | None = None,
     ) -> None:
         self._config = config
         self._run_dir = run_dir
         self.console = console if console is not None else Console()
         plain = _without_enums(run_config)
-        self._wandb = WandbSink(config.wandb, run_dir, plain, console=self.console)
+        self._wandb = WandbSink(
+            config.wandb,
+            run_dir,
+            _with_names(plain, names),
+            console=self.console,
+            resumed_from=resumed_from,
+            samples_every_steps=max(1, math.ceil(total_steps / NUM_SAMPLE_TABLES)),
+        )
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(plain), run_dir / "config.yaml")
         self._events = EventLog(run_dir / "events.jsonl")
@@ -124,6 +146,15 @@ def _without_enums(run_config: Mapping[str, Any]) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.create(dict(run_config)), enum_to_str=True)
     assert isinstance(plain, dict), f"a run config is a mapping, got {type(plain)}"
     return {str(key): value for key, value in plain.items()}
+
+
+def _with_names(run_config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The config in which a group also says its option: `algorithm.name`, by which runs are filtered and grouped."""
+    named = dict(run_config)
+    for key, name in names.items():
+        group = named.get(key, {})
+        named[key] = {"name": name, **group} if isinstance(group, Mapping) and group else name
+    return named
 
 
 def _spread(samples: Sequence[Mapping[str, Any]], num_samples: int) -> list[Mapping[str, Any]]:

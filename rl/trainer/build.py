@@ -111,6 +111,7 @@ def assemble(
             run_dir,
             asdict(config),
             total_steps=config.trainer.num_steps,
+            resumed_from=Path(config.resume_from) if config.resume_from else None,
         )
     )
     pool = stack.enter_context(_pool(config, task))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rl.algorithm_config import DAPOConfig, KLEstimator, KLPlacement, RatioBase, SFTConfig
 from rl.config import RunMode, TrainConfig
 from rl.tracking.config import WandbMode
+from rl.tracking.wandb_identity import wandb_mode
 
 __all__ = ["check_config", "check_prompts"]
 
@@ -32,7 +33,7 @@ def check_config(config: TrainConfig) -> None:
         )
     _check_algorithm(config)
     _check_spare_rollouts(config)
-    mode = config.tracking.wandb.mode
+    mode = wandb_mode(config.tracking.wandb)
     if mode is not WandbMode.disabled and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"tracking.wandb.mode={mode.name} needs the package wandb: "

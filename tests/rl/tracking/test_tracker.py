@@ -19,7 +19,9 @@ class _FakeSink:
 
     directory = None
 
-    def __init__(self, config: WandbConfig, run_dir: Path, run_config: dict, *, console) -> None:
+    def __init__(
+        self, config: WandbConfig, run_dir: Path, run_config: dict, *, console, **_: Any
+    ) -> None:
         self.run_config = run_config
         self.rows: list[tuple[int, dict[str, float], list[Any]]] = []
         self.num_events: list[int] = []

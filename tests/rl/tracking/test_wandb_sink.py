@@ -30,9 +30,14 @@ class _FakeRun:
         self.dir = str(directory / "files")
         self.rows: list[dict[str, Any]] = []
         self.exit_codes: list[int] = []
+        self.summaries: dict[str, str] = {}
         self._on_log = on_log
 
-    def define_metric(self, name: str, *, step_metric: str | None = None) -> None: ...
+    def define_metric(
+        self, name: str, *, step_metric: str | None = None, summary: str | None = None
+    ) -> None:
+        if summary is not None:
+            self.summaries[name] = summary
 
     def log(self, row: dict[str, Any]) -> None:
         self._on_log(len(self.rows))
@@ -49,8 +54,9 @@ class _FakeWandb:
         self.on_log: Callable[[int], None] = lambda num_rows: None
         self._tmp_path = tmp_path
 
-    def init(self, *, mode: str, **_: Any) -> _FakeRun:
+    def init(self, *, mode: str, **arguments: Any) -> _FakeRun:
         self.modes.append(mode)
+        self.arguments = arguments
         if mode == "online" and self.unreachable:
             raise wandb.errors.CommError("no route to host\nConsider a longer init_timeout")
         self.run = _FakeRun(self._tmp_path / "wandb" / f"{mode}-run", self.on_log)
@@ -189,6 +195,60 @@ def test_disabled_leaves_no_trace(fake, console, tmp_path) -> None:
     assert sink.directory is None
     assert fake.modes == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_are_a_few_however_many_steps_and_no_row_is_lost(
+    fake, console, tmp_path, make_sample
+) -> None:
+    sink = WandbSink(OFFLINE, tmp_path, {}, console=console, samples_every_steps=3)
+    for step in range(1, 8):
+        sink.log(step, {"reward/mean": 0.5}, samples=[make_sample(step=step)])
+        sink.log(step, {"evaluation/accuracy": 0.5})
+    sink.finish()
+    tables = [row["samples"] for row in fake.run.rows if "samples" in row]
+    column = SAMPLE_COLUMNS.index("step")
+    assert [[row[column] for row in table.data] for table in tables] == [[1, 2, 3], [4, 5, 6], [7]]
+    assert fake.run.rows[-1].keys() == {"step", "samples"}
+
+
+def test_the_summary_has_the_best_and_the_last_accuracy(fake, console, tmp_path) -> None:
+    WandbSink(OFFLINE, tmp_path, {}, console=console).finish()
+    assert fake.run.summaries["evaluation/accuracy"] == "max,last"
+
+
+def test_a_resumed_run_goes_on_under_its_id_also_in_another_directory(
+    fake, console, tmp_path
+) -> None:
+    WandbSink(ONLINE, tmp_path / "first", {}, console=console).finish()
+    run_id = fake.arguments["id"]
+    assert fake.arguments["resume"] is None
+    for resumed_from in (None, tmp_path / "first"):
+        directory = tmp_path / ("second" if resumed_from else "first")
+        WandbSink(ONLINE, directory, {}, console=console, resumed_from=resumed_from).finish()
+        assert (fake.arguments["id"], fake.arguments["resume"]) == (run_id, "allow")
+    WandbSink(ONLINE, tmp_path / "another", {}, console=console).finish()
+    assert fake.arguments["id"] != run_id
+
+
+def test_what_the_run_prints_is_in_its_offline_record(tmp_path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from rl.tracking.config import WandbConfig
+from rl.tracking.wandb_sink import WandbSink
+
+console = Console()
+sink = WandbSink(WandbConfig(), Path(sys.argv[1]), {}, console=console)
+console.print("step 1/2 reward 0.5")
+sink.finish()
+"""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=environ, timeout=60, check=True
+    )
+    (log,) = tmp_path.rglob("output.log")
+    assert "step 1/2 reward 0.5" in log.read_text()
 
 
 def _bytes_on_disk(run_dir: Path) -> int:
