@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow check format bench clean
+.PHONY: help install train test test-slow aot aot-full check format bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,12 @@ test: $(STAMP) ## Run the tests that take seconds each
 
 test-slow: $(STAMP) ## Run the long tests too
 	$(BIN)/python -m pytest $(ARGS)
+
+aot: $(STAMP) ## Compile the Triton kernels for sm_80, sm_90 and sm_100, without a GPU
+	$(BIN)/python -m kernels.gpu.aot $(ARGS)
+
+aot-full: $(STAMP) ## The same for all targets and for unaligned sizes too
+	$(BIN)/python -m kernels.gpu.aot --full $(ARGS)
 
 bench: $(STAMP) ## Measure rollout throughput on this machine; keep it quiet meanwhile
 	$(BIN)/python -m scripts.bench.rollout $(ARGS)

@@ -1,0 +1,83 @@
+"""Launches to compile: each calls a launcher with tensors that hold nothing, of the sizes of an 8 B model."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from kernels.gpu.paged_kv import write_kv_triton
+from kernels.gpu.rms_norm import rms_norm_backward_triton, rms_norm_triton
+from kernels.gpu.rope import rope_triton
+from kernels.gpu.swiglu import swiglu_backward_triton, swiglu_triton
+
+__all__ = ["Launch", "all_launches"]
+
+TOKENS, HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 4096, 14336, 152064
+HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, BLOCKS = 32, 8, 128, 16, 1024
+WIDE = torch.bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    name: str
+    run: Callable[[], object]
+    matrix: Mapping[str, str] = field(default_factory=dict)
+    """Kernels that must use the matrix instruction of a type of operands: "bf16", "int8" or "fp8"."""
+    missing_on: tuple[str, ...] = ()
+    """Targets that lack a type the kernel needs."""
+
+
+def empty(*shape: int, dtype: torch.dtype = WIDE) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def all_launches() -> Iterator[Launch]:
+    yield from _elementwise()
+    yield from _cache_writes()
+
+
+def _elementwise() -> Iterator[Launch]:
+    rows, weight, inverse = (
+        empty(TOKENS, HIDDEN),
+        empty(HIDDEN),
+        empty(TOKENS, 1, dtype=torch.float32),
+    )
+    yield Launch(name="rms_norm", run=lambda: rms_norm_triton(rows, weight, eps=1e-6))
+    yield Launch(
+        name="rms_norm_residual", run=lambda: rms_norm_triton(rows, weight, eps=1e-6, residual=rows)
+    )
+    yield Launch(
+        name="rms_norm_backward",
+        run=lambda: rms_norm_backward_triton(rows, rows, weight, inverse, grad_sum=rows),
+    )
+    qkv, head_weight = empty(TOKENS, HEADS + 2 * KV_HEADS, HEAD_DIM), empty(HEAD_DIM)
+    yield Launch(
+        name="head_norm", run=lambda: rms_norm_triton(qkv[:, :HEADS], head_weight, eps=1e-6)
+    )
+    cos_sin = empty(TOKENS, HEAD_DIM, dtype=torch.float32)
+    yield Launch(name="rope", run=lambda: rope_triton(qkv[:, :HEADS], cos_sin))
+    gate_up = empty(TOKENS, 2 * INTERMEDIATE)
+    yield Launch(name="swiglu", run=lambda: swiglu_triton(gate_up))
+    yield Launch(
+        name="swiglu_backward",
+        run=lambda: swiglu_backward_triton(empty(TOKENS, INTERMEDIATE), gate_up),
+    )
+
+
+def _cache_writes() -> Iterator[Launch]:
+    qkv = empty(TOKENS, HEADS + 2 * KV_HEADS, HEAD_DIM)
+    k, v = qkv[:, HEADS : HEADS + KV_HEADS], qkv[:, HEADS + KV_HEADS :]
+    places = empty(TOKENS, dtype=torch.int64), empty(TOKENS, dtype=torch.int64)
+    shape = (BLOCKS, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+
+    def write(dtype: torch.dtype) -> None:
+        keys, values = empty(*shape, dtype=dtype), empty(*shape, dtype=dtype)
+        is_plain = dtype is WIDE
+        scale = empty(*shape[:3], dtype=torch.float32)
+        write_kv_triton(k, v, *places, keys, values, None if is_plain else (scale, scale))
+
+    yield Launch(name="write_kv", run=lambda: write(WIDE))
+    yield Launch(name="write_kv_int8", run=lambda: write(torch.int8))
+    yield Launch(
+        name="write_kv_fp8", run=lambda: write(torch.float8_e4m3fn), missing_on=("80", "gfx942")
+    )
