@@ -32,8 +32,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"}
 _IS_FIRST = os.environ.get("RANK", "0") == "0"
 """Of the processes that torchrun started; the others find the same mistakes, and say nothing."""
-_FREE = "task.params"
-"""Its keys are those of another library."""
+_FREE = ("task.params", "algorithm.params")
+"""Keys whose own keys are those of another library, or of a user's class."""
 _PATIENCE_SECONDS = 20.0
 """Of the others: torchrun ends all as soon as one has ended, and the first may not have spoken yet."""
 _GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
@@ -103,7 +103,7 @@ def _add_if_free(argument: str) -> str:
 
 
 def _is_free(key: str) -> bool:
-    return key == _FREE or key.startswith(f"{_FREE}.")
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
 
 
 def _config_of(cfg: DictConfig, root: type) -> Any:

@@ -11,20 +11,8 @@ from typing import Any, TypeVar
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from rl.algorithm_config import (
-    AlgorithmConfig,
-    CISPOConfig,
-    DAPOConfig,
-    DistillationConfig,
-    DrGRPOConfig,
-    GRPOConfig,
-    GSPOConfig,
-    MaxRLConfig,
-    PPOConfig,
-    ReinforcePPConfig,
-    RLOOConfig,
-    SFTConfig,
-)
+from rl.algorithms.base.config import AlgorithmConfig
+from rl.algorithms.registry import ALGORITHMS
 from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
 from rl.tasks.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskConfig
 from rl.tracking.config import ReportConfig
@@ -39,21 +27,10 @@ ROOTS: Mapping[str, type] = {
     "generate": GenerateConfig,
     "report": ReportConfig,
 }
-ALGORITHMS: Mapping[str, type[AlgorithmConfig]] = {
-    "grpo": GRPOConfig,
-    "dr_grpo": DrGRPOConfig,
-    "dapo": DAPOConfig,
-    "rloo": RLOOConfig,
-    "reinforce_pp": ReinforcePPConfig,
-    "gspo": GSPOConfig,
-    "cispo": CISPOConfig,
-    "maxrl": MaxRLConfig,
-    "ppo": PPOConfig,
-    "distillation": DistillationConfig,
-    "sft": SFTConfig,
-}
+_RENAMED = {"algorithm.max_refills": "algorithm.max_resample_batches"}
+"""Old names of keys."""
 _VARIANTS: Mapping[type, tuple[type, ...]] = {
-    AlgorithmConfig: tuple(ALGORITHMS.values()),
+    AlgorithmConfig: tuple(entry.schema for entry in ALGORITHMS.values()),
     TaskConfig: (ArithmeticConfig, ReasoningGymConfig, DatasetConfig),
 }
 
@@ -67,8 +44,8 @@ def register_schemas(others: Mapping[str, type] = MappingProxyType({})) -> None:
     store = ConfigStore.instance()
     for name, root in {**ROOTS, **others}.items():
         store.store(name=f"{name}_schema", node=root)
-    for name, schema in ALGORITHMS.items():
-        store.store(group="algorithm", name=f"{name}_schema", node=schema)
+    for name, entry in ALGORITHMS.items():
+        store.store(group="algorithm", name=f"{name}_schema", node=entry.schema)
     store.store(group="task", name="arithmetic_schema", node=ArithmeticConfig)
     store.store(group="task", name="reasoning_gym_schema", node=ReasoningGymConfig)
     store.store(group="task", name="dataset_schema", node=DatasetConfig)
@@ -103,6 +80,8 @@ def known_keys(root: type) -> list[str]:
 def suggest(key: str, root: type) -> str:
     """`; did you mean ...?` with the nearest keys, or where to look."""
     known = known_keys(root)
+    if key in _RENAMED and _RENAMED[key] in known:
+        return f"; it is called {_RENAMED[key]} now"
     near = difflib.get_close_matches(key, known, n=2, cutoff=0.7)
     # the right name under the wrong parent, or a wrong name under the right one
     leaf = key.rpartition(".")[2]

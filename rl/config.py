@@ -8,7 +8,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from rl.algorithm_config import AlgorithmConfig, CorrectionConfig
+from rl.algorithms.base.config import AlgorithmConfig, CorrectionConfig
 from rl.rewards.config import RewardConfig
 from rl.tasks.config import TaskConfig
 from rl.tracking.config import TrackingConfig

@@ -1,15 +1,17 @@
 import re
 from pathlib import Path
 
-from rl.composition import ALGORITHMS
+from rl.algorithms.registry import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "algorithms.md").read_text()
 
 
 def test_the_index_of_algorithms_lists_every_file_and_no_other():
-    files = {path.name for path in (ROOT / "rl" / "algorithms").glob("*.py")} - {"__init__.py"}
-    assert set(re.findall(r"\.\./rl/algorithms/(\w+\.py)\)", PAGE)) == files
+    root = ROOT / "rl" / "algorithms"
+    paths = {str(path.relative_to(root)) for path in root.rglob("*.py")}
+    files = {path for path in paths if not path.endswith("__init__.py")}
+    assert set(re.findall(r"\.\./rl/algorithms/([\w/]+\.py)\)", PAGE)) == files
 
 
 def test_the_index_names_every_option_of_the_group_and_each_has_a_schema():
@@ -24,7 +26,7 @@ def test_the_index_names_every_option_of_the_group_and_each_has_a_schema():
 
 
 def test_every_paper_of_a_file_is_in_its_row():
-    for path in sorted((ROOT / "rl" / "algorithms").glob("*.py")):
+    for path in sorted((ROOT / "rl" / "algorithms").rglob("*.py")):
         docstring = path.read_text().split('"""')[1] if path.stat().st_size else ""
         (row,) = [line for line in PAGE.splitlines() if f"/{path.name})" in line] or [""]
         papers = set(re.findall(r"arxiv\.org/abs/([\d.]+\d)", docstring))

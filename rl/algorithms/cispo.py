@@ -5,28 +5,51 @@
 
 Every token keeps a gradient, also rare ones whose ratio PPO's clip would cut off.
 We differ from the paper: 1. `max_ratio` is the bound itself, not its offset from 1; 2. there is no lower bound, which the paper
-sets so low that it does nothing. 5 is the middle of the range that ScaleRL found alike (https://arxiv.org/abs/2510.13786).
+sets so low that it does nothing. 5 is the middle of the range that ScaleRL found equally good (https://arxiv.org/abs/2510.13786).
 """
 
 import math
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from rl.algorithms.base.algorithm import Algorithm
+from rl.algorithms.base.config import AlgorithmConfig
+from rl.algorithms.base.ops import token_log_ratio
+from rl.algorithms.base.output import LossOutput
+from rl.algorithms.base.signals import Estimates, Signals, Tokens
 from rl.algorithms.grpo import group_advantages
-from rl.algorithms.ops import token_log_ratio
-from rl.algorithms.output import LossOutput
-from rl.algorithms.signals import Estimates, Signals, Tokens
+from rollout.config import require
 
-__all__ = ["cispo_advantages", "cispo_loss"]
+__all__ = ["CISPOConfig", "cispo_advantages", "cispo_loss", "make_cispo"]
+
+
+@dataclass(kw_only=True)
+class CISPOConfig(AlgorithmConfig):
+    """Parameters of CISPO."""
+
+    max_ratio: float = 5.0
+    """Greatest weight of a token; the bound itself, not its offset from 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.max_ratio >= 1, "algorithm.max_ratio", ">= 1", self.max_ratio)
+
+
+def make_cispo(config: CISPOConfig, *, max_tokens: int) -> Algorithm:
+    """Make CISPO; `max_tokens` has no effect."""
+    loss = partial(cispo_loss, max_ratio=config.max_ratio)
+    return Algorithm(advantages=cispo_advantages, loss=loss)
 
 
 def cispo_advantages(signals: Signals) -> Estimates:
-    """GRPO's."""
+    """Compute GRPO's advantages."""
     return Estimates(advantages_N=signals.per_token(signals.per_group(group_advantages)))
 
 
 def cispo_loss(tokens: Tokens, *, max_ratio: float) -> LossOutput:
-    """REINFORCE with weights of at most `max_ratio`."""
+    """Compute REINFORCE's loss with weights of at most `max_ratio`."""
     is_trained_N = tokens.loss_weights_N != 0
     log_ratio_N = token_log_ratio(tokens).detach()
     # clamped as a logarithm: exp would overflow first

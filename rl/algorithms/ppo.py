@@ -1,6 +1,6 @@
 """PPO with a critic (https://arxiv.org/abs/1707.06347, eq. 7; GAE: https://arxiv.org/abs/1506.02438, eq. 16).
 
-    delta_t = r_t + gamma V_{t+1} - V_t                V = 0 behind the last token; r = token rewards, the score at the last
+    delta_t = r_t + gamma V_{t+1} - V_t                V = 0 after the last token; r = token rewards, the score at the last
     A_t     = delta_t + gamma lambda A_{t+1}           returns = A + V
     A       = (A - mean(A)) / (std(A) + 1e-6)          over all trained tokens of the batch
     L       = clipped surrogate
@@ -14,25 +14,81 @@ losses; 2. an answer cut off at `sampling.max_tokens` ends there, without a boot
 whitened, over all trained tokens of the batch.
 """
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 
-from rl.algorithms.ops import clipped_surrogate, token_log_ratio, whitened
-from rl.algorithms.output import LossOutput
-from rl.algorithms.signals import Estimates, Signals, Tokens
+from rl.algorithms.base.algorithm import Algorithm, CriticSettings, Needs
+from rl.algorithms.base.config import ClippedConfig
+from rl.algorithms.base.ops import clipped_surrogate, token_log_ratio, whitened
+from rl.algorithms.base.output import LossOutput
+from rl.algorithms.base.signals import Estimates, Signals, Tokens
+from rollout.config import require
 
 __all__ = [
+    "PPOConfig",
     "explained_variance",
     "generalized_advantages",
+    "make_ppo",
     "ppo_advantages",
     "ppo_loss",
     "value_loss",
 ]
 
 
+@dataclass(kw_only=True)
+class PPOConfig(ClippedConfig):
+    """Parameters of PPO and of its critic."""
+
+    gamma: float = 1.0
+    """Discount per token."""
+    gae_lambda: float = 1.0
+    """1: only the score says what a token was worth; towards 0: the critic does."""
+    value_clip: float = 0.2
+    """How far a value may move on one batch and still lower the critic's loss; has an effect with trainer.steps_per_batch > 1."""
+    critic_learning_rate: float = 1e-5
+    """Learning rate of the critic at every step, whatever `trainer.lr_schedule` is."""
+    num_critic_warmup_steps: int = 0
+    """Batches at the beginning on which only the critic is trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.gamma <= 1, "algorithm.gamma", "in (0, 1]", self.gamma)
+        require(0 <= self.gae_lambda <= 1, "algorithm.gae_lambda", "in [0, 1]", self.gae_lambda)
+        require(self.value_clip > 0, "algorithm.value_clip", "> 0", self.value_clip)
+        require(
+            self.critic_learning_rate > 0,
+            "algorithm.critic_learning_rate",
+            "> 0",
+            self.critic_learning_rate,
+        )
+        require(
+            self.num_critic_warmup_steps >= 0,
+            "algorithm.num_critic_warmup_steps",
+            ">= 0",
+            self.num_critic_warmup_steps,
+        )
+
+
+def make_ppo(config: PPOConfig, *, max_tokens: int) -> Algorithm:
+    """Make PPO; `max_tokens` has no effect."""
+    critic = CriticSettings(
+        value_clip=config.value_clip,
+        learning_rate=config.critic_learning_rate,
+        num_warmup_steps=config.num_critic_warmup_steps,
+    )
+    return Algorithm(
+        advantages=partial(ppo_advantages, gamma=config.gamma, gae_lambda=config.gae_lambda),
+        loss=partial(ppo_loss, clip_low=config.clip_low, clip_high=config.clip_high),
+        needs=Needs(critic=critic),
+    )
+
+
 def ppo_advantages(signals: Signals, *, gamma: float, gae_lambda: float) -> Estimates:
-    """Whitened advantages, and the returns that the critic is to predict."""
+    """Compute whitened advantages, and the returns that the critic is trained to predict."""
     values_N = signals.values_N
-    assert values_N is not None, "the learner asks the critic first"
+    assert values_N is not None, "the trainer computes values first"
     advantages_N = generalized_advantages(signals, values_N, gamma=gamma, gae_lambda=gae_lambda)
     return Estimates(advantages_N=whitened(advantages_N), returns_N=advantages_N + values_N)
 
@@ -40,7 +96,7 @@ def ppo_advantages(signals: Signals, *, gamma: float, gae_lambda: float) -> Esti
 def generalized_advantages(
     signals: Signals, values_N: torch.Tensor, *, gamma: float, gae_lambda: float
 ) -> torch.Tensor:
-    """[N] GAE, from the last token of each sample to its first; no sample hears of another."""
+    """Compute [N] GAE, from the last token of each sample to its first; samples do not affect each other."""
     # plain floats: one tensor operation per token would cost a hundred times as much
     rewards, lengths = signals.rewards_S.tolist(), signals.lengths_S.tolist()
     token_rewards, values = signals.token_rewards_N.tolist(), values_N.tolist()
@@ -58,14 +114,17 @@ def generalized_advantages(
 
 
 def ppo_loss(tokens: Tokens, *, clip_low: float, clip_high: float) -> LossOutput:
-    """Clipped surrogate; `clip_low` and `clip_high` are offsets from 1."""
+    """Compute the clipped surrogate; `clip_low` and `clip_high` are offsets from 1."""
     ratio_N = token_log_ratio(tokens).exp()
     return clipped_surrogate(ratio_N, tokens, clip_low=clip_low, clip_high=clip_high)
 
 
 def explained_variance(values_N: torch.Tensor, returns_N: torch.Tensor) -> float:
-    """1 - var(returns - values) / var(returns): 1 where the critic knew, 0 where a constant would have done, below 0 where
-    it did harm; 0 where all returns are the same."""
+    """Compute 1 - var(returns - values) / var(returns).
+
+    It is 1 for a perfect critic, 0 for one no better than a constant, below 0 for one worse than a constant; 0 where
+    all returns are the same.
+    """
     variance = float(returns_N.var(correction=0)) if len(returns_N) else 0.0
     if variance == 0:
         return 0.0
@@ -80,7 +139,7 @@ def value_loss(
     *,
     value_clip: float,
 ) -> LossOutput:
-    """Clipped squared error of the critic.
+    """Compute the clipped squared error of the critic.
 
     Args:
         values_N: [N], carries grad.

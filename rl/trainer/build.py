@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from rl.algorithm_config import PPOConfig
+from rl.algorithms.base.algorithm import Needs
+from rl.algorithms.registry import make_algorithm
 from rl.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
 from rl.config import RunMode, TrainConfig
 from rl.environments.environment import SingleTurn
@@ -22,8 +23,7 @@ from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.demonstrations import Answers
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
 from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
-from rl.trainer.learn.algorithm import make_algorithm
-from rl.trainer.learn.build import make_learner, num_frozen_decoders
+from rl.trainer.learn.build import make_learner
 from rl.trainer.learn.learner import Learner
 from rl.trainer.loop import Parts, TrainLoop
 from rl.trainer.ranks.checks import check_ranks
@@ -75,8 +75,9 @@ def assemble(
     Raises:
         ValueError: a user's mistake: key, rule, value and cure.
     """
-    check_config(config)
-    check_ranks(config, ranks.count)
+    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
+    check_config(config, algorithm.needs)
+    check_ranks(config, algorithm.needs, ranks.count)
     task = load_task(config.task)
     source = resolve_model(config.model)
     tokenizer = load_tokenizer(source)
@@ -91,7 +92,6 @@ def assemble(
         count = len(prompts) if isinstance(prompts.prompts, list) else _NUM_CHECKED
         lengths = prompts.lengths(count)
         check_prompts(config, lengths, max_context_tokens=limit, what=what)
-    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
     learner = make_learner(
         config,
         algorithm,
@@ -118,7 +118,7 @@ def assemble(
     fleet = _fleet(config, decoder, tokenizer, start, stack)
     fleet.load_state_dict(start.fleet_state)
     answers = None
-    if algorithm.learns_answers:
+    if algorithm.needs.is_supervised:
         answers = Answers(tokenizer, max_tokens=config.sampling.max_tokens)
         for index in range(min(len(train_prompts), _NUM_CHECKED)):
             answers(train_prompts[index][0])
@@ -132,12 +132,18 @@ def assemble(
         tracker=tracker,
         answers=answers,
     )
-    plan = _plan(config, task, decoder, train_prompts.lengths(_NUM_CHECKED))
+    plan = _plan(config, algorithm.needs, task, decoder, train_prompts.lengths(_NUM_CHECKED))
     if ranks.count > 1:
         plan["processes"] = (
             f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out{_whereabouts(config)}"
         )
-    loop = TrainLoop(config, parts, start.state, max_refills=algorithm.max_refills, stop=stop)
+    loop = TrainLoop(
+        config,
+        parts,
+        start.state,
+        max_resample_batches=algorithm.needs.max_resample_batches,
+        stop=stop,
+    )
     return Run(loop=loop, tracker=tracker, plan=plan, num_parameters=_num_parameters(decoder))
 
 
@@ -148,14 +154,14 @@ def assemble_follower(config: TrainConfig, ranks: Ranks) -> Follower:
         ValueError: a user's mistake, on this rank or another.
     """
     try:
-        check_config(config)
-        check_ranks(config, ranks.count)
+        algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
+        check_config(config, algorithm.needs)
+        check_ranks(config, algorithm.needs, ranks.count)
         source = resolve_model(config.model)
         start = _start(config, source)
     except ValueError as error:
         ranks.check(str(error))
         raise
-    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
     dtype = torch_dtype(config.model.dtype, "cpu")
     learner = make_learner(
         config, algorithm, source=source, weights=start.weights, dtype=dtype, ranks=ranks
@@ -267,7 +273,7 @@ def _num_trained(config: TrainConfig, decoder: Decoder) -> int:
 
 
 def _plan(
-    config: TrainConfig, task: Task, decoder: Decoder, lengths: Sequence[int]
+    config: TrainConfig, needs: Needs, task: Task, decoder: Decoder, lengths: Sequence[int]
 ) -> dict[str, str]:
     """What the run will use; memory in GB (10^9 bytes)."""
     weight = decoder.embed_tokens
@@ -276,9 +282,14 @@ def _plan(
     num_engines = config.fleet.num_workers if is_ray else 1
     # trainer's, engines' and their shadows, one for workers that join; a critic's; a reference's, taking a teacher to be as large
     copies = 2 if config.mode is RunMode.train_only else 1 + 2 * num_engines + int(is_ray)
-    num_critics = int(isinstance(config.algorithm, PPOConfig))
+    num_critics = int(needs.critic is not None)
     # adapters keep their base beside the merged weights
-    copies += num_critics + num_frozen_decoders(config) + int(config.trainer.lora.rank > 0)
+    copies += (
+        num_critics
+        + int(needs.reference)
+        + int(bool(needs.teacher))
+        + int(config.trainer.lora.rank > 0)
+    )
     weights_gb = copies * num_parameters * weight.itemsize / 1e9
     num_trained = _num_trained(config, decoder)
     # fp32 gradient and two AdamW moments, and masters where the compute type is narrower

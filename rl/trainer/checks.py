@@ -4,7 +4,8 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 
-from rl.algorithm_config import DAPOConfig, KLEstimator, KLPlacement, RatioBase, SFTConfig
+from rl.algorithms.base.algorithm import Needs
+from rl.algorithms.base.config import KLEstimator, KLPlacement, RatioBase
 from rl.config import RunMode, TrainConfig
 from rl.tracking.config import WandbMode
 from rl.tracking.wandb_identity import wandb_mode
@@ -14,8 +15,12 @@ __all__ = ["check_config", "check_prompts"]
 logger = logging.getLogger("paceline")
 
 
-def check_config(config: TrainConfig) -> None:
+def check_config(config: TrainConfig, needs: Needs) -> None:
     """Refuse what cannot train.
+
+    Args:
+        config: of the run.
+        needs: of its algorithm.
 
     Raises:
         ValueError: with the keys, the rule and the cure.
@@ -32,7 +37,7 @@ def check_config(config: TrainConfig) -> None:
             "another distribution than the trainer's"
         )
     _check_algorithm(config)
-    _check_spare_rollouts(config)
+    _check_spare_rollouts(config, needs)
     mode = wandb_mode(config.tracking.wandb)
     if mode is not WandbMode.disabled and importlib.util.find_spec("wandb") is None:
         raise ValueError(
@@ -43,13 +48,13 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(f"resume_from needs mode=full, got {config.mode.name}")
 
 
-def _check_spare_rollouts(config: TrainConfig) -> None:
-    """Refuse to over-provision what nobody samples."""
+def _check_spare_rollouts(config: TrainConfig, needs: Needs) -> None:
+    """Refuse to over-provision where the policy samples nothing."""
     if not config.num_spare_rollouts:
         return
     reasons = {
         "algorithm=sft": (
-            isinstance(config.algorithm, SFTConfig),
+            needs.is_supervised,
             "it learns the tasks' own answers, and samples none",
         ),
         "mode=train_only": (
@@ -79,13 +84,6 @@ def _check_algorithm(config: TrainConfig) -> None:
             "algorithm.kl_estimator=k1 has a gradient of zero on average as a loss, and only adds noise; take "
             "k2 or k3, or algorithm.kl_placement=reward"
         )
-    if isinstance(algorithm, DAPOConfig):
-        limit = config.sampling.max_tokens
-        if algorithm.num_overlong_tokens > limit:
-            raise ValueError(
-                f"algorithm.num_overlong_tokens must be <= sampling.max_tokens ({limit}), got "
-                f"{algorithm.num_overlong_tokens}"
-            )
 
 
 def _check_staleness(config: TrainConfig) -> None:

@@ -68,7 +68,7 @@ class TrainLoop:
         config: every key of the run.
         parts: what the loop drives.
         state: where the run stands.
-        max_refills: batches' worth of groups without signal that are replaced in a step.
+        max_resample_batches: batches' worth of groups without signal that are replaced in a step.
         stop: says when to stop.
     """
 
@@ -78,7 +78,7 @@ class TrainLoop:
         parts: Parts,
         state: RunState,
         *,
-        max_refills: int = 0,
+        max_resample_batches: int = 0,
         stop: StopSignal | None = None,
     ) -> None:
         self._config = config
@@ -90,7 +90,7 @@ class TrainLoop:
             parts.collector,
             state,
             answers=parts.answers,
-            max_refills=max_refills,
+            max_resample_batches=max_resample_batches,
         )
         self._stop = stop or StopSignal()
         self._gave_up_int8 = state.gave_up_int8
@@ -205,7 +205,7 @@ class TrainLoop:
     def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> dict[str, float]:
         """Learn from a batch and publish what came of it."""
         learner = self._parts.learner
-        if self._config.mode is RunMode.full:
+        if learner.is_sampled:
             check_staleness(groups, self._version, max_staleness=self._config.max_staleness)
         metrics = learner.learn(groups, self._version, stopwatch)
         if self._config.max_staleness:
@@ -235,8 +235,7 @@ class TrainLoop:
         """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
         k3, limit = metrics.get("mismatch/k3", 0.0), self._config.correction.max_k3
         has_int8_kv = self._config.engine.kv_dtype is StorageDtype.int8
-        is_sampled = self._config.mode is RunMode.full
-        if k3 <= limit or not is_sampled or not (self._is_int8 or has_int8_kv):
+        if k3 <= limit or not self._parts.learner.is_sampled or not (self._is_int8 or has_int8_kv):
             return
         cure = (
             "the run goes on with engine.weight_dtype=plain"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from rl.checkpoint import load_checkpoint
 from rollout.models.sources.tiny import make_tiny_model
-from tests.e2e.runs import steps_of, train, weights_of
+from tests.e2e.runs import ROOT, steps_of, train, weights_of
 from tests.tiny_models import save_tiny
 
 FEW = ("evaluation.every_steps=0", "num_prompts_per_step=2", "task.system_prompt=''")
@@ -127,10 +127,34 @@ def test_dapo_replaces_groups_without_signal_and_resumes_bit_for_bit(tmp_path, c
     ]
 
 
+def test_an_algorithm_outside_the_tree_trains_and_resumes_bit_for_bit_with_its_state(
+    scorer, tmp_path
+):
+    guide = (ROOT / "docs" / "guide" / "own-algorithm.md").read_text()
+    path = tmp_path / "my_algorithm.py"
+    path.write_text(guide.partition("```python\n")[2].partition("```")[0])
+    own = (
+        "algorithm=custom",
+        f"algorithm.path={path}:MovingBaseline",
+        "algorithm.params.decay=0.8",
+    )
+    whole, resumed = whole_and_resumed(tmp_path, scorer, *FEW, *own)
+    assert all(row["optimizer/grad_norm"] > 0 for row in steps_of(whole))
+    assert same(whole, resumed, 4)
+    states = [load_checkpoint(run).trainer_state["algorithm"] for run in (whole, resumed)]
+    assert states[0] == states[1]
+    assert states[0]["state"]["baseline"] > 0
+    other = ("algorithm=grpo", "trainer.num_steps=4")
+    train(tmp_path / "plain", scorer, *FEW, *other)
+    refused = (*own, "trainer.num_steps=6", f"resume_from={tmp_path / 'plain'}")
+    output = train(tmp_path / "refused", scorer, *FEW, *refused, code=2)
+    assert "must be a run with the state of algorithm MovingBaseline" in output.replace("\n", " ")
+
+
 def test_a_batch_without_any_signal_is_survived_counted_and_said(tmp_path, caplog):
     scorer = write_scorer(tmp_path, "return 0.5")
     run = tmp_path / "run"
-    train(run, scorer, *QUICK, "algorithm=dapo", "algorithm.max_refills=1")
+    train(run, scorer, *QUICK, "algorithm=dapo", "algorithm.max_resample_batches=1")
     assert [row["rollout/num_dropped_groups"] for row in steps_of(run)] == [2, 2]
     assert [row["optimizer/grad_norm"] for row in steps_of(run)] == [0.0, 0.0]
     assert "2 of 2 groups scored the same throughout and train nothing" in caplog.text

@@ -7,26 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.algorithm_config import (
-    AlgorithmConfig,
-    CISPOConfig,
-    DAPOConfig,
-    DistillationConfig,
-    DrGRPOConfig,
-    GRPOConfig,
-    GSPOConfig,
-    LossReduction,
-    MaxRLConfig,
-    PPOConfig,
-    ReinforcePPConfig,
-    RLOOConfig,
-    SFTConfig,
-)
+from rl.algorithms.base.config import AlgorithmConfig, LossReduction
+from rl.algorithms.cispo import CISPOConfig
+from rl.algorithms.dapo import DAPOConfig
+from rl.algorithms.distillation import DistillationConfig
+from rl.algorithms.dr_grpo import DrGRPOConfig
+from rl.algorithms.grpo import GRPOConfig
+from rl.algorithms.gspo import GSPOConfig
+from rl.algorithms.maxrl import MaxRLConfig
+from rl.algorithms.ppo import PPOConfig
+from rl.algorithms.registry import make_algorithm
+from rl.algorithms.reinforce_pp import ReinforcePPConfig
+from rl.algorithms.rloo import RLOOConfig
+from rl.algorithms.sft import SFTConfig
 from rl.config import RunMode, TrainConfig
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rollouts import RolloutGroup
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.algorithm import make_algorithm
 from rl.trainer.learn.build import make_learner
 from rl.trainer.learn.learner import Learner
 from rl.trainer.learn.packing import TrainingSample, pack

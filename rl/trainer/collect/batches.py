@@ -49,7 +49,7 @@ class Batches:
         collector: of the run.
         state: where the run stands. Groups that were in flight then are begun again.
         answers: what is learned instead of what is sampled.
-        max_refills: batches' worth of groups without signal that are replaced in a step.
+        max_resample_batches: batches' worth of groups without signal that are replaced in a step.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Batches:
         state: RunState,
         *,
         answers: Answers | None = None,
-        max_refills: int = 0,
+        max_resample_batches: int = 0,
     ) -> None:
         self._config = config
         self._prompts = prompts
@@ -76,7 +76,7 @@ class Batches:
         )
         self._admission.accepted = state.accepted_groups
         self._complete: dict[int, RolloutGroup] = {}
-        self._max_dropped = max_refills * config.num_prompts_per_step
+        self._max_dropped = max_resample_batches * config.num_prompts_per_step
 
     @property
     def num_accepted(self) -> int:
@@ -174,7 +174,7 @@ class Batches:
         num_left = sum(map(is_uniform, trained))
         if self._max_dropped and num_left:
             logger.warning(
-                "step %d: %d of %d groups scored the same throughout and train nothing; algorithm.max_refills=%d "
+                "step %d: %d of %d groups scored the same throughout and train nothing; algorithm.max_resample_batches=%d "
                 "was not enough to replace them",
                 policy_version + 1,
                 num_left,

@@ -1,20 +1,16 @@
 """What the loop asks of whatever computes gradients."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from rl.algorithms.output import LossOutput
-from rl.algorithms.signals import Tokens
+from rl.algorithms.base.algorithm import LossFunction
 from rl.trainer.learn.packing import MicroBatch
 
-__all__ = ["Backend", "BatchStats", "LossFunction", "over_ranks", "over_steps"]
-
-LossFunction = Callable[[Tokens], LossOutput]
-"""A sum over the tokens of a micro-batch, and sums to report."""
+__all__ = ["Backend", "BatchStats", "over_ranks", "over_steps"]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from rl.algorithm_config import CorrectionConfig, DistillationConfig, RatioBase
-from rl.algorithms.correction import Corrector
+from rl.algorithms.base.algorithm import Algorithm, Needs
+from rl.algorithms.base.config import CorrectionConfig, RatioBase
+from rl.algorithms.base.correction import Corrector
 from rl.config import RunMode, TrainConfig
 from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
-from rl.trainer.learn.algorithm import Algorithm
 from rl.trainer.learn.critic import Critic, ValueHead
 from rl.trainer.learn.frozen_policy import FrozenPolicy
 from rl.trainer.learn.learner import Learner
@@ -16,12 +16,20 @@ from rl.trainer.learn.policy import TorchBackend
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights
 from rl.trainer.weights.lora import Adapters
-from rollout.config import ModelConfig
+from rollout.config import Dtype, ModelConfig
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
 from rollout.models.sources import resolve_model
 
-__all__ = ["make_learner", "num_frozen_decoders"]
+__all__ = ["make_learner", "trains_on_samples"]
+
+
+def trains_on_samples(mode: RunMode, needs: Needs) -> bool:
+    """Whether the engine sampled what is trained, so that its log-probabilities mean something.
+
+    It did not sample random completions (TRAIN_ONLY) or the tasks' own answers, and ROLLOUT_ONLY trains nothing.
+    """
+    return mode is RunMode.full and not needs.is_supervised
 
 
 def make_learner(
@@ -48,8 +56,8 @@ def make_learner(
     Raises:
         ValueError: the teacher cannot be loaded, or has another vocabulary; another rank found a mistake.
     """
-    # random completions, and answers, come with no probabilities
-    is_sampled = config.mode is not RunMode.train_only and not algorithm.learns_answers
+    needs = algorithm.needs
+    is_sampled = trains_on_samples(config.mode, needs)
     temperature = config.sampling.temperature
     trainer = config.trainer
     # the base of adapters is what the very first run began with; a checkpoint's weights have them merged
@@ -58,16 +66,15 @@ def make_learner(
     if trainer.lora.rank:
         adapters = Adapters(policy, trainer.lora, base=str(source), seed=config.seed)
     critic_decoder = None
-    if algorithm.critic is not None:
+    if needs.critic is not None:
         critic_decoder = _trained_decoder(source, trainer, dtype)
     reference = None
-    if config.algorithm.kl_coef > 0:
+    if needs.reference:
         reference = FrozenPolicy(load_decoder(source, dtype=dtype), temperature=temperature)
     teacher = None
-    if isinstance(config.algorithm, DistillationConfig):
-        teacher = FrozenPolicy(
-            _teacher(config, config.algorithm, policy=policy, dtype=dtype), temperature=temperature
-        )
+    if needs.teacher:
+        decoder = _teacher(needs.teacher, config.model.dtype, policy=policy, dtype=dtype)
+        teacher = FrozenPolicy(decoder, temperature=temperature)
     # before the first collective of tensors, in which others would wait for a rank that found a mistake
     ranks.check(None)
     backend = TorchBackend(
@@ -81,8 +88,8 @@ def make_learner(
         ranks=ranks,
     )
     critic = None
-    if critic_decoder is not None and algorithm.critic is not None:
-        value_clip = algorithm.critic.value_clip
+    if critic_decoder is not None and needs.critic is not None:
+        value_clip = needs.critic.value_clip
         critic = _critic(critic_decoder, trainer, value_clip=value_clip, ranks=ranks)
     return kind(
         config,
@@ -91,6 +98,7 @@ def make_learner(
         reference=reference,
         teacher=teacher,
         critic=critic,
+        is_sampled=is_sampled,
         ranks=ranks,
     )
 
@@ -127,12 +135,6 @@ def _shards(
     return None
 
 
-def num_frozen_decoders(config: TrainConfig) -> int:
-    """Copies of a model that are only asked."""
-    has_teacher = isinstance(config.algorithm, DistillationConfig)
-    return int(config.algorithm.kl_coef > 0) + int(has_teacher)
-
-
 def _corrector(config: CorrectionConfig) -> Corrector:
     return Corrector(
         max_weight=config.max_importance_weight,
@@ -145,9 +147,9 @@ def _corrector(config: CorrectionConfig) -> Corrector:
 
 
 def _teacher(
-    config: TrainConfig, algorithm: DistillationConfig, *, policy: Decoder, dtype: torch.dtype
+    teacher_path: str, model_dtype: Dtype, *, policy: Decoder, dtype: torch.dtype
 ) -> Decoder:
-    path = resolve_model(ModelConfig(path=algorithm.teacher_path, dtype=config.model.dtype))
+    path = resolve_model(ModelConfig(path=teacher_path, dtype=model_dtype))
     teacher = load_decoder(path, dtype=dtype)
     if teacher.spec.vocab_size != policy.spec.vocab_size:
         raise ValueError(

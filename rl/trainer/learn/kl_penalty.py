@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from rl.algorithm_config import AlgorithmConfig, KLPlacement
-from rl.algorithms.kl import adapted_coefficient, kl_divergence, kl_loss
-from rl.algorithms.output import LossOutput
-from rl.algorithms.signals import Tokens
-from rl.trainer.learn.backend import LossFunction
+from rl.algorithms.base.algorithm import LossFunction
+from rl.algorithms.base.config import AlgorithmConfig, KLPlacement
+from rl.algorithms.base.kl import adapted_coefficient, kl_divergence, kl_loss
+from rl.algorithms.base.output import LossOutput
+from rl.algorithms.base.signals import Tokens
 
 __all__ = ["KLPenalty"]
 

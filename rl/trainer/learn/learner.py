@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from rl.algorithms.base.algorithm import Algorithm, Stateful
+from rl.algorithms.base.signals import Signals
 from rl.algorithms.ppo import explained_variance
-from rl.algorithms.signals import Signals
-from rl.config import RunMode, TrainConfig
+from rl.config import TrainConfig
 from rl.rollouts import Rollout, RolloutGroup
-from rl.trainer.learn.algorithm import Algorithm, needs_old_logprobs
 from rl.trainer.learn.backend import Backend, BatchStats, over_ranks, over_steps
 from rl.trainer.learn.balance import share_out
 from rl.trainer.learn.critic import Critic
@@ -42,7 +42,7 @@ __all__ = ["Learner"]
 
 logger = logging.getLogger("paceline")
 
-_BESIDE_POLICY = ("critic", "kl_coef", "reference")
+_BESIDE_POLICY = ("algorithm", "critic", "kl_coef", "reference")
 """Keys of a checkpoint's state that are not the policy's."""
 
 
@@ -68,6 +68,7 @@ class Learner:
         reference: where `algorithm.kl_coef` is above 0.
         teacher: where the algorithm has one.
         critic: where the algorithm has one.
+        is_sampled: whether the engine sampled what is trained.
         ranks: that make the same calls.
     """
 
@@ -80,6 +81,7 @@ class Learner:
         reference: FrozenPolicy | None = None,
         teacher: FrozenPolicy | None = None,
         critic: Critic | None = None,
+        is_sampled: bool = True,
         ranks: Ranks = ALONE,
     ) -> None:
         self._config = config
@@ -93,10 +95,8 @@ class Learner:
         self._loss = algorithm.loss
         if self._penalty is not None:
             self._loss = self._penalty.added_to(algorithm.loss)
-        self._is_sampled = config.mode is RunMode.full and not algorithm.learns_answers
-        self._asks_old_policy = needs_old_logprobs(
-            config.algorithm, steps_per_batch=config.trainer.steps_per_batch
-        )
+        self.is_sampled = is_sampled
+        self._asks_old_policy = algorithm.needs.old_logprobs or config.trainer.steps_per_batch > 1
         # what has a gradient where the advantage is zero
         is_in_loss = self._penalty is not None and self._penalty.is_in_loss
         self._trains_all = critic is not None or is_in_loss
@@ -144,7 +144,9 @@ class Learner:
             grad_norm=sum(norms) / len(norms),
             learning_rate=learning_rate(self._config.trainer, version),
         )
-        if self._algorithm.learns_answers:  # nobody sampled them: there is nothing to compare with
+        if (
+            self._algorithm.needs.is_supervised
+        ):  # nobody sampled them: there is nothing to compare with
             metrics = {k: v for k, v in metrics.items() if not k.startswith("mismatch/")}
         metrics["seconds/backward"] = total.backward_seconds  # of seconds/forward_backward
         if self._critic is not None and samples:
@@ -178,13 +180,16 @@ class Learner:
             state["kl_coef"] = self._penalty.coefficient
         if self._reference is not None and self._config.algorithm.reference_refresh_steps:
             state["reference"] = self._reference.weights()
+        if self._algorithm.state is not None:
+            name = type(self._algorithm.state).__name__
+            state["algorithm"] = {"name": name, "state": self._algorithm.state.state_dict()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What an earlier run saved; what it did not have keeps its beginning.
 
         Raises:
-            ValueError: the run is of an algorithm with a critic, and the checkpoint of one without.
+            ValueError: the run's algorithm has a critic or a state that the checkpoint lacks.
         """
         self.backend.load_state_dict({k: v for k, v in state.items() if k not in _BESIDE_POLICY})
         if self._critic is not None:
@@ -198,9 +203,21 @@ class Learner:
             self._penalty.coefficient = state["kl_coef"]
         if self._reference is not None and "reference" in state:
             self._reference.load(state["reference"].items())
+        if self._algorithm.state is not None:
+            self._load_algorithm(self._algorithm.state, state.get("algorithm", {}))
+
+    def _load_algorithm(self, algorithm: Stateful, saved: Mapping[str, Any]) -> None:
+        name = type(algorithm).__name__
+        if saved.get("name") != name:
+            raise ValueError(
+                f"resume_from must be a run with the state of algorithm {name}, got one of "
+                f"{saved.get('name', 'an algorithm without a state')}; start from its weights instead: "
+                "model=hf model.path=<run>/weights/v<version>"
+            )
+        algorithm.load_state_dict(saved["state"])
 
     def _freshness(self, rollout: Rollout, version: int) -> dict[str, torch.Tensor]:
-        if not (self._config.max_staleness and self._is_sampled):
+        if not (self._config.max_staleness and self.is_sampled):
             return {}
         keeps_kv = self._config.engine.on_update is OnUpdate.keep
         return {"is_fresh": is_fresh(rollout, version, keeps_kv=keeps_kv)}
@@ -316,7 +333,7 @@ class Learner:
         if own.bad_sample is not None:
             own.bad_sample = mini_batch.own[own.bad_sample]
         stats = over_ranks(self._ranks.gather(own))
-        if stats.bad_sample is None and self._is_sampled:
+        if stats.bad_sample is None and self.is_sampled:
             check_mismatch(stats, self._config.correction, step=version + 1)
         if self._critic is not None:
             own = self._critic.forward_backward(micro_batches, denominator=denominator)
@@ -327,10 +344,10 @@ class Learner:
 
     def _step_critic(self, version: int) -> float:
         """The critic's step, where there is one; returns its gradient's norm."""
-        settings = self._algorithm.critic
+        settings = self._algorithm.needs.critic
         if self._critic is None or settings is None:
             return 0.0
-        norm = self._critic.step(settings.critic_learning_rate)
+        norm = self._critic.step(settings.learning_rate)
         if not math.isfinite(norm):
             logger.warning("step %d skipped by the critic: its gradient is not finite", version + 1)
         return norm
@@ -347,8 +364,8 @@ class Learner:
             )
             self.backend.clear_gradients()
             return float("nan")
-        settings = self._algorithm.critic
-        if settings is not None and version < settings.num_critic_warmup_steps:
+        settings = self._algorithm.needs.critic
+        if settings is not None and version < settings.num_warmup_steps:
             self.backend.clear_gradients()
             return 0.0
         norm = self.backend.step(learning_rate(self._config.trainer, version))

@@ -15,7 +15,7 @@ from itertools import takewhile
 import torch
 
 from kernels.attention import AttentionLayout, Segment, packed_layout
-from rl.algorithm_config import LossReduction
+from rl.algorithms.base.config import LossReduction
 from rl.rollouts import Rollout
 
 __all__ = ["MicroBatch", "TrainingSample", "fill_up", "loss_weights", "pack"]

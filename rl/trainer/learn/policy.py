@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from rl.algorithm_config import RatioBase
-from rl.algorithms.correction import Corrector
-from rl.algorithms.signals import Tokens
+from rl.algorithms.base.algorithm import LossFunction
+from rl.algorithms.base.config import RatioBase
+from rl.algorithms.base.correction import Corrector
+from rl.algorithms.base.signals import Tokens
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.backend import BatchStats, LossFunction
+from rl.trainer.learn.backend import BatchStats
 from rl.trainer.learn.forward import over_batch, policy_logprobs
 from rl.trainer.learn.packing import MicroBatch
 from rl.trainer.ranks.group import ALONE, Ranks

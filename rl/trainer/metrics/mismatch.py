@@ -2,7 +2,7 @@
 
 import logging
 
-from rl.algorithm_config import CorrectionConfig
+from rl.algorithms.base.config import CorrectionConfig
 from rl.trainer.learn.backend import BatchStats
 
 __all__ = ["MismatchError", "check_mismatch"]

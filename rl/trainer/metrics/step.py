@@ -4,7 +4,7 @@ import resource
 from collections.abc import Sequence
 from typing import Any
 
-from rl.algorithms.correction import effective_fraction
+from rl.algorithms.base.correction import effective_fraction
 from rl.rollouts import Rollout, RolloutGroup
 from rl.trainer.learn.backend import BatchStats
 from rollout.core import FinishReason

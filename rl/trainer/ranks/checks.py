@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import torch
 
-from rl.algorithm_config import PPOConfig
+from rl.algorithms.base.algorithm import Needs
+from rl.algorithms.registry import make_algorithm
 from rl.config import RunMode, TrainConfig
 from rl.trainer.config import DataParallel, OptimizerKind, TrainerBackend
 from rollout.models.checkpoint import torch_dtype
@@ -36,11 +37,17 @@ def check_launch(config: TrainConfig, environment: Mapping[str, str]) -> None:
             f'trainer.num_processes={count} needs the package ray: pip install "paceline[ray]", or start the '
             f"processes by torchrun --nproc-per-node {count}"
         )
-    check_ranks(config, count)
+    algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
+    check_ranks(config, algorithm.needs, count)
 
 
-def check_ranks(config: TrainConfig, count: int) -> None:
+def check_ranks(config: TrainConfig, needs: Needs, count: int) -> None:
     """Refuse what `count` trainer processes cannot do.
+
+    Args:
+        config: of the run.
+        needs: of its algorithm.
+        count: trainer processes.
 
     Raises:
         ValueError: with the keys, the rule and the cure.
@@ -53,7 +60,7 @@ def check_ranks(config: TrainConfig, count: int) -> None:
     is_deepspeed = trainer.backend is TrainerBackend.deepspeed
     is_sharded = is_deepspeed or trainer.data_parallel is DataParallel.fsdp2
     if is_deepspeed:
-        _check_deepspeed(config)
+        _check_deepspeed(config, needs)
     elif trainer.offload_optimizer:
         raise ValueError("trainer.offload_optimizer=true needs trainer.backend=deepspeed")
     elif is_sharded and count == 1:
@@ -84,7 +91,7 @@ def _check_sharded(config: TrainConfig) -> None:
             )
 
 
-def _check_deepspeed(config: TrainConfig) -> None:
+def _check_deepspeed(config: TrainConfig, needs: Needs) -> None:
     trainer = config.trainer
     if importlib.util.find_spec("deepspeed") is None:
         raise ValueError(
@@ -98,11 +105,10 @@ def _check_deepspeed(config: TrainConfig) -> None:
         raise ValueError(
             "trainer.ema_decay needs trainer.backend=torch: the average is kept beside the masters, which are DeepSpeed's"
         )
-    algorithm = config.algorithm
-    if isinstance(algorithm, PPOConfig) and algorithm.num_critic_warmup_steps:
+    if needs.critic is not None and needs.critic.num_warmup_steps:
         raise ValueError(
             "algorithm.num_critic_warmup_steps must be 0 with trainer.backend=deepspeed, which cannot drop the policy's "
-            f"gradients, got {algorithm.num_critic_warmup_steps}"
+            f"gradients, got {needs.critic.num_warmup_steps}"
         )
     if trainer.offload_optimizer and trainer.zero_stage == 0:
         raise ValueError("trainer.offload_optimizer=true needs trainer.zero_stage from 1 on, got 0")

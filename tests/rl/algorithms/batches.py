@@ -2,7 +2,7 @@
 
 import torch
 
-from rl.algorithms.signals import Signals, Tokens
+from rl.algorithms.base.signals import Signals, Tokens
 
 
 def signals(

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from rl.algorithm_config import CorrectionLevel, CorrectionMode
-from rl.algorithms.correction import Corrector, effective_fraction
+from rl.algorithms.base.config import CorrectionLevel, CorrectionMode
+from rl.algorithms.base.correction import Corrector, effective_fraction
 
 
 def weights(corrector: Corrector, log_ratios: list[float], sample_ids: list[int]) -> list[float]:

@@ -4,8 +4,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from rl.algorithms.base.signals import Tokens
 from rl.algorithms.grpo import group_advantages, grpo_advantages, grpo_loss
-from rl.algorithms.signals import Tokens
 from tests.rl.algorithms.batches import gradient, signals, tokens
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rl.algorithm_config import KLEstimator
-from rl.algorithms.kl import adapted_coefficient, kl_divergence, kl_loss
+from rl.algorithms.base.config import KLEstimator
+from rl.algorithms.base.kl import adapted_coefficient, kl_divergence, kl_loss
 from tests.rl.algorithms.batches import tokens
 
 LOGITS = torch.tensor([0.3, -0.5, 1.1], dtype=torch.float64)

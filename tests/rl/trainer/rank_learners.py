@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from rl.algorithm_config import AlgorithmConfig, CorrectionConfig
+from rl.algorithms.base.config import AlgorithmConfig, CorrectionConfig
+from rl.algorithms.registry import make_algorithm
 from rl.config import TrainConfig
 from rl.rollouts import RolloutGroup
 from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
-from rl.trainer.learn.algorithm import make_algorithm
 from rl.trainer.learn.build import make_learner
 from rl.trainer.learn.learner import Learner
 from rl.trainer.metrics.stopwatch import Stopwatch

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from rl.algorithms.base.algorithm import LossFunction
 from rl.trainer.config import LoRAConfig, TrainerConfig
-from rl.trainer.learn.backend import LossFunction
 from rl.trainer.learn.packing import MicroBatch, TrainingSample, pack
 from rl.trainer.learn.policy import TorchBackend
 from rl.trainer.weights.lora import Adapters

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from rl.algorithm_config import GRPOConfig
+from rl.algorithms.grpo import GRPOConfig
 from rl.checkpoint import RunState
 from rl.config import TrainConfig
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
@@ -144,11 +144,13 @@ def random_lengths(request: Request) -> int:
     return random.Random(f"{key.group_id}/{key.sample_index}").choice((1, 2, 3, 30))
 
 
-def run(fleet, made, *, pool=None, state=None, stop_after=None, max_refills=0, environment=None):
+def run(
+    fleet, made, *, pool=None, state=None, stop_after=None, max_resample_batches=0, environment=None
+):
     """Batches until the last step or `stop_after`; one version per batch, as the loop has it."""
     state = state or RunState(policy_version=0, accepted_groups=0)
     collector = Collector(fleet, pool or LazyPool(), environment or Done())
-    batches = Batches(made, Prompts(), collector, state, max_refills=max_refills)
+    batches = Batches(made, Prompts(), collector, state, max_resample_batches=max_resample_batches)
     out = []
     stop_after = stop_after or made.trainer.num_steps
     for version in range(state.policy_version, stop_after):
@@ -195,7 +197,7 @@ def test_no_token_depends_on_how_fast_scores_were(max_staleness, uniform):
     for seed in range(8):
         fleet = SlotFleet(random_lengths, num_slots=7)
         pool = LazyPool(uniform, seed=seed)
-        out, _ = run(fleet, config(max_staleness=max_staleness), pool=pool, max_refills=2)
+        out, _ = run(fleet, config(max_staleness=max_staleness), pool=pool, max_resample_batches=2)
         runs.append((ids(out), versions(out), fleet.begun))
     assert all(one == runs[0] for one in runs)
     assert len({v for batch in runs[0][1] for r in batch for v in r}) > 5
@@ -209,7 +211,7 @@ def test_groups_without_signal_are_replaced_by_the_next_ones_at_any_staleness(ma
         fleet,
         config(max_staleness=max_staleness),
         pool=LazyPool(uniform),
-        max_refills=2,
+        max_resample_batches=2,
     )
     # by hand: a batch replaces at most 6; the one that begins at 10 meets 7 without signal, and keeps the last of them
     expected = [
@@ -232,16 +234,18 @@ def test_a_resumed_run_begins_what_was_in_flight_again_and_trains_nothing_twice(
     max_staleness, killed_at
 ):
     uniform, made = {1, 7, 8, 20}, config(max_staleness=max_staleness)
-    whole, _ = run(SlotFleet(random_lengths), made, pool=LazyPool(uniform), max_refills=2)
+    whole, _ = run(SlotFleet(random_lengths), made, pool=LazyPool(uniform), max_resample_batches=2)
     fleet = SlotFleet(random_lengths, num_slots=7)
-    first, batches = run(fleet, made, pool=LazyPool(uniform), max_refills=2, stop_after=killed_at)
+    first, batches = run(
+        fleet, made, pool=LazyPool(uniform), max_resample_batches=2, stop_after=killed_at
+    )
     state = RunState(
         policy_version=killed_at,
         accepted_groups=batches.num_accepted,
         dropped_groups=batches.num_dropped,
     )
     fleet = SlotFleet(random_lengths, num_slots=7)
-    rest, _ = run(fleet, made, pool=LazyPool(uniform), max_refills=2, state=state)
+    rest, _ = run(fleet, made, pool=LazyPool(uniform), max_resample_batches=2, state=state)
     assert ids([*first, *rest]) == ids(whole)
     trained = [group_id for batch in ids([*first, *rest]) for group_id in batch]
     assert len(trained) == len(set(trained)) == 36

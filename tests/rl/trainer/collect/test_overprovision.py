@@ -7,7 +7,9 @@ from statistics import fmean
 
 import pytest
 
-from rl.algorithm_config import GRPOConfig, SFTConfig
+from rl.algorithms.grpo import GRPOConfig
+from rl.algorithms.registry import make_algorithm
+from rl.algorithms.sft import SFTConfig
 from rl.checkpoint import RunState
 from rl.config import RunMode, TrainConfig
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
@@ -287,7 +289,7 @@ def test_over_one_engine_no_token_and_no_choice_depends_on_how_fast_scores_were(
     for seed in range(6):
         fleet = SlotFleet(random_lengths, num_slots=11)
         pool = LazyPool({0, 4, 5, 16}, seed=seed)
-        out, _ = run(fleet, made, pool=pool, max_refills=2)
+        out, _ = run(fleet, made, pool=pool, max_resample_batches=2)
         kept = [indices(group.rollouts) for batch in out for group in batch.groups]
         runs.append((ids(out), versions(out), kept))
     assert all(one == other for one, other in pairwise(runs))
@@ -464,11 +466,16 @@ def train_config(**changes) -> TrainConfig:
     return TrainConfig(**(parts | changes))
 
 
+def check(made: TrainConfig) -> None:
+    algorithm = make_algorithm(made.algorithm, max_tokens=made.sampling.max_tokens)
+    check_config(made, algorithm.needs)
+
+
 def test_where_nothing_is_sampled_there_is_nothing_to_begin_in_excess():
     with pytest.raises(ValueError, match=r"num_spare_rollouts must be 0 with algorithm=sft, got 2"):
-        check_config(train_config(num_spare_rollouts=2, algorithm=SFTConfig()))
+        check(train_config(num_spare_rollouts=2, algorithm=SFTConfig()))
     with pytest.raises(ValueError, match=r"num_spare_rollouts must be 0 with mode=train_only"):
-        check_config(train_config(num_spare_rollouts=1, mode=RunMode.train_only))
+        check(train_config(num_spare_rollouts=1, mode=RunMode.train_only))
     with pytest.raises(ValueError, match=r"num_spare_rollouts must be >= 0, got -1"):
         train_config(num_spare_rollouts=-1)
-    check_config(train_config(num_spare_rollouts=2))
+    check(train_config(num_spare_rollouts=2))

@@ -7,21 +7,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from rl.algorithm_config import (
-    AlgorithmConfig,
-    DistillationConfig,
-    GRPOConfig,
-    KLEstimator,
-    KLPlacement,
-    LossReduction,
-    PPOConfig,
-    RLOOConfig,
-)
-from rl.algorithms.ppo import explained_variance
-from rl.algorithms.rloo import rloo_loss
+from rl.algorithms.base.config import AlgorithmConfig, KLEstimator, KLPlacement, LossReduction
+from rl.algorithms.distillation import DistillationConfig
+from rl.algorithms.grpo import GRPOConfig
+from rl.algorithms.ppo import PPOConfig, explained_variance
+from rl.algorithms.registry import make_algorithm
+from rl.algorithms.rloo import RLOOConfig, rloo_loss
 from rl.config import TrainConfig
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.algorithm import make_algorithm
 from rl.trainer.learn.backend import BatchStats
 from rl.trainer.learn.kl_penalty import KLPenalty
 from rl.trainer.learn.learner import Learner

@@ -1,6 +1,6 @@
 import pytest
 
-from rl.algorithm_config import LossReduction
+from rl.algorithms.base.config import LossReduction
 from rl.trainer.learn.packing import TrainingSample, loss_weights, pack
 from tests.rl.trainer.rollout_factory import rollout
 

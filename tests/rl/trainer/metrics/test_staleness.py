@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rl.algorithm_config import CorrectionConfig
+from rl.algorithms.base.config import CorrectionConfig
 from rl.rollouts import Rollout
 from rl.trainer.learn.backend import BatchStats
 from rl.trainer.metrics.mismatch import MismatchError, check_mismatch

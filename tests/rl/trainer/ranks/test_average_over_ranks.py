@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from rl.algorithm_config import SFTConfig
+from rl.algorithms.sft import SFTConfig
 from rl.trainer.config import TrainerConfig
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rl.trainer.ranks.group import ALONE, Ranks

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.algorithm_config import PPOConfig
+from rl.algorithms.ppo import PPOConfig
 from rl.trainer.config import TrainerConfig
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rl.trainer.ranks.group import ALONE, Ranks

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from rl.algorithm_config import GRPOConfig, PPOConfig
+from rl.algorithms.grpo import GRPOConfig
+from rl.algorithms.ppo import PPOConfig
+from rl.algorithms.registry import make_algorithm
 from rl.config import RunMode, TrainConfig
 from rl.trainer.config import DataParallel, LoRAConfig, OptimizerKind, TrainerConfig
 from rl.trainer.ranks.checks import check_ranks
@@ -18,6 +20,11 @@ def config(**changes: Any) -> TrainConfig:
         run_dir="x", model=ModelConfig(source=ModelSource.tiny), algorithm=GRPOConfig()
     )
     return replace(made, **changes)
+
+
+def check(made: TrainConfig, count: int) -> None:
+    algorithm = make_algorithm(made.algorithm, max_tokens=made.sampling.max_tokens)
+    check_ranks(made, algorithm.needs, count)
 
 
 @pytest.mark.parametrize(
@@ -59,4 +66,4 @@ def config(**changes: Any) -> TrainConfig:
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_the_numbers(changes, count, message):
     with pytest.raises(ValueError, match=message):
-        check_ranks(config(**changes), count)
+        check(config(**changes), count)

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.algorithm_config import DistillationConfig, GRPOConfig, GSPOConfig, KLPlacement, SFTConfig
-from rl.algorithms.sft import sft_loss
+from rl.algorithms.base.config import KLPlacement
+from rl.algorithms.distillation import DistillationConfig
+from rl.algorithms.grpo import GRPOConfig
+from rl.algorithms.gspo import GSPOConfig
+from rl.algorithms.sft import SFTConfig, sft_loss
 from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.packing import TrainingSample, pack
 from rl.trainer.metrics.stopwatch import Stopwatch

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rl.algorithm_config import GRPOConfig
+from rl.algorithms.grpo import GRPOConfig
 from rl.config import RunMode, TrainConfig
 from rl.trainer.config import DataParallel, TrainerConfig
 from rl.trainer.ranks.checks import check_launch

@@ -1,11 +1,21 @@
-"""The schema of the `algorithm` group and of `correction`. Defaults are each algorithm's own, from its paper."""
+"""Schema of what all algorithms share in the `algorithm` group, and of `correction`. It imports no torch."""
 
 from dataclasses import dataclass
 from enum import Enum
 
-from omegaconf import MISSING
-
 from rollout.config import require
+
+__all__ = [
+    "AlgorithmConfig",
+    "ClippedConfig",
+    "CorrectionConfig",
+    "CorrectionLevel",
+    "CorrectionMode",
+    "KLEstimator",
+    "KLPlacement",
+    "LossReduction",
+    "RatioBase",
+]
 
 
 class LossReduction(Enum):
@@ -92,130 +102,6 @@ class ClippedConfig(AlgorithmConfig):
         super().__post_init__()
         require(0 < self.clip_low < 1, "algorithm.clip_low", "in (0, 1)", self.clip_low)
         require(self.clip_high > 0, "algorithm.clip_high", "> 0", self.clip_high)
-
-
-@dataclass(kw_only=True)
-class GRPOConfig(ClippedConfig):
-    normalize_std: bool = True
-    """Divide a group's centred rewards by their standard deviation."""
-
-
-@dataclass(kw_only=True)
-class DrGRPOConfig(ClippedConfig):
-    loss_reduction: LossReduction = LossReduction.fixed_length
-
-
-@dataclass(kw_only=True)
-class DAPOConfig(ClippedConfig):
-    clip_high: float = 0.28
-    num_overlong_tokens: int = 0
-    """The last tokens before sampling.max_tokens, over which a penalty grows from 0 to 1; 0: none."""
-    max_refills: int = 10
-    """Groups that scored the same throughout are replaced, at most num_prompts_per_step times this in a step; 0: never."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.num_overlong_tokens >= 0,
-            "algorithm.num_overlong_tokens",
-            ">= 0",
-            self.num_overlong_tokens,
-        )
-        require(self.max_refills >= 0, "algorithm.max_refills", ">= 0", self.max_refills)
-
-
-@dataclass(kw_only=True)
-class RLOOConfig(AlgorithmConfig):
-    loss_reduction: LossReduction = LossReduction.fixed_length
-
-
-@dataclass(kw_only=True)
-class ReinforcePPConfig(ClippedConfig):
-    use_group_baseline: bool = False
-    """Centre the rewards of each group before they are normalised over the batch."""
-
-
-@dataclass(kw_only=True)
-class GSPOConfig(ClippedConfig):
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
-    loss_reduction: LossReduction = LossReduction.sequence_mean
-
-
-@dataclass(kw_only=True)
-class CISPOConfig(AlgorithmConfig):
-    max_ratio: float = 5.0
-    """Greatest weight of a token; the bound itself, not its offset from 1."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_ratio >= 1, "algorithm.max_ratio", ">= 1", self.max_ratio)
-
-
-@dataclass(kw_only=True)
-class MaxRLConfig(AlgorithmConfig):
-    loss_reduction: LossReduction = LossReduction.fixed_length
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.kl_coef == 0 or self.kl_placement is KLPlacement.loss,
-            "algorithm.kl_placement",
-            "loss when algorithm=maxrl, which divides by a mean reward that a penalty would shift",
-            self.kl_placement.name,
-        )
-
-
-@dataclass(kw_only=True)
-class PPOConfig(ClippedConfig):
-    gamma: float = 1.0
-    """Discount per token."""
-    gae_lambda: float = 1.0
-    """1: the score alone says what a token was worth; towards 0: the critic does."""
-    value_clip: float = 0.2
-    """How far a value may move on one batch and still lower the critic's loss; felt with trainer.steps_per_batch > 1."""
-    critic_learning_rate: float = 1e-5
-    """The same at every step, whatever `trainer.lr_schedule` is."""
-    num_critic_warmup_steps: int = 0
-    """Steps at the beginning in which only the critic learns."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.gamma <= 1, "algorithm.gamma", "in (0, 1]", self.gamma)
-        require(0 <= self.gae_lambda <= 1, "algorithm.gae_lambda", "in [0, 1]", self.gae_lambda)
-        require(self.value_clip > 0, "algorithm.value_clip", "> 0", self.value_clip)
-        require(
-            self.critic_learning_rate > 0,
-            "algorithm.critic_learning_rate",
-            "> 0",
-            self.critic_learning_rate,
-        )
-        require(
-            self.num_critic_warmup_steps >= 0,
-            "algorithm.num_critic_warmup_steps",
-            ">= 0",
-            self.num_critic_warmup_steps,
-        )
-
-
-@dataclass(kw_only=True)
-class DistillationConfig(AlgorithmConfig):
-    teacher_path: str = MISSING
-    """A Hugging Face directory or hub id, with the tokenizer of the model that is trained."""
-
-
-@dataclass(kw_only=True)
-class SFTConfig(AlgorithmConfig):
-    """One answer per prompt, whatever `group_size` is."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.kl_coef == 0,
-            "algorithm.kl_coef",
-            "0 when algorithm=sft: the policy sampled no answer, so nothing would estimate its divergence",
-            self.kl_coef,
-        )
 
 
 @dataclass(kw_only=True)

@@ -2,8 +2,8 @@
 
 import torch
 
-from rl.algorithms.output import LossOutput
-from rl.algorithms.signals import Tokens
+from rl.algorithms.base.output import LossOutput
+from rl.algorithms.base.signals import Tokens
 
 __all__ = [
     "MAX_LOG_RATIO",

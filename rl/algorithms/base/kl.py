@@ -17,10 +17,10 @@ Departures: 1. in K3 -d is clamped at 20, where a float32 gradient would end the
 
 import torch
 
-from rl.algorithm_config import KLEstimator
-from rl.algorithms.ops import MAX_LOG_RATIO
-from rl.algorithms.output import LossOutput
-from rl.algorithms.signals import Tokens
+from rl.algorithms.base.config import KLEstimator
+from rl.algorithms.base.ops import MAX_LOG_RATIO
+from rl.algorithms.base.output import LossOutput
+from rl.algorithms.base.signals import Tokens
 
 __all__ = ["adapted_coefficient", "k3_divergence", "kl_divergence", "kl_loss"]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rl.algorithm_config import CorrectionLevel, CorrectionMode
-from rl.algorithms.kl import k3_divergence
-from rl.algorithms.ops import sample_sums
+from rl.algorithms.base.config import CorrectionLevel, CorrectionMode
+from rl.algorithms.base.kl import k3_divergence
+from rl.algorithms.base.ops import sample_sums
 
 __all__ = ["Corrector", "effective_fraction"]
 

@@ -1,0 +1,72 @@
+"""Imports functions and classes that users write outside this repository."""
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+__all__ = ["absolute_path", "import_named"]
+
+
+def absolute_path(path: str, *, key: str, kind: Literal["function", "class"]) -> str:
+    """Return `path` with its file made absolute, so that it also holds in a process with another working directory.
+
+    Args:
+        path: `package.module:name`, or `path/to/file.py:name`.
+        key: config key that `path` came from.
+        kind: what `name` is.
+
+    Raises:
+        ValueError: `path` has another form.
+    """
+    location, colon, name = path.rpartition(":")
+    if not (location and colon and name):
+        raise ValueError(
+            f"{key} must be `package.module:{kind}` or `path/to/file.py:{kind}`, got {path!r}"
+        )
+    return f"{Path(location).resolve()}:{name}" if location.endswith(".py") else path
+
+
+@functools.cache
+def import_named(path: str, *, key: str, kind: Literal["function", "class"]) -> Any:
+    """Import the function or class at `path`; see `absolute_path`.
+
+    Raises:
+        ValueError: the module cannot be imported, or has no such name.
+    """
+    location, _, name = path.rpartition(":")
+    try:
+        if location.endswith(".py"):
+            module = _import_file(Path(location))
+        else:
+            module = importlib.import_module(location)
+    except ImportError as error:
+        raise ValueError(f"{key}={path}: {location} cannot be imported: {error}") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{key}={path}: {location} has no {name!r}; it has {_names(module, kind)}")
+    return getattr(module, name)
+
+
+@functools.cache
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ImportError(f"there is no file {path}")
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_{digest}", path)
+    assert spec is not None, f"no loader for {path}"
+    assert spec.loader is not None, f"no loader for {path}"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _names(module: ModuleType, kind: Literal["function", "class"]) -> str:
+    is_kind = inspect.isfunction if kind == "function" else inspect.isclass
+    names = [name for name, value in vars(module).items() if is_kind(value)]
+    return ", ".join(names) or ("no functions" if kind == "function" else "no classes")
