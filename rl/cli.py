@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from kernels.host_memory import keep_freed_memory
-from rl.composition import ROOTS, known_keys, register_schemas, suggest, to_config
+from rl.composition import ROOTS, known_keys, options_with, register_schemas, suggest, to_config
 from rl.stop_signal import Stopped, StopSignal
 
 __all__ = ["INTERRUPTED", "RunError", "UserError", "launch"]
@@ -151,6 +151,8 @@ def _sentence(error: Exception, root: type) -> str:
         return (
             f"unknown config key {keys[0]}{suggest(keys[0], root)} ({lines[0].partition(':')[0]})"
         )
+    if (keys and "is not in struct" in text) or (keys and "not in '" in text):
+        return f"{keys[0]} is a key of {' or '.join(options_with(keys[0]))} only"
     if keys:
         return f"{keys[0]}: {str(error.__cause__ or error).splitlines()[0]}"
     return " ".join(itertools.takewhile(lambda line: "search path" not in line, lines))

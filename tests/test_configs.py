@@ -27,7 +27,7 @@ from rl.tracking.config import ReportConfig
 from rl.trainer import config as trainer_config
 from rl.trainer.checks import check_config
 from rollout import config as rollout_config
-from rollout.config import ModelSource
+from rollout.config import SMOLLM2_135M, FleetConfig, RayFleetConfig
 from scripts.bench import config as bench_config
 from scripts.bench.config import SCHEMAS as BENCH_SCHEMAS
 from scripts.bench.config import BenchFleetConfig, BenchRolloutConfig, BenchSpeculationConfig
@@ -133,7 +133,7 @@ def test_the_other_scripts_compose():
 
 def test_the_command_line_beats_debug_beats_experiment_beats_groups():
     experiment = load("experiment=arithmetic")
-    assert experiment.model.source is ModelSource.smollm2_135m
+    assert experiment.model.path == SMOLLM2_135M
     debugged = load("experiment=arithmetic", "debug=smoke")
     assert debugged.trainer.num_steps != experiment.trainer.num_steps
     assert (
@@ -172,8 +172,8 @@ def test_a_mandatory_value_that_is_missing_is_named():
         ("trainer.lora.targets=[q_proj,head]", r"trainer\.lora\.targets must be some of q_proj, "),
         ("trainer.lora.path=x", r"trainer\.lora\.rank must be that of the adapter of .*, got 0"),
         ("reward.max_error_rate=2", r"reward\.max_error_rate must be in \[0, 1\], got 2"),
-        ("fleet.num_workers=0", r"fleet\.num_workers must be > 0, got 0"),
-        ("fleet.faults=[{kind: hang}]", r"fleet\.faults must be empty when fleet\.kind is inline"),
+        ("fleet.start_seconds=0", r"fleet\.start_seconds must be > 0, got 0"),
+        ("model.path=''", r"model\.path must be a Hugging Face directory or hub id, got ''"),
         ("seed=-1", r"seed must be >= 0, got -1"),
     ],
 )
@@ -191,7 +191,9 @@ def test_a_range_error_names_key_rule_and_value(override, message):
         ("algorithm.max_refills=2", "unknown config key algorithm.max_refills; it is called algorithm.max_resample_batches now"),
         ("model=llama", "Could not find 'model/llama' Available options in 'model': hf smollm2_135m tiny"),
         ("trainer.num_steps=many", "trainer.num_steps: Value 'many' of type 'str' could not be converted to Integer"),
-        ("model=hf", "model.path must be a Hugging Face directory or hub id"),
+        ("fleet.num_workers=4", "fleet.num_workers is a key of fleet=ray only"),
+        ("algorithm.gamma=0.9", "algorithm.gamma is a key of algorithm=ppo only"),
+        ("model=hf", "config keys without a value: model.path; set them, model.path=..."),
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line_is_one_sentence(argument, message):
@@ -282,6 +284,15 @@ def test_yaml_holds_only_departures_from_the_schema():
                 "hydra",
             }
             assert key in known, f"{path}: {key}"
+
+
+def test_a_path_is_enough_to_choose_a_model():
+    assert load("model.path=some/where").model.path == "some/where"
+
+
+def test_options_of_fleet_have_only_the_keys_that_they_read():
+    assert type(load().fleet) is FleetConfig
+    assert type(load("fleet=ray", "fleet.num_workers=3").fleet) is RayFleetConfig
 
 
 def test_the_resolved_config_reads_back_as_it_was():

@@ -30,7 +30,7 @@ from rl.trainer.ranks.checks import check_ranks
 from rl.trainer.ranks.follower import Follower, LeadingLearner
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.lora import count_adapter_parameters
-from rollout.config import FleetKind, StorageDtype
+from rollout.config import RayFleetConfig, StorageDtype
 from rollout.engine.engine import Engine
 from rollout.engine.text import load_tokenizer
 from rollout.fleet.base import Fleet
@@ -213,7 +213,7 @@ def _fleet(
     engine_config = config.engine
     if state.gave_up_int8:
         engine_config = replace(engine_config, weight_dtype=StorageDtype.plain)
-    if config.fleet.kind is FleetKind.inline:
+    if not isinstance(config.fleet, RayFleetConfig):
         engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
         return InlineFleet(engine)
     weights = decoder.hf_tensors()
@@ -278,10 +278,17 @@ def _plan(
     """What the run will use; memory in GB (10^9 bytes)."""
     weight = decoder.embed_tokens
     num_parameters = _num_parameters(decoder)
-    is_ray = config.fleet.kind is FleetKind.ray
-    num_engines = config.fleet.num_workers if is_ray else 1
+    fleet = config.fleet
+    num_engines, engines = 1, "one engine, in this process"
+    if isinstance(fleet, RayFleetConfig):
+        num_engines = fleet.num_workers
+        engines = (
+            f"{num_engines} workers on Ray, {fleet.address or 'on this machine'}, "
+            f"{fleet.threads_per_worker} threads each"
+        )
     # trainer's, engines' and their shadows, one for workers that join; a critic's; a reference's, taking a teacher to be as large
-    copies = 2 if config.mode is RunMode.train_only else 1 + 2 * num_engines + int(is_ray)
+    num_replicas = 2 * num_engines + int(isinstance(fleet, RayFleetConfig))
+    copies = 2 if config.mode is RunMode.train_only else 1 + num_replicas
     num_critics = int(needs.critic is not None)
     # adapters keep their base beside the merged weights
     copies += (
@@ -307,9 +314,6 @@ def _plan(
         f"{config.sampling.max_tokens} tokens",
         "memory": f"weights {weights_gb:.2f} GB, optimizer {optimizer_gb:.2f} GB, "
         f"KV cache up to {num_engines * config.engine.kv_cache_gb:.2f} GB, and activations",
-        "fleet": f"{num_engines} workers on Ray, {config.fleet.address or 'on this machine'}, "
-        f"{config.fleet.threads_per_worker} threads each"
-        if is_ray
-        else "one engine, in this process",
+        "fleet": engines,
         "run directory": config.run_dir,
     }

@@ -29,7 +29,7 @@ from rl.trainer.learn.learner import Learner
 from rl.trainer.learn.packing import TrainingSample, pack
 from rl.trainer.metrics.step import rollout_metrics
 from rl.trainer.metrics.stopwatch import Stopwatch
-from rollout.config import Dtype, ModelConfig, ModelSource, SamplingConfig
+from rollout.config import Dtype, ModelConfig, SamplingConfig
 from rollout.models.sources.tiny import make_tiny_model
 from tests.rl.trainer.rollout_factory import completion, group, rollout
 
@@ -68,7 +68,7 @@ def learner_of(directory: Path, algorithm: AlgorithmConfig, **trainer) -> Learne
         algorithm = replace(algorithm, teacher_path=str(directory / "teacher"))
     config = TrainConfig(
         run_dir="x",
-        model=ModelConfig(source=ModelSource.hf, path=str(directory), dtype=Dtype.float64),
+        model=ModelConfig(path=str(directory), dtype=Dtype.float64),
         algorithm=algorithm,
         trainer=TrainerConfig(learning_rate=1e-3, max_grad_norm=1e9, **trainer),
         sampling=SamplingConfig(max_tokens=8),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rollout.config import FleetConfig
+from rollout.config import RayFleetConfig
 from rollout.core import Completion, Request
 from rollout.fleet.base import FleetStatus
 from rollout.fleet.cluster.active_weights import WeightsInForce
@@ -49,7 +49,7 @@ class WorkerFleet:
     def __init__(
         self,
         pool: WorkerPool,
-        config: FleetConfig,
+        config: RayFleetConfig,
         *,
         policy_version: int,
         digest: str,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from rollout.config import FleetConfig
+from rollout.config import RayFleetConfig
 from rollout.fleet.cluster.health import Health
 from rollout.fleet.workers.worker import WorkerReport
 
@@ -36,7 +36,7 @@ class Members:
         config: for how long they are waited for.
     """
 
-    def __init__(self, config: FleetConfig) -> None:
+    def __init__(self, config: RayFleetConfig) -> None:
         self._config = config
         self._members: dict[str, _Member] = {}
         self._health = Health()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
-from rollout.config import FleetConfig
+from rollout.config import RayFleetConfig
 from rollout.core import Request
 from rollout.fleet.cluster.pool import Answered, Event, Lost, Reported
 from rollout.fleet.cluster.update_round import Phase
@@ -39,7 +39,7 @@ class RayPool:
         ValueError: no cluster at the address, or this process has joined another; Ray that runs here already is left running.
     """
 
-    def __init__(self, spec: WorkerSpec, config: FleetConfig) -> None:
+    def __init__(self, spec: WorkerSpec, config: RayFleetConfig) -> None:
         import ray
 
         self._ray = ray

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from kernels.cache_dir import default_cache_dir
-from rollout.config import ModelConfig, ModelSource
+from rollout.config import SMOLLM2_135M, TINY, ModelConfig
 
 
 def resolve_model(config: ModelConfig, *, cache_dir: Path | None = None) -> Path:
@@ -17,17 +17,18 @@ def resolve_model(config: ModelConfig, *, cache_dir: Path | None = None) -> Path
         ValueError: the model cannot be had; names the key and the cure.
     """
     # each source imports what it needs: huggingface_hub, torch and tokenizers take seconds together
-    if config.source is ModelSource.hf:
-        from rollout.models.sources.hf import resolve_hf
-
-        return resolve_hf(config.path)
-
-    cache_dir = cache_dir or default_cache_dir()
-    if config.source is ModelSource.smollm2_135m:
+    if config.path == SMOLLM2_135M:
         from rollout.models.sources.smollm2 import resolve_smollm2
 
-        return resolve_smollm2(cache_dir)
+        return resolve_smollm2(cache_dir or default_cache_dir())
+    if config.path == TINY:
+        from rollout.models.sources.tiny import resolve_tiny
 
-    from rollout.models.sources.tiny import resolve_tiny
+        return resolve_tiny(cache_dir or default_cache_dir())
+    if config.path.startswith("built-in:"):
+        raise ValueError(
+            f"model.path must be {SMOLLM2_135M}, {TINY}, a directory or a hub id, got {config.path}"
+        )
+    from rollout.models.sources.hf import resolve_hf
 
-    return resolve_tiny(cache_dir)
+    return resolve_hf(config.path)

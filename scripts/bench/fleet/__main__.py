@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rl.cli import UserError, launch
+from rollout.config import RayFleetConfig
 from scripts.bench.config import BenchFleetConfig, FleetCase
 from scripts.bench.fleet.asynchrony import measure_asynchrony
 from scripts.bench.fleet.membership import measure_membership
@@ -23,18 +24,18 @@ def bench(config: BenchFleetConfig) -> None:
 
 
 def results_of(case: FleetCase, config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
-    match case:
-        case FleetCase.updates:
-            yield from weight_updates(config)
-        case FleetCase.asynchrony:
-            yield from measure_asynchrony(config)
-        case FleetCase.membership:
-            yield measure_membership(
-                config.model, config.engine, config.fleet, repeats=config.repeats
-            )
+    if case is FleetCase.asynchrony:
+        yield from measure_asynchrony(config)
+        return
+    if not isinstance(config.fleet, RayFleetConfig):
+        raise ValueError(f"cases={case.name} needs fleet=ray, got fleet=inline")
+    if case is FleetCase.updates:
+        yield from weight_updates(config, num_threads=config.fleet.threads_per_worker)
+    else:
+        yield measure_membership(config.model, config.engine, config.fleet, repeats=config.repeats)
 
 
-def weight_updates(config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
+def weight_updates(config: BenchFleetConfig, *, num_threads: int) -> Iterator[dict[str, Any]]:
     for num_receivers in config.receivers:
         for concurrency in config.concurrency:
             yield measure_updates(
@@ -42,7 +43,7 @@ def weight_updates(config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
                 config.engine,
                 num_receivers=num_receivers,
                 concurrency=concurrency,
-                num_threads=config.fleet.threads_per_worker,
+                num_threads=num_threads,
                 repeats=config.repeats,
                 bucket_mb=config.bucket_mb,
             )

@@ -10,6 +10,7 @@ from typing import Any
 from rl.config import TrainConfig
 from rl.tracking.events import read_events
 from rl.trainer.build import assemble
+from rollout.config import RayFleetConfig
 from scripts.bench.config import BenchFleetConfig
 
 __all__ = ["measure_asynchrony", "summarize"]
@@ -35,8 +36,8 @@ def measure_asynchrony(config: BenchFleetConfig) -> Iterator[dict[str, Any]]:
         yield {
             "measures": "asynchrony",
             "max_staleness": max_staleness,
-            "fleet": config.fleet.kind.value,
-            "workers": config.fleet.num_workers,
+            "fleet": "ray" if isinstance(config.fleet, RayFleetConfig) else "inline",
+            "workers": config.fleet.num_workers if isinstance(config.fleet, RayFleetConfig) else 1,
             "on_update": config.engine.on_update.value,
             **summarize(repeats),
         }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rollout.config import EngineConfig, FleetConfig, ModelConfig, StorageDtype
+from rollout.config import EngineConfig, ModelConfig, RayFleetConfig, StorageDtype
 from rollout.core import Request, SampleKey, SamplingParams
 from rollout.fleet.cluster.fleet import WorkerFleet, WorkerState
 from rollout.fleet.workers.process import WorkerSpec
@@ -47,7 +47,7 @@ class _Batches:
 
 
 def measure_membership(
-    model: ModelConfig, engine: EngineConfig, fleet: FleetConfig, *, repeats: int
+    model: ModelConfig, engine: EngineConfig, fleet: RayFleetConfig, *, repeats: int
 ) -> dict[str, Any]:
     """Have a worker join a fleet at its second version, leave again, and another one killed while it decodes; `repeats` times.
 

@@ -16,7 +16,7 @@ from rl.trainer.learn.build import make_learner
 from rl.trainer.learn.learner import Learner
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rl.trainer.ranks.group import Ranks
-from rollout.config import ModelConfig, ModelSource, SamplingConfig
+from rollout.config import TINY, ModelConfig, SamplingConfig
 from tests.rl.trainer.rollout_factory import group, rollout
 
 DDP = TrainerConfig()
@@ -58,7 +58,7 @@ def learner(
 ) -> Learner:
     config = TrainConfig(
         run_dir="x",
-        model=ModelConfig(source=ModelSource.tiny),
+        model=ModelConfig(path=TINY),
         algorithm=algorithm,
         trainer=replace(
             trainer, max_tokens_per_micro_batch=180, learning_rate=1e-2, max_grad_norm=1e9

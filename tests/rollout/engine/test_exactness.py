@@ -9,7 +9,7 @@ import torch
 
 from kernels.attention import Segment, packed_attention, packed_layout
 from kernels.linear_logprobs import linear_logprobs
-from rollout.config import EngineConfig, ModelConfig, ModelSource
+from rollout.config import SMOLLM2_135M, EngineConfig, ModelConfig
 from rollout.core import Completion, Request
 from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
@@ -158,7 +158,7 @@ def test_the_trainer_computes_the_engines_logprobs_bit_for_bit(tmp_path, family,
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_trainer_computes_the_engines_logprobs_of_smollm2_bit_for_bit(dtype):
     skip_without_real_model()
-    directory = resolve_model(ModelConfig(source=ModelSource.smollm2_135m))
+    directory = resolve_model(ModelConfig(path=SMOLLM2_135M))
     decoder = load_decoder(directory, dtype=DTYPES[dtype])
     tokenizer = load_tokenizer(directory)
     block_bytes = bytes_per_block(decoder.spec, block_size=16, dtype=DTYPES[dtype])

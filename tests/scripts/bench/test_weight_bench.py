@@ -2,7 +2,7 @@
 
 import pytest
 
-from rollout.config import Dtype, EngineConfig, ModelConfig, ModelSource
+from rollout.config import TINY, Dtype, EngineConfig, ModelConfig
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.sources import resolve_model
 from scripts.bench.fleet.updates import measure_updates
@@ -10,7 +10,7 @@ from scripts.bench.fleet.updates import measure_updates
 
 @pytest.mark.parametrize("concurrency", [0, 3])
 def test_an_update_is_timed_from_publish_to_commit(concurrency):
-    model = ModelConfig(source=ModelSource.tiny, dtype=Dtype.float32)
+    model = ModelConfig(path=TINY, dtype=Dtype.float32)
     result = measure_updates(
         model,
         EngineConfig(kv_cache_gb=0.01),

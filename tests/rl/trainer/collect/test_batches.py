@@ -17,7 +17,7 @@ from rl.trainer.collect.collector import Collector
 from rl.trainer.config import TrainerConfig
 from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
 from rl.trainer.metrics.stopwatch import Stopwatch
-from rollout.config import ModelConfig, ModelSource
+from rollout.config import TINY, ModelConfig
 from rollout.core import Completion, FinishReason, Request
 from rollout.fleet.base import FleetStatus
 from tests.rl.trainer.collect.test_collector import Done
@@ -132,7 +132,7 @@ def config(*, max_staleness, num_steps=12, size=3, group_size=2, num_spare=0) ->
         group_size=group_size,
         max_staleness=max_staleness,
         num_spare_rollouts=num_spare,
-        model=ModelConfig(source=ModelSource.tiny),
+        model=ModelConfig(path=TINY),
         task=ArithmeticConfig(),
         algorithm=GRPOConfig(),
         trainer=TrainerConfig(num_steps=num_steps),

@@ -21,7 +21,7 @@ from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.evaluation import evaluate
 from rl.trainer.metrics.overprovision import overprovision_metrics
 from rl.trainer.metrics.staleness import Pipeline
-from rollout.config import FleetConfig, FleetKind, ModelConfig, ModelSource
+from rollout.config import TINY, ModelConfig, RayFleetConfig
 from rollout.core import Completion, FinishReason, SamplingParams
 from rollout.fleet.cluster.fleet import WorkerFleet
 from rollout.fleet.inline import InlineFleet
@@ -332,7 +332,7 @@ class Disturbed:
         limits = LIMITS | {"num_workers": 2, "max_replacements": 100}
         self.fleet = WorkerFleet(
             self.pool,
-            FleetConfig(kind=FleetKind.ray, **limits),
+            RayFleetConfig(**limits),
             policy_version=0,
             digest=update_to(0).manifest.digest,
         ).start()
@@ -459,7 +459,7 @@ def test_predicted_staleness_counts_what_was_decoded_in_vain():
 def train_config(**changes) -> TrainConfig:
     parts = {
         "run_dir": "",
-        "model": ModelConfig(source=ModelSource.tiny),
+        "model": ModelConfig(path=TINY),
         "task": ArithmeticConfig(),
         "algorithm": GRPOConfig(),
     }

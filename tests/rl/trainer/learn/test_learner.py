@@ -21,7 +21,7 @@ from rl.trainer.learn.learner import Learner
 from rl.trainer.learn.packing import MicroBatch
 from rl.trainer.metrics.mismatch import MismatchError, check_mismatch
 from rl.trainer.metrics.stopwatch import Stopwatch
-from rollout.config import ModelConfig, ModelSource, SamplingConfig
+from rollout.config import TINY, ModelConfig, SamplingConfig
 from tests.rl.algorithms.batches import gradient, tokens
 from tests.rl.trainer.rollout_factory import group, rollout
 
@@ -81,7 +81,7 @@ def learner(
 ) -> Learner:
     config = TrainConfig(
         run_dir="x",
-        model=ModelConfig(source=ModelSource.tiny),
+        model=ModelConfig(path=TINY),
         algorithm=algorithm,
         trainer=TrainerConfig(steps_per_batch=steps, learning_rate=0.5),
         sampling=SamplingConfig(max_tokens=8),

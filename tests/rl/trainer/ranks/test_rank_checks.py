@@ -11,14 +11,12 @@ from rl.algorithms.registry import make_algorithm
 from rl.config import RunMode, TrainConfig
 from rl.trainer.config import DataParallel, LoRAConfig, OptimizerKind, TrainerConfig
 from rl.trainer.ranks.checks import check_ranks
-from rollout.config import Dtype, ModelConfig, ModelSource
+from rollout.config import TINY, Dtype, ModelConfig
 from tests.rl.trainer.rank_learners import DDP, FSDP2, ZERO
 
 
 def config(**changes: Any) -> TrainConfig:
-    made = TrainConfig(
-        run_dir="x", model=ModelConfig(source=ModelSource.tiny), algorithm=GRPOConfig()
-    )
+    made = TrainConfig(run_dir="x", model=ModelConfig(path=TINY), algorithm=GRPOConfig())
     return replace(made, **changes)
 
 
@@ -51,7 +49,7 @@ def check(made: TrainConfig, count: int) -> None:
         ({"trainer": replace(ZERO[0], offload_optimizer=True)}, 2, r"zero_stage from 1 on, got 0"),
         ({"trainer": replace(DDP, offload_optimizer=True)}, 2, r"needs trainer\.backend=deepspeed"),
         (
-            {"trainer": ZERO[0], "model": ModelConfig(source=ModelSource.tiny, dtype=Dtype.bfloat16)},
+            {"trainer": ZERO[0], "model": ModelConfig(path=TINY, dtype=Dtype.bfloat16)},
             2,
             r"zero_stage=0 has no fp32 masters for bfloat16",
         ),

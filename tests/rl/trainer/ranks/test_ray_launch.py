@@ -16,7 +16,7 @@ from rl.trainer.config import DataParallel, TrainerConfig
 from rl.trainer.ranks.checks import check_launch
 from rl.trainer.ranks.group import join_ranks
 from rl.trainer.ranks.ray_launch import RankError, start_ranks
-from rollout.config import FleetConfig, ModelConfig, ModelSource
+from rollout.config import TINY, FleetConfig, ModelConfig
 from rollout.ray_session import join_ray
 from tests.rl.trainer.rank_work import (
     adds_up,
@@ -31,7 +31,7 @@ from tests.rl.trainer.rank_work import (
 def config(num_processes: int = 2, *, run_dir: str = "x", **fleet: object) -> TrainConfig:
     return TrainConfig(
         run_dir=run_dir,
-        model=ModelConfig(source=ModelSource.tiny),
+        model=ModelConfig(path=TINY),
         algorithm=GRPOConfig(),
         trainer=TrainerConfig(num_processes=num_processes),
         fleet=FleetConfig(**fleet),  # pyrefly: ignore

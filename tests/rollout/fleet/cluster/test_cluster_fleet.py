@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rollout.config import FaultConfig, FaultKind, FleetConfig, FleetKind
+from rollout.config import FaultConfig, FaultKind, RayFleetConfig
 from rollout.core import Completion, FinishReason, Request
 from rollout.fleet.cluster.fleet import WorkerFleet, WorkerState
 from rollout.fleet.cluster.pool import Reported
@@ -21,7 +21,7 @@ LIMITS = {"lease_seconds": 2.0, "silence_seconds": 3.0, "start_seconds": 10.0}
 
 
 def make_fleet(pool: SimulatedPool, *, history_tokens: int = 0, **limits) -> WorkerFleet:
-    config = FleetConfig(kind=FleetKind.ray, **({"num_workers": 2} | LIMITS | limits))
+    config = RayFleetConfig(**({"num_workers": 2} | LIMITS | limits))
     digest = update_to(0).manifest.digest
     return WorkerFleet(
         pool, config, policy_version=0, digest=digest, history_tokens=history_tokens
@@ -487,7 +487,7 @@ def test_a_worker_that_fails_every_time_is_replaced_and_the_others_go_on():
 
 
 def test_workers_that_hold_other_weights_than_the_trainer_are_refused_at_the_start():
-    config = FleetConfig(kind=FleetKind.ray, **LIMITS)
+    config = RayFleetConfig(**LIMITS)
     fleet = WorkerFleet(SimulatedPool(), config, policy_version=0, digest="another")
     with pytest.raises(RuntimeError, match=r"are not the trainer's of version 0 \(another\)"):
         fleet.start()
