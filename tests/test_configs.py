@@ -193,7 +193,7 @@ def test_a_range_error_names_key_rule_and_value(override, message):
         ("trainer.num_steps=many", "trainer.num_steps: Value 'many' of type 'str' could not be converted to Integer"),
         ("fleet.num_workers=4", "fleet.num_workers is a key of fleet=ray only"),
         ("algorithm.gamma=0.9", "algorithm.gamma is a key of algorithm=ppo only"),
-        ("model=hf", "config keys without a value: model.path; set them, model.path=..."),
+        ("model=hf", "model.path must be a Hugging Face directory or hub id, got "),
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line_is_one_sentence(argument, message):
