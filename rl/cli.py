@@ -151,7 +151,7 @@ def _sentence(error: Exception, root: type) -> str:
         return (
             f"unknown config key {keys[0]}{suggest(keys[0], root)} ({lines[0].partition(':')[0]})"
         )
-    if (keys and "is not in struct" in text) or (keys and "not in '" in text):
+    if keys and ("is not in struct" in text or "not in '" in text):
         return f"{keys[0]} is a key of {' or '.join(options_with(keys[0]))} only"
     if keys:
         return f"{keys[0]}: {str(error.__cause__ or error).splitlines()[0]}"
