@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from rl.trainer.learn.packing import TrainingSample
 
-__all__ = ["share_out"]
+__all__ = ["balance"]
 
 
-def share_out(
+def balance(
     samples: Sequence[TrainingSample], num_ranks: int, *, share_prompts: bool
 ) -> list[list[int]]:
     """Indices of each rank's samples, in their order.

@@ -12,7 +12,7 @@ from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
 from rl.trainer.learn.critic import Critic, ValueHead
 from rl.trainer.learn.frozen_policy import FrozenPolicy
 from rl.trainer.learn.learner import Learner
-from rl.trainer.learn.policy import TorchBackend
+from rl.trainer.learn.policy import PolicyTrainer
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights
 from rl.trainer.weights.lora import Adapters
@@ -77,7 +77,7 @@ def make_learner(
         teacher = FrozenPolicy(decoder, temperature=temperature)
     # before the first collective of tensors, in which others would wait for a rank that found a mistake
     ranks.check(None)
-    backend = TorchBackend(
+    backend = PolicyTrainer(
         policy,
         trainer,
         temperature=temperature,
@@ -125,13 +125,13 @@ def _shards(
 ) -> TrainedWeights | None:
     """What `trainer.backend` and `data_parallel` make of the weights; None where every rank has a copy."""
     if config.backend is TrainerBackend.deepspeed:
-        from rl.trainer.weights.zero import ZeroWeights
+        from rl.trainer.weights.deepspeed import DeepSpeedWeights
 
-        return ZeroWeights(decoder, config, ranks=ranks, head=head)
+        return DeepSpeedWeights(decoder, config, ranks=ranks, head=head)
     if config.data_parallel is DataParallel.fsdp2:
-        from rl.trainer.weights.fsdp import ShardedWeights
+        from rl.trainer.weights.fsdp import FSDPWeights
 
-        return ShardedWeights(decoder, config, ranks=ranks, head=head, ema_decay=ema_decay)
+        return FSDPWeights(decoder, config, ranks=ranks, head=head, ema_decay=ema_decay)
     return None
 
 

@@ -15,7 +15,7 @@ from rl.trainer.learn.packing import MicroBatch
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights
 from rl.trainer.weights.optimizer import hidden_matrices
-from rl.trainer.weights.replicated import MasterWeights
+from rl.trainer.weights.replicated import ReplicatedWeights
 from rollout.models.decoder import Decoder
 
 __all__ = ["Critic", "ValueHead"]
@@ -65,7 +65,7 @@ class Critic:
     ) -> None:
         self._decoder = decoder
         self._head = head
-        self._weights = weights or MasterWeights(
+        self._weights = weights or ReplicatedWeights(
             [*decoder.parameters(), *head.parameters()],
             config,
             matrices=hidden_matrices(decoder),

@@ -4,7 +4,7 @@
              -> (forward/backward -> mismatch check -> step) * steps_per_batch
 
 Whoever is asked computes a tensor over the trained tokens of the whole batch, sample after sample; asking is packed like training.
-Every rank has all samples, computes for its share of them (`share_out`), and is told what the others computed.
+Every rank has all samples, computes for its share of them (`balance`), and is told what the others computed.
 Rollouts whose advantages are all zero are not forwarded, unless something else trains on them (a critic, a KL loss);
 they count in the denominator all the same.
 """
@@ -25,7 +25,7 @@ from rl.algorithms.ppo import explained_variance
 from rl.config import TrainConfig
 from rl.rollouts import Rollout, RolloutGroup
 from rl.trainer.learn.backend import Backend, BatchStats, over_ranks, over_steps
-from rl.trainer.learn.balance import share_out
+from rl.trainer.learn.balance import balance
 from rl.trainer.learn.critic import Critic
 from rl.trainer.learn.frozen_policy import FrozenPolicy
 from rl.trainer.learn.kl_penalty import KLPenalty
@@ -312,7 +312,7 @@ class Learner:
 
     def _shares(self, samples: Sequence[TrainingSample]) -> list[list[int]]:
         share_prompts = self._config.trainer.share_prompts
-        return share_out(samples, self._ranks.count, share_prompts=share_prompts)
+        return balance(samples, self._ranks.count, share_prompts=share_prompts)
 
     def _pack(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
         """This rank's, filled up to as many micro-batches as the busiest rank has."""

@@ -19,16 +19,17 @@ from rl.trainer.learn.packing import MicroBatch
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights
 from rl.trainer.weights.lora import Adapters
+from rl.trainer.weights.masters import MasterWeights
 from rl.trainer.weights.optimizer import hidden_matrices
-from rl.trainer.weights.replicated import MasterWeights
+from rl.trainer.weights.replicated import ReplicatedWeights
 from rollout.models.checkpoint import save_checkpoint
 from rollout.models.decoder import Decoder
 
-__all__ = ["TorchBackend"]
+__all__ = ["PolicyTrainer"]
 
 
-class TorchBackend:
-    """Trains a decoder in place (`MasterWeights`), all of its parameters that are not frozen.
+class PolicyTrainer:
+    """Trains a decoder in place, all of its parameters that are not frozen.
 
     Args:
         decoder: its weights and compute type.
@@ -58,7 +59,7 @@ class TorchBackend:
         self._temperature = temperature
         self._corrector = corrector
         self._ratio_base = ratio_base
-        self._weights = weights or MasterWeights(
+        self._weights = weights or ReplicatedWeights(
             (p for p in decoder.parameters() if p.requires_grad),
             config,
             matrices=hidden_matrices(decoder),

@@ -51,29 +51,29 @@ class LeadingLearner(Learner):
         self, groups: Sequence[RolloutGroup], version: int, stopwatch: Stopwatch
     ) -> dict[str, float]:
         with stopwatch("send"):
-            self._ranks.from_first(_Learn(groups, version))
+            self._ranks.broadcast(_Learn(groups, version))
         return super().learn(groups, version, stopwatch)
 
     def published(self, version: int) -> None:
-        self._ranks.from_first(_Published(version))
+        self._ranks.broadcast(_Published(version))
         super().published(version)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self._ranks.from_first(_Order.GATHER_WEIGHTS)
+        self._ranks.broadcast(_Order.GATHER_WEIGHTS)
         yield from super().named_weights()
 
     def state_dict(self) -> dict[str, Any]:
-        self._ranks.from_first(_Order.GATHER_STATE)
+        self._ranks.broadcast(_Order.GATHER_STATE)
         return super().state_dict()
 
     def write_beside(self, directory: Path | None) -> None:
-        self._ranks.from_first(_Order.WRITE_BESIDE)
+        self._ranks.broadcast(_Order.WRITE_BESIDE)
         super().write_beside(directory)
 
 
 def dismiss(ranks: Ranks) -> None:
     """The first rank is done, and the others are."""
-    ranks.from_first(_Order.END)
+    ranks.broadcast(_Order.END)
 
 
 class Follower:
@@ -90,7 +90,7 @@ class Follower:
 
     def run(self) -> None:
         """Do what the first rank orders until it ends the run; when to stop is its decision, whoever gets a signal."""
-        while (order := self._ranks.from_first(None)) is not _Order.END:
+        while (order := self._ranks.broadcast(None)) is not _Order.END:
             self._do(order)
 
     def _do(self, order: object) -> None:

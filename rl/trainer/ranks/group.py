@@ -57,7 +57,7 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._control)
         return values  # pyrefly: ignore
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first rank's value; the others' do not matter."""
         if self._control is None:
             return value
@@ -78,7 +78,7 @@ class Ranks:
                 raise ValueError(found if rank == 0 else f"rank {rank}: {found}")
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, the same bits on all of them; several tensors in one message."""
         if self.count == 1:
             return

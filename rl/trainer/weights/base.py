@@ -16,7 +16,7 @@ HFTensors = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
 
 class TrainedWeights(Protocol):
-    """In one process, a copy on every rank (`MasterWeights`), or sharded over the ranks (`ShardedWeights`, `ZeroWeights`).
+    """Weights that are trained: a copy on every rank (`ReplicatedWeights`), or shards (`FSDPWeights`, `DeepSpeedWeights`).
 
     With several ranks all of these are collective: every rank makes the same calls in the same order, and forwards
     equally many micro-batches.

@@ -16,13 +16,13 @@ from kernels.numerics import accumulate_dtype
 from rl.trainer.config import TrainerConfig
 from rl.trainer.ranks.group import Ranks
 from rl.trainer.weights.base import HFTensors
-from rl.trainer.weights.replicated import MasterWeights
+from rl.trainer.weights.masters import MasterWeights
 from rollout.models.decoder import Decoder
 
-__all__ = ["ShardedWeights"]
+__all__ = ["FSDPWeights"]
 
 
-class ShardedWeights(MasterWeights):
+class FSDPWeights(MasterWeights):
     """Shards a decoder in place, by layer. The masters are its parameters.
 
     Args:

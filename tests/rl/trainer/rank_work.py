@@ -25,7 +25,7 @@ def adds_up(config: TrainConfig) -> int:
     """Each rank leaves a file with what it found."""
     with join_ranks("cpu") as ranks:
         total = torch.tensor([ranks.rank + 1.0])
-        ranks.add_up([total])
+        ranks.all_reduce([total])
         found = (
             f"{ranks.rank} of {ranks.count}: {total.item():g}, {torch.get_num_threads()} threads"
         )

@@ -7,7 +7,7 @@ import torch
 from rl.algorithms.base.algorithm import LossFunction
 from rl.trainer.config import LoRAConfig, TrainerConfig
 from rl.trainer.learn.packing import MicroBatch, TrainingSample, pack
-from rl.trainer.learn.policy import TorchBackend
+from rl.trainer.learn.policy import PolicyTrainer
 from rl.trainer.weights.lora import Adapters
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
@@ -16,7 +16,7 @@ from tests.rl.trainer.rollout_factory import rollout
 
 def backend_of(
     directory: Path, dtype: torch.dtype = torch.float64, *, recomputes: bool = False, **config
-) -> tuple[TorchBackend, Decoder, Adapters | None]:
+) -> tuple[PolicyTrainer, Decoder, Adapters | None]:
     """With `lora` in the config the decoder has adapters."""
     trainer = TrainerConfig(**config)
     decoder = load_decoder(directory, dtype=dtype)
@@ -25,7 +25,7 @@ def backend_of(
     if trainer.lora.rank:
         adapters = Adapters(decoder, trainer.lora, base=str(directory), seed=0)
     return (
-        TorchBackend(decoder, trainer, temperature=0.7, adapters=adapters),
+        PolicyTrainer(decoder, trainer, temperature=0.7, adapters=adapters),
         decoder,
         adapters,
     )
@@ -49,13 +49,13 @@ def micro_batches(*, max_tokens: int = 1000, share_prompts: bool = True) -> list
     return pack(samples, max_tokens=max_tokens, share_prompts=share_prompts)
 
 
-def train(backend: TorchBackend, loss: LossFunction, *, steps: int, rate: float = 1e-2) -> None:
+def train(backend: PolicyTrainer, loss: LossFunction, *, steps: int, rate: float = 1e-2) -> None:
     for _ in range(steps):
         backend.forward_backward(micro_batches(), loss, denominator=12.0)
         backend.step(rate)
 
 
-def weights(backend: TorchBackend) -> dict[str, torch.Tensor]:
+def weights(backend: PolicyTrainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in backend.named_weights()}
 
 

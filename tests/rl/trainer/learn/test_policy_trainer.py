@@ -29,7 +29,7 @@ from rl.algorithms.rloo import RLOOConfig, rloo_loss
 from rl.algorithms.sft import SFTConfig
 from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.packing import TrainingSample, pack
-from rl.trainer.learn.policy import TorchBackend
+from rl.trainer.learn.policy import PolicyTrainer
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
 from tests.rl.trainer.rollout_factory import rollout
@@ -39,9 +39,9 @@ LOSS = functools.partial(grpo_loss, clip_low=0.2, clip_high=0.2)
 PROMPTS = [[5, 6, 7], [5, 6, 8, 9], list(range(40, 40 + 70)), [*range(40, 40 + 66), 7, 7]]
 
 
-def backend_of(directory: Path, dtype: torch.dtype, **config) -> TorchBackend:
+def backend_of(directory: Path, dtype: torch.dtype, **config) -> PolicyTrainer:
     decoder = load_decoder(directory, dtype=dtype)
-    return TorchBackend(decoder, TrainerConfig(**config), temperature=0.7)
+    return PolicyTrainer(decoder, TrainerConfig(**config), temperature=0.7)
 
 
 def samples(logprob: float = -1.0) -> list[TrainingSample]:
@@ -62,7 +62,7 @@ def samples(logprob: float = -1.0) -> list[TrainingSample]:
     ]
 
 
-def gradients(backend: TorchBackend, micro_batches) -> list[torch.Tensor]:
+def gradients(backend: PolicyTrainer, micro_batches) -> list[torch.Tensor]:
     backend.clear_gradients()
     backend.forward_backward(micro_batches, LOSS, denominator=12.0)
     return [m.grad.clone() for m in backend.state_dict()["masters"]]
@@ -110,7 +110,7 @@ def test_no_algorithms_gradient_depends_on_batching_or_sharing(tiny, name):
     decoder = load_decoder(tiny, dtype=torch.float64)
     # the rollouts' log-probabilities are -1 each: some samples are vetoed, some are not
     corrector = Corrector(max_weight=0.0, max_sample_k3=3.6)
-    backend = TorchBackend(decoder, TrainerConfig(), temperature=0.7, corrector=corrector)
+    backend = PolicyTrainer(decoder, TrainerConfig(), temperature=0.7, corrector=corrector)
 
     def grads(**packing) -> list[torch.Tensor]:
         backend.clear_gradients()
@@ -295,7 +295,7 @@ def test_the_mismatch_is_that_of_the_trainers_policy_from_the_engines(tiny):
 def test_a_sample_whose_engine_or_reference_said_nan_is_the_one_that_is_named(tiny):
     decoder = load_decoder(tiny, dtype=torch.float64)
     corrector = Corrector(max_weight=2.0)
-    backend = TorchBackend(decoder, TrainerConfig(), temperature=0.7, corrector=corrector)
+    backend = PolicyTrainer(decoder, TrainerConfig(), temperature=0.7, corrector=corrector)
     made = off_policy_samples()
     made[3].rollout.rollout_logprobs[-1] = float("nan")
     batches = pack(made, max_tokens=1000, share_prompts=True)
@@ -309,7 +309,7 @@ def test_a_sample_whose_engine_or_reference_said_nan_is_the_one_that_is_named(ti
 def test_state_survives_a_round_trip_and_the_next_step_is_bitwise_the_same(tiny):
     micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
 
-    def one_step(backend: TorchBackend) -> None:
+    def one_step(backend: PolicyTrainer) -> None:
         backend.forward_backward(micro_batches, LOSS, denominator=12.0)
         backend.step(1e-3)
 
@@ -331,7 +331,7 @@ def test_each_token_weighs_as_its_importance_says(tiny):
     # a policy at its own start: the gradient of exp(p - old) is that of p, so weights can be checked from outside
     batches = pack(samples(logprob=-6.0), max_tokens=1000, share_prompts=True)
     decoder = load_decoder(tiny, dtype=torch.float64)
-    corrected = TorchBackend(
+    corrected = PolicyTrainer(
         decoder, TrainerConfig(), temperature=0.7, corrector=Corrector(max_weight=1.5)
     )
     got = gradients(corrected, batches)
@@ -351,7 +351,7 @@ def test_each_token_weighs_as_its_importance_says(tiny):
 @pytest.mark.parametrize("base", RatioBase)
 def test_ratios_are_to_the_old_policy_or_to_the_engines_as_the_config_says(tiny, base):
     decoder = load_decoder(tiny, dtype=torch.float64)
-    backend = TorchBackend(decoder, TrainerConfig(), temperature=0.7, ratio_base=base)
+    backend = PolicyTrainer(decoder, TrainerConfig(), temperature=0.7, ratio_base=base)
     seen = []
 
     def loss(tokens: Tokens):

@@ -22,7 +22,7 @@ def work(rank: int, store: str, end: Connection, call: str) -> None:
                 raise KeyError("planted")
             if call == "gather":
                 ranks.gather(0)
-            ranks.add_up([torch.ones(3)])
+            ranks.all_reduce([torch.ones(3)])
     except BaseException as error:  # noqa: BLE001 - SystemExit, too
         notes = getattr(error, "__notes__", [])
         end.send(f"{type(error).__name__}: {error} {' '.join(notes)}")
@@ -43,7 +43,7 @@ def both(tmp_path: Path, call: str) -> list[str]:
     return [ours.recv() for ours, _ in pipes]
 
 
-@pytest.mark.parametrize("call", ["gather", "add_up"])
+@pytest.mark.parametrize("call", ["gather", "all_reduce"])
 def test_whoever_waits_for_a_rank_that_fails_is_told_which_it_was(tmp_path, call):
     first, second = both(tmp_path, call)
     assert first.startswith("RuntimeError: rank 1 (KeyError: 'planted') failed and ended the run")

@@ -233,7 +233,7 @@ def sums(ranks: Ranks) -> list[torch.Tensor]:
     sizes = [3, 5_000_000, 9_000_000, 2]
     tensors = [torch.full((size,), float(ranks.rank + 1)) for size in sizes]
     tensors.append(torch.full((2, 2), 10.0 * ranks.rank, dtype=torch.float64))
-    ranks.add_up(tensors)
+    ranks.all_reduce(tensors)
     return [torch.stack([t.min(), t.max()]) for t in tensors]
 
 

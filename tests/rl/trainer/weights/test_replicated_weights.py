@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from rl.algorithms.rloo import rloo_loss
 from rl.trainer.config import OptimizerKind, TrainerConfig
-from rl.trainer.weights.replicated import MasterWeights
+from rl.trainer.weights.replicated import ReplicatedWeights
 from rollout.models.checkpoint import save_checkpoint
 from tests.rl.trainer.training_cases import assert_same, backend_of, lora, train, weights
 from tests.tiny_models import save_tiny
@@ -65,7 +65,7 @@ def test_muon_makes_each_fused_matrix_orthogonal_by_itself():
     gradient[9:] *= 1000
     fused = torch.nn.Parameter(torch.zeros(12, 8))
     config = TrainerConfig(**MUON, max_grad_norm=1e9)
-    made = MasterWeights([fused], config, matrices={fused: sizes})
+    made = ReplicatedWeights([fused], config, matrices={fused: sizes})
     fused.grad.copy_(gradient)
     made.step(1.0)
     for part, grad in zip(fused.detach().split(sizes), gradient.split(sizes), strict=True):

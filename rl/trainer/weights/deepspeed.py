@@ -21,7 +21,7 @@ from rl.trainer.weights.base import Forward, HFTensors
 from rl.trainer.weights.optimizer import make_adamw
 from rollout.models.decoder import Decoder
 
-__all__ = ["ZeroWeights"]
+__all__ = ["DeepSpeedWeights"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class _Model(torch.nn.Module):
         return function(micro_batch)
 
 
-class ZeroWeights:
+class DeepSpeedWeights:
     """Hands a decoder to DeepSpeed, in place.
 
     Args:
