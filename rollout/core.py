@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from numbers import Integral
 
-from rollout.config import SamplingConfig, require
+from rollout.config import SamplingConfig, require, require_temperature
 
 __all__ = [
     "Batch",
@@ -30,7 +31,8 @@ class SamplingParams:
     n: int = 1
     """Completions per prompt."""
     temperature: float = 1.0
-    """Divides the logits; 0 is greedy, which reports log-probabilities at temperature 1."""
+    """Divides the logits; 0 is greedy, which reports log-probabilities at temperature 1. Otherwise at least 1e-6: logits
+    divided by less are no longer finite in fp32."""
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
@@ -42,14 +44,20 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        require(self.n > 0, "n", "> 0", self.n)
-        require(self.temperature >= 0, "temperature", ">= 0", self.temperature)
-        require(self.top_k >= 0, "top_k", ">= 0", self.top_k)
+        for key, least in (("n", 1), ("max_tokens", 1), ("top_k", 0)):
+            _require_whole(key, getattr(self, key), at_least=least)
+        _require_whole("seed", self.seed, at_least=0)
+        require(self.seed < 2**63, "seed", "< 2**63", self.seed)
+        require_temperature("temperature", self.temperature)
         require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
         require(0 <= self.min_p < 1, "min_p", "in [0, 1)", self.min_p)
-        require(self.max_tokens > 0, "max_tokens", "> 0", self.max_tokens)
-        is_tuple = not isinstance(self.stop, str)  # whose letters would be strings, too
-        require(is_tuple and all(self.stop), "stop", "a tuple of non-empty strings", self.stop)
+        # a text's letters would be strings, too
+        is_tuple = isinstance(self.stop, tuple | list)
+        is_right = is_tuple and all(isinstance(s, str) and s for s in self.stop)
+        require(is_right, "stop", "a tuple of non-empty strings", self.stop)
+        is_tuple = isinstance(self.stop_token_ids, tuple | list)
+        is_right = is_tuple and all(_is_whole(i) and i >= 0 for i in self.stop_token_ids)
+        require(is_right, "stop_token_ids", "a tuple of token ids", self.stop_token_ids)
 
     @classmethod
     def of(cls, config: SamplingConfig, *, n: int = 1, seed: int = 0) -> "SamplingParams":
@@ -74,6 +82,17 @@ class SamplingParams:
     def truncates(self) -> bool:
         """Whether tokens are dropped from the distribution before sampling."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+
+def _require_whole(key: str, value: object, *, at_least: int) -> None:
+    rule = f"a whole number > {at_least - 1}" if at_least else "a whole number >= 0"
+    require(
+        isinstance(value, Integral) and _is_whole(value) and value >= at_least, key, rule, value
+    )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,16 +32,16 @@ from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.lora import count_adapter_parameters
 from rollout.config import RayFleetConfig, StorageDtype
 from rollout.engine.engine import Engine
-from rollout.engine.text import load_tokenizer
 from rollout.fleet.base import Fleet
 from rollout.fleet.cluster.fleet import WorkerFleet
 from rollout.fleet.inline import InlineFleet
 from rollout.fleet.synthetic import SyntheticFleet
 from rollout.fleet.workers.process import WorkerSpec
 from rollout.fleet.workers.ray_pool import RayPool
-from rollout.models.checkpoint import load_decoder, torch_dtype
+from rollout.models.checkpoint import torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_weights
+from rollout.models.load import load_model
 from rollout.models.sources import resolve_model
 from rollout.models.spec import read_spec
 from rollout.speculation.drafters.make import history_tokens
@@ -80,10 +80,10 @@ def assemble(
     check_ranks(config, algorithm.needs, ranks.count)
     task = load_task(config.task)
     source = resolve_model(config.model)
-    tokenizer = load_tokenizer(source)
     start = _start(config, source)
     dtype = torch_dtype(config.model.dtype, "cpu")
-    decoder = load_decoder(start.weights, dtype=dtype)
+    loaded = load_model(source, dtype=dtype, model=config.model, weights=start.weights)
+    decoder, tokenizer = loaded.decoder, loaded.tokenizer
     train_prompts = EncodedPrompts(task.train, tokenizer)
     held_out_prompts = EncodedPrompts(task.held_out, tokenizer)
     limit = min(config.engine.max_context_tokens, decoder.spec.max_positions)
@@ -133,6 +133,7 @@ def assemble(
         answers=answers,
     )
     plan = _plan(config, algorithm.needs, task, decoder, train_prompts.lengths(_NUM_CHECKED))
+    plan["ends at"] = loaded.ends.description
     if ranks.count > 1:
         plan["processes"] = (
             f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out{_whereabouts(config)}"
@@ -222,6 +223,7 @@ def _fleet(
     spec = WorkerSpec(
         weights=start.weights,
         dtype=config.model.dtype,
+        eos_token_ids=decoder.spec.eos_token_ids,
         engine=engine_config,
         policy_version=state.policy_version,
         num_threads=config.fleet.threads_per_worker,

@@ -21,24 +21,26 @@ from rollout.core import (
     FinishReason,
     Request,
     RequestState,
-    SampleKey,
     SamplingParams,
     Status,
 )
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.committer import Committer
 from rollout.engine.costs import measure_costs
+from rollout.engine.generate import generate
 from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.scheduler import Scheduler
-from rollout.engine.text import Prompt, encode_prompt, ends_with_stop, load_tokenizer, text_of
 from rollout.engine.thread_policy import ThreadPolicy
 from rollout.engine.verification import draft_limits, draw, keep
-from rollout.models.checkpoint import empty_decoder, load_decoder, torch_dtype
+from rollout.models.checkpoint import empty_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_decoder
+from rollout.models.load import load_model
 from rollout.models.sources import resolve_model
 from rollout.speculation.drafters.make import make_drafters
 from rollout.speculation.speculator import Speculator
+from rollout.text.prompts import Prompt
+from rollout.text.stops import ends_with_stop, text_of
 from rollout.weights.manifest import Manifest
 from rollout.weights.staging import HeldWeights, ReceiverState, WeightReceiver
 from rollout.weights.update import WeightUpdate
@@ -150,8 +152,9 @@ class Engine:
     ) -> "Engine":
         """An engine over whatever model a config names."""
         directory = resolve_model(model)
-        decoder = load_decoder(directory, dtype=torch_dtype(model.dtype, device), device=device)
-        return cls(decoder, load_tokenizer(directory), config)
+        dtype = torch_dtype(model.dtype, device)
+        loaded = load_model(directory, dtype=dtype, device=device, model=model)
+        return cls(loaded.decoder, loaded.tokenizer, config)
 
     @property
     def policy_version(self) -> int:
@@ -199,18 +202,21 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt] | Prompt,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions per prompt, in the order of the prompts; sample i of prompt g is drawn with
         `SampleKey(params.seed, g, i)`.
 
+        An exception or Ctrl-C ends the call's requests, and the engine takes the next call.
+
         Args:
-            prompts: token ids, text, or chat messages.
+            prompts: a list of prompts, each text, token ids (a list, tensor or array), or chat messages. A single prompt is
+                taken as a list of one.
             params: one for all, or one per prompt.
 
         Raises:
-            ValueError: an empty prompt; not as many params as prompts.
+            ValueError: an empty prompt; what is no prompt; not as many params as prompts.
             RuntimeError: requests are unfinished.
         """
         if self.has_unfinished:
@@ -218,24 +224,7 @@ class Engine:
             raise RuntimeError(
                 f"generate needs an idle engine; {unfinished} requests are unfinished"
             )
-        if params is None:
-            params = SamplingParams()
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(prompts):
-            raise ValueError(
-                f"params must be one, or one per prompt: got {len(each)} for {len(prompts)} prompts"
-            )
-        encoded = [tuple(encode_prompt(prompt, self.tokenizer)) for prompt in prompts]
-        for group_id, (token_ids, p) in enumerate(zip(encoded, each, strict=True)):
-            for i in range(p.n):
-                key = SampleKey(p.seed, group_id, i)
-                self.add_request(
-                    Request(request_id=f"{group_id}/{i}", token_ids=token_ids, params=p, key=key)
-                )
-        finished: dict[str, Completion] = {}
-        while self.has_unfinished:
-            finished |= {c.request_id: c for c in self.step()}
-        return [[finished[f"{g}/{i}"] for i in range(p.n)] for g, p in enumerate(each)]
+        return generate(self, prompts, params)
 
     def add_request(self, request: Request) -> None:
         """Queue a request. One that can never fit is answered by the next `step` as rejected.
@@ -266,6 +255,11 @@ class Engine:
         state = self._states.get(request_id)
         if state is not None:
             self._answered[request_id] = self._finish(state, FinishReason.ABORTED)
+
+    def forget(self, request_id: str) -> None:
+        """End a request now, without an answer. Unknown ids are finished ones."""
+        self.abort(request_id)
+        self._answered.pop(request_id, None)
 
     def step(self) -> list[Completion]:
         """Compute one batch; returns the requests that finished."""

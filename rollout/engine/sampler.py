@@ -34,6 +34,9 @@ def sample_tokens(
 
     Returns:
         B token ids, and B log-probabilities (fp32) under the distribution that was drawn from.
+
+    Raises:
+        RuntimeError: logits are not finite; names the request.
     """
     token_ids: list[int] = []
     logprobs: list[float] = []
@@ -65,6 +68,7 @@ def _sample(
     temperature_B = torch.where(is_greedy_B, 1.0, temperature_B)
     logits_BV = _truncate(logits_BV, params, temperature_B)
     sums = vocab_sums(logits_BV, 1.0 / temperature_B)
+    _check_finite(sums.total_T, states, positions)
     keys_B3 = torch.tensor(
         [[k.seed, k.group_id, k.sample_index] for k in (s.request.key for s in states)],
         device=device,
@@ -73,6 +77,20 @@ def _sample(
     if bool(is_greedy_B.any()):
         tokens_B = torch.where(is_greedy_B, logits_BV.argmax(-1), tokens_B)
     return tokens_B, sums.logprobs(tokens_B)
+
+
+def _check_finite(
+    total_B: torch.Tensor, states: Sequence[RequestState], positions: Sequence[int]
+) -> None:
+    """Refuse to draw from logits that hold a NaN or inf, which their sum shows."""
+    is_bad_B = ~total_B.isfinite()
+    if bool(is_bad_B.any()):
+        first = int(is_bad_B.nonzero()[0])
+        raise RuntimeError(
+            f"the logits of {int(is_bad_B.sum())} of {len(states)} draws are not finite, first those of request "
+            f"{states[first].request.request_id!r} at position {positions[first]}; nothing was sampled from them. The "
+            "weights in force overflow or are damaged"
+        )
 
 
 def _truncate(

@@ -7,6 +7,7 @@ from typing import Any
 
 from kernels.rope import Llama3Scaling
 from rollout.models.config_keys import ARCHITECTURES, Architecture, check_keys
+from rollout.models.declared_ends import declared_ends, default_ends
 from rollout.models.json_file import read_json
 from rollout.models.rope_config import read_rope
 
@@ -81,7 +82,7 @@ def read_spec(directory: Path) -> DecoderSpec:
         o_bias=attention_bias and not is_qwen2,
         mlp_bias=bool(config.get("mlp_bias", False)),
         qk_norm=name == "Qwen3ForCausalLM",
-        eos_token_ids=_eos_token_ids(config, directory),
+        eos_token_ids=default_ends(declared_ends(directory)),
     )
 
 
@@ -175,20 +176,3 @@ def _has_window(config: Mapping[str, Any], path: Path, *, has_length: bool) -> b
             f"number, got {config.get('use_sliding_window', False)!r} and {config.get('sliding_window')!r}"
         )
     return "sliding_attention" in types
-
-
-def _eos_token_ids(config: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
-    """The ids that end a sequence: generation_config.json's if it names any, else config.json's."""
-    path = directory / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
-    return _token_ids(generation, path) or _token_ids(config, directory / "config.json")
-
-
-def _token_ids(content: Mapping[str, Any], path: Path) -> tuple[int, ...]:
-    value = content.get("eos_token_id")
-    if value is None:
-        return ()
-    ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise ValueError(f"eos_token_id of {path} must be token ids >= 0, got {value!r}")
-    return tuple(ids)

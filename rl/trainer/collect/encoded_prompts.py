@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rl.tasks.prompts import Prompt
-from rollout.engine.text import encode_prompts
+from rollout.text.prompts import encode_prompts
 
 __all__ = ["EncodedPrompts"]
 

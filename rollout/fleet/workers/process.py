@@ -14,11 +14,11 @@ import torch
 from rollout.config import Dtype, EngineConfig, FaultConfig
 from rollout.core import Completion, Request
 from rollout.engine.engine import Engine
-from rollout.engine.text import load_tokenizer
 from rollout.fleet.cluster.update_round import Phase
 from rollout.fleet.workers.faults import Faults
 from rollout.fleet.workers.worker import Worker, WorkerReport
-from rollout.models.checkpoint import load_decoder, torch_dtype
+from rollout.models.checkpoint import torch_dtype
+from rollout.models.load import load_model
 from rollout.weights.manifest import Manifest
 from rollout.weights.transport.broadcast import CollectiveReceiver
 
@@ -35,6 +35,8 @@ class WorkerSpec:
     weights: Path
     """A Hugging Face directory, where the worker runs."""
     dtype: Dtype
+    eos_token_ids: tuple[int, ...] | None = None
+    """Tokens that end a completion, as the trainer resolved them; None: as the directory's own files say."""
     engine: EngineConfig
     policy_version: int
     """Of those weights."""
@@ -44,9 +46,11 @@ class WorkerSpec:
 
     def make(self) -> Worker:
         torch.set_num_threads(self.num_threads)
-        decoder = load_decoder(self.weights, dtype=torch_dtype(self.dtype, "cpu"))
-        tokenizer = load_tokenizer(self.weights)
-        engine = Engine(decoder, tokenizer, self.engine, policy_version=self.policy_version)
+        loaded = load_model(self.weights, dtype=torch_dtype(self.dtype, "cpu"))
+        decoder = loaded.decoder
+        if self.eos_token_ids is not None:
+            decoder.spec = replace(decoder.spec, eos_token_ids=self.eos_token_ids)
+        engine = Engine(decoder, loaded.tokenizer, self.engine, policy_version=self.policy_version)
         return Worker(engine, faults=Faults(self.faults))
 
 

@@ -46,14 +46,14 @@ def write_byte_tokenizer(directory: Path) -> None:
     """Add the tokenizer's files and the chat template to `directory`."""
     write_tokenizer(
         directory,
-        tokenizer=_byte_tokenizer(),
+        tokenizer=byte_tokenizer(),
         chat_template=CHAT_TEMPLATE,
         special_tokens={"bos_token": BOS, "eos_token": IM_END, "pad_token": PAD},
         max_length=MAX_TOKENS,
     )
 
 
-def _byte_tokenizer() -> Tokenizer:
+def byte_tokenizer() -> Tokenizer:
     vocab = {character: byte for byte, character in enumerate(_byte_characters())}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

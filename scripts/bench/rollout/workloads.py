@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from rollout.engine.text import encode_prompt
+from rollout.text.prompts import encode_prompt
 
 __all__ = ["WORKLOADS", "Workload", "make_workload"]
 

@@ -12,8 +12,8 @@ from rollout.config import EngineConfig
 from rollout.core import Completion, Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
-from rollout.engine.text import load_tokenizer
 from rollout.models.checkpoint import load_decoder
+from rollout.text.tokenizer import load_tokenizer
 from rollout.weights.update import WeightUpdate
 
 LIMITS: dict[str, Any] = {

@@ -13,10 +13,10 @@ from rollout.config import SMOLLM2_135M, EngineConfig, ModelConfig
 from rollout.core import Completion, Request
 from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
-from rollout.engine.text import load_tokenizer
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
 from rollout.models.sources import resolve_model
+from rollout.text.tokenizer import load_tokenizer
 from tests.real_model import skip_without_real_model
 from tests.rollout.engine.engines import make_engine, make_group, make_request, prompt, run
 from tests.tiny_models import FAMILIES, save_tiny

@@ -6,8 +6,8 @@ import torch
 from rollout.config import EngineConfig, StorageDtype
 from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
-from rollout.engine.text import load_tokenizer
 from rollout.models.checkpoint import load_decoder
+from rollout.text.tokenizer import load_tokenizer
 from rollout.weights.update import make_update
 from tests.rollout.engine.engines import (
     draws,

@@ -7,7 +7,7 @@ import pytest
 from rollout.config import SMOLLM2_135M, DrafterKind, EngineConfig, ModelConfig, SpeculationConfig
 from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
-from rollout.engine.text import encode_prompt
+from rollout.text.prompts import encode_prompt
 from tests.real_model import skip_without_real_model
 from tests.rollout.engine.engines import draws, run
 from tests.rollout.engine.test_speculation import make_eager

@@ -4,10 +4,17 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from rollout.engine.text import encode_prompt, encode_prompts, load_tokenizer
+from rollout.text.prompts import encode_prompt, encode_prompts
+from rollout.text.tokenizer import load_tokenizer
+from tests.tiny_models import save_tiny
 
 HELLO = [{"role": "system", "content": "brief"}, {"role": "user", "content": "héllo"}]
 BYE = [{"role": "user", "content": "bye"}]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,56 @@
+"""A model and its tokenizer from one directory, checked against each other."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rollout.config import ModelConfig
+from rollout.models.checkpoint import load_decoder
+from rollout.models.decoder import Decoder
+from rollout.text.ends import Ends, resolve_ends
+from rollout.text.tokenizer import check_vocabulary, load_tokenizer
+
+__all__ = ["LoadedModel", "load_model"]
+
+logger = logging.getLogger("paceline")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    decoder: Decoder
+    """Its `spec.eos_token_ids` are those of `ends`."""
+    tokenizer: Any
+    ends: Ends
+
+
+def load_model(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    model: ModelConfig | None = None,
+    weights: Path | None = None,
+) -> LoadedModel:
+    """Load a decoder and its tokenizer, and resolve what ends a completion; sources that disagree are logged.
+
+    Args:
+        directory: the model's, with its tokenizer.
+        dtype: of the decoder.
+        device: of the decoder.
+        model: its chat template is used.
+        weights: another directory to take the weights from, of the same architecture.
+
+    Raises:
+        ValueError: what is wrong with the files, or between tokenizer and embedding.
+    """
+    tokenizer = load_tokenizer(directory, model)
+    ends = resolve_ends(directory, tokenizer)
+    decoder = load_decoder(weights or directory, dtype=dtype, device=device)
+    check_vocabulary(tokenizer, decoder.spec.vocab_size, directory)
+    for warning in ends.warnings:
+        logger.warning("%s", warning)
+    decoder.spec = replace(decoder.spec, eos_token_ids=ends.token_ids)
+    return LoadedModel(decoder, tokenizer, ends)

@@ -1,0 +1,122 @@
+"""What ends a completion: one place that asks every source of a model directory.
+
+Sources are generation_config.json (config.json where it names none), the tokenizer's end-of-sequence token, and the token
+with which the chat template ends a turn of the assistant. Each of them ends a completion; where one names a token that
+the files do not, that is said.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from rollout.models.declared_ends import CONFIG, GENERATION, declared_ends, default_ends
+
+__all__ = ["Ends", "resolve_ends"]
+
+_MARK = "PACELINE"
+"""Content of a dummy reply: no template writes it by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Tokens that end a completion."""
+
+    token_ids: tuple[int, ...]
+    names: Mapping[int, str]
+    """The token of each id."""
+    end_of_turn: int | None
+    """The token that the chat template writes after a reply; None where it writes none."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """For people: "<|im_end|> (258), <|endoftext|> (256)"."""
+        if not self.token_ids:
+            return "no token; only by sampling.max_tokens and sampling.stop"
+        return _list(self.token_ids, self.names)
+
+
+def resolve_ends(directory: Path, tokenizer: Any) -> Ends:
+    """Ask all sources.
+
+    Args:
+        directory: of the model.
+        tokenizer: of the model, with the chat template that is used.
+
+    Raises:
+        ValueError: a file is damaged or names something else than token ids.
+    """
+    declared = declared_ends(directory)
+    of_files = default_ends(declared)
+    end_of_turn, turn_text = _end_of_turn(tokenizer)
+    others = {
+        "the tokenizer's end of sequence": tokenizer.eos_token_id,
+        "the chat template's end of a turn": end_of_turn,
+    }
+    found = [*of_files, *(i for i in others.values() if i is not None)]
+    token_ids = tuple(dict.fromkeys(found))
+    listed = dict.fromkeys((*token_ids, *(i for ids in declared.values() for i in ids)))
+    names = dict(zip(listed, _tokens(tokenizer, list(listed)), strict=True))
+    warnings = _disagreements(declared, others, names)
+    if turn_text:
+        warnings.append(
+            f"the chat template ends a turn with the text {turn_text!r}, which is no token: only sampling.stop=[...] can "
+            "end a completion there"
+        )
+    if not token_ids:
+        warnings.append(
+            f"no file of {directory} names a token that ends a completion, so each one runs to sampling.max_tokens"
+        )
+    return Ends(token_ids=token_ids, names=names, end_of_turn=end_of_turn, warnings=tuple(warnings))
+
+
+def _disagreements(
+    declared: Mapping[str, tuple[int, ...]],
+    others: Mapping[str, int | None],
+    names: Mapping[int, str],
+) -> list[str]:
+    of_files = default_ends(declared)
+    source = GENERATION if declared.get(GENERATION) else CONFIG
+    warnings = [
+        f"{what} is {names[token_id]} ({token_id}), and {source} names {_list(of_files, names) or 'none'}: each of them ends "
+        "a completion"
+        for what, token_id in others.items()
+        if token_id is not None and token_id not in of_files
+    ]
+    unused = [i for i in declared.get(CONFIG, ()) if i not in (*of_files, *others.values())]
+    if unused:
+        warnings.append(
+            f"{CONFIG} ends a sequence at {_list(unused, names)}, and {GENERATION} does not, which counts: "
+            f"{_list(unused, names)} ends no completion"
+        )
+    return warnings
+
+
+def _end_of_turn(tokenizer: Any) -> tuple[int | None, str]:
+    """The token that follows a reply in the template's rendering, or else the text that does."""
+    if not tokenizer.chat_template:
+        return None, ""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
+        return None, ""  # what is wrong with it is said when a prompt is rendered
+    tail = text.rpartition(_MARK)[2]
+    added = tokenizer.added_tokens_decoder
+    for token_id in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        if token_id in added:
+            return int(token_id), ""
+        if tokenizer.decode([token_id]).strip():
+            return None, tail.strip()
+    return None, ""
+
+
+def _tokens(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
+    return [str(token or "?") for token in tokenizer.convert_ids_to_tokens(list(token_ids))]
+
+
+def _list(token_ids: Sequence[int], names: Mapping[int, str]) -> str:
+    return ", ".join(f"{names[token_id]} ({token_id})" for token_id in token_ids)

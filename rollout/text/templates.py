@@ -1,0 +1,103 @@
+"""Chat templates: the tokenizer's own, one by name, a file, or Jinja text; with arguments as its defaults.
+
+What a template is told (`model.chat_template_kwargs`) is written into the template itself, as defaults. A published checkpoint
+then carries one chat_template.jinja that renders what was trained, whoever serves it.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CHATML", "PLAIN", "set_chat_template"]
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PLAIN = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{% if not loop.last %}{{ '\n\n' }}{% endif %}{% endfor %}"
+)
+"""The messages' text and nothing else, for base models."""
+
+_BY_NAME = {"plain": PLAIN, "chatml": CHATML}
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+_CHOICES = (
+    "model.chat_template=plain (the text of the messages, for base models), model.chat_template=chatml, "
+    "or the path of a Jinja file"
+)
+
+
+def set_chat_template(tokenizer: Any, choice: str, arguments: Mapping[str, Any]) -> None:
+    """Give a tokenizer the chat template that the config asks for; an empty choice keeps its own.
+
+    Args:
+        tokenizer: changed in place.
+        choice: `model.chat_template`.
+        arguments: `model.chat_template_kwargs`.
+
+    Raises:
+        ValueError: there is no such template, or it reads no such argument.
+    """
+    template = _template(tokenizer, choice)
+    if arguments:
+        template = _with_arguments(template, arguments)
+    if template:
+        tokenizer.chat_template = template
+
+
+def _template(tokenizer: Any, choice: str) -> str:
+    own = tokenizer.chat_template or ""
+    named = own if isinstance(own, dict) else {"default": own}
+    if not choice:
+        return named.get("default", "")
+    if "{{" in choice or "{%" in choice:
+        return choice
+    if choice == "plain" and _starts_with_bos(tokenizer):
+        return "{{ bos_token }}" + PLAIN  # as the tokenizer begins every text
+    if choice in _BY_NAME:
+        return _BY_NAME[choice]
+    if named.get(choice):
+        return named[choice]
+    path = Path(choice).expanduser()
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    names = sorted({*_BY_NAME, *(name for name in named if named[name])})
+    raise ValueError(
+        f"model.chat_template must be the path of a Jinja file, Jinja text, or one of {', '.join(names)}, got {choice!r}, "
+        "and there is no such file"
+    )
+
+
+def _starts_with_bos(tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and (
+        list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
+    )
+
+
+def _with_arguments(template: str, arguments: Mapping[str, Any]) -> str:
+    """The template with a default for each argument; one who renders may still give another value."""
+    if not template:
+        raise ValueError(
+            f"model.chat_template_kwargs needs a chat template, and the tokenizer has none; set {_CHOICES}"
+        )
+    for name in arguments:
+        if name in _GIVEN or not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ValueError(
+                f"model.chat_template_kwargs must hold variables that the chat template reads, got {name!r}, "
+                "which it does not mention or is given by the framework"
+            )
+    defaults = [
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif -%}}"
+        for name, value in arguments.items()
+    ]
+    # the newline of a comment that ends a line would be trimmed with it
+    return "".join(defaults) + template
+
+
+def _literal(value: Any) -> str:
+    """The value as Jinja writes it, which is as Python does."""
+    return ascii(value)

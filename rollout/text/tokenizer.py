@@ -1,0 +1,84 @@
+"""The tokenizer beside a model's weights, with the chat template that the config asks for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rollout.config import ModelConfig
+from rollout.models.json_file import read_json
+from rollout.text.templates import set_chat_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["check_vocabulary", "load_tokenizer"]
+
+_GENERIC_CLASSES = (
+    "PreTrainedTokenizerFast",
+    "TokenizersBackend",
+)  # its name before and since transformers 5
+_JSON_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def load_tokenizer(directory: Path, model: ModelConfig | None = None) -> "PreTrainedTokenizerBase":
+    """The tokenizer beside a model's weights.
+
+    Args:
+        directory: a Hugging Face directory.
+        model: its `chat_template` and `chat_template_kwargs` replace those of the tokenizer.
+
+    Raises:
+        ValueError: there is no tokenizer, one of its files is damaged, or `model.chat_template` is none.
+    """
+    tokenizer = _load(directory)
+    if model is not None:
+        set_chat_template(tokenizer, model.chat_template, model.chat_template_kwargs)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, vocab_size: int, directory: Path) -> None:
+    """Compare a tokenizer with the embedding that its ids are looked up in.
+
+    Raises:
+        ValueError: an id lies beyond the embedding.
+    """
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer of {directory} has the token {token!r} with id {largest}, and the embedding has "
+            f"{vocab_size} rows (ids up to {vocab_size - 1}); take the tokenizer of this model, or resize its embedding"
+        )
+
+
+def _load(directory: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes a second to import
+
+    tokenizer_class = _checked_class(directory)
+    if tokenizer_class in _GENERIC_CLASSES and (directory / "tokenizer.json").is_file():
+        # AutoTokenizer would give the same, after importing 3 s of model code to find out
+        return PreTrainedTokenizerFast.from_pretrained(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, TypeError) as error:  # transformers fails in many words
+        raise ValueError(
+            f"the tokenizer of {directory} cannot be loaded ({_first_line(error)}); add tokenizer.json"
+        ) from error
+    if tokenizer is None:
+        raise ValueError(f"model directory {directory} has no tokenizer; add tokenizer.json")
+    return tokenizer
+
+
+def _checked_class(directory: Path) -> str:
+    """The class that tokenizer_config.json names; empty where there is none. Every JSON file is read once, so that a damaged one is named."""
+    contents = {
+        name: read_json(directory / name) for name in _JSON_FILES if (directory / name).is_file()
+    }
+    return contents.get("tokenizer_config.json", {}).get("tokenizer_class", "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
