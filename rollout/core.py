@@ -84,11 +84,9 @@ class SamplingParams:
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
-def _require_whole(key: str, value: object, *, at_least: int) -> None:
+def _require_whole(key: str, value: int, *, at_least: int) -> None:
     rule = f"a whole number > {at_least - 1}" if at_least else "a whole number >= 0"
-    require(
-        isinstance(value, Integral) and _is_whole(value) and value >= at_least, key, rule, value
-    )
+    require(_is_whole(value) and value >= at_least, key, rule, value)
 
 
 def _is_whole(value: object) -> bool:

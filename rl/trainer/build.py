@@ -38,10 +38,10 @@ from rollout.fleet.inline import InlineFleet
 from rollout.fleet.synthetic import SyntheticFleet
 from rollout.fleet.workers.process import WorkerSpec
 from rollout.fleet.workers.ray_pool import RayPool
+from rollout.load import load_model
 from rollout.models.checkpoint import torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_weights
-from rollout.models.load import load_model
 from rollout.models.sources import resolve_model
 from rollout.models.spec import read_spec
 from rollout.speculation.drafters.make import history_tokens

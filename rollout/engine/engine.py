@@ -32,10 +32,10 @@ from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.scheduler import Scheduler
 from rollout.engine.thread_policy import ThreadPolicy
 from rollout.engine.verification import draft_limits, draw, keep
+from rollout.load import load_model
 from rollout.models.checkpoint import empty_decoder, torch_dtype
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_decoder
-from rollout.models.load import load_model
 from rollout.models.sources import resolve_model
 from rollout.speculation.drafters.make import make_drafters
 from rollout.speculation.speculator import Speculator

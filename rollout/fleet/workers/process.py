@@ -17,8 +17,8 @@ from rollout.engine.engine import Engine
 from rollout.fleet.cluster.update_round import Phase
 from rollout.fleet.workers.faults import Faults
 from rollout.fleet.workers.worker import Worker, WorkerReport
+from rollout.load import load_model
 from rollout.models.checkpoint import torch_dtype
-from rollout.models.load import load_model
 from rollout.weights.manifest import Manifest
 from rollout.weights.transport.broadcast import CollectiveReceiver
 
