@@ -84,7 +84,9 @@ def test_a_nan_of_a_bad_update_does_not_linger(llama):
                 parameter.data.fill_(fill)
         put_in_force(engine, make_update(version, decoder.hf_tensors()))
         if fill is not None:
-            run(engine, [make_request("broken", prompt(60))])
+            with pytest.raises(RuntimeError, match="'broken' at position 60"):
+                run(engine, [make_request("broken", prompt(60))])
+            engine.forget("broken")
     assert draws(run(engine, mixed_requests())) == before
 
 
