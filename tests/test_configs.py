@@ -261,8 +261,8 @@ def test_every_key_has_a_reader():
     assert unread == []
 
 
-def test_every_key_but_the_self_evident_is_explained_and_there_are_under_150():
-    assert len(known_keys(TrainConfig)) < 150
+def test_every_key_but_the_self_evident_is_explained_and_there_are_under_170():
+    assert len(known_keys(TrainConfig)) < 170
 
 
 def test_yaml_holds_only_departures_from_the_schema():
