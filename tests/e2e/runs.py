@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from rl.tracking.events import read_events
+from tests.glossary import unexplained
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("model=tiny", "debug=smoke", "reward.num_workers=1")
@@ -39,6 +40,9 @@ def train(run_dir: Path, *overrides: str, code: int = 0) -> str:
     ):
         runpy.run_path("scripts/train.py", run_name="__main__")
     assert exit_info.value.code == code, output.getvalue()
+    events = run_dir / "events.jsonl"
+    written = {name for row in (read_events(events) if events.exists() else []) for name in row}
+    assert unexplained(written) == set(), "docs/guide/metrics.md explains every metric"
     return output.getvalue()
 
 
