@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 
 from kernels.host_memory import keep_freed_memory
 from rl.composition import ROOTS, known_keys, options_with, register_schemas, suggest, to_config
+from rl.saved_config import base_on_run
 from rl.stop_signal import Stopped, StopSignal
 
 __all__ = ["INTERRUPTED", "RunError", "UserError", "launch"]
@@ -72,9 +73,11 @@ def _launch(task: Callable[[Any], int | None], *, config_name: str, schema: type
     root = schema or ROOTS[config_name]
     register_schemas({config_name: root})
     _configure_logging()
-    arguments = sys.argv[1:] = [_add_if_free(argument) for argument in sys.argv[1:]]
+    arguments = [_add_if_free(argument) for argument in sys.argv[1:]]
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     try:
+        config_name, arguments = base_on_run(config_name, arguments)
+        sys.argv[1:] = arguments
         if not is_sweep and not any(a.startswith(("-h", "--h")) for a in arguments):
             _check(arguments, config_name, root)
     except ValueError as error:

@@ -127,6 +127,11 @@ class GenerateConfig:
     prompts: list[str] = field(default_factory=list)
     """Sent as user messages; where the model has no chat template, as plain text."""
     system_prompt: str = ""
+    """The system message of every prompt; empty: none."""
+    user_prompt: str = "{question}"
+    """The user message; `{question}` stands for the prompt."""
+    reply_prefix: str = ""
+    """How the reply begins, given and not sampled; `{question}` stands for the prompt. Empty: not at all."""
     num_samples: int = 1
     """Completions per prompt."""
     seed: int = 0

@@ -21,7 +21,7 @@ from typing import IO, Self
 
 from rl.tracking.events import read_events
 
-__all__ = ["RunDirectory", "claim_run_dir", "holds_run"]
+__all__ = ["RunDirectory", "claim_run_dir", "holds_run", "run_dir_of"]
 
 logger = logging.getLogger("paceline")
 
@@ -85,6 +85,19 @@ def holds_run(path: Path) -> bool:
     if any((path / "weights").glob("v*")) or any((path / "trainer").glob("v*")):
         return True
     return _has_event(path, "step")
+
+
+def run_dir_of(path: str) -> Path | None:
+    """The run that a path leads to: its directory, its weights/, weights/LATEST, or what is in weights/; None without one."""
+    if not path:
+        return None
+    given = Path(path).expanduser()
+    for candidate in (given, *given.parents[:4]):
+        weights = candidate / "weights"
+        if (candidate / "config.yaml").is_file() and (weights / "LATEST").is_file():
+            is_within = given == candidate or given.is_relative_to(weights)
+            return candidate if is_within else None
+    return None
 
 
 def _has_event(path: Path, *events: str) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rollout.weights.atomic import write_text_atomically
+
 EVENT_KINDS = ("run_start", "step", "evaluation", "checkpoint", "run_end")
 SAMPLE_COLUMNS = (
     "step",
@@ -73,6 +75,24 @@ class SampleLog:
 
     def close(self) -> None:
         self._lines.close()
+
+
+def cut_events_after(run_dir: Path, step: int) -> int:
+    """Take rows of later steps out of a run's two logs; returns how many steps they were."""
+    num_steps = 0
+    for name in ("events.jsonl", "samples.jsonl"):
+        path = run_dir / name
+        if not path.exists():
+            continue
+        rows = read_events(path)
+        kept = [row for row in rows if row.get("step", 0) <= step]
+        later = {row["step"] for row in rows if row.get("step", 0) > step}
+        if name == "events.jsonl":
+            num_steps = len(later)
+        if later:
+            lines = [json.dumps(_to_json(row), ensure_ascii=False) + "\n" for row in kept]
+            write_text_atomically(path, "".join(lines))
+    return num_steps
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

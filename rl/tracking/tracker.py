@@ -22,7 +22,7 @@ NUM_SAMPLE_TABLES = 8
 
 
 class Tracker:
-    """Context manager that owns events.jsonl, samples.jsonl, curves.png, config.yaml, the terminal and W&B of a run.
+    """Context manager that owns events.jsonl, samples.jsonl, curves.png, the terminal and W&B of a run.
 
     `progress` is there for `begin_phase` and `advance`. Leaving the context on an exception records it as the end of a run
     that has begun; curves are drawn and W&B is finished either way. A directory that holds events is gone on with.
@@ -64,7 +64,6 @@ class Tracker:
             samples_every_steps=max(1, math.ceil(total_steps / NUM_SAMPLE_TABLES)),
         )
         run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(plain), run_dir / "config.yaml")
         self._events = EventLog(run_dir / "events.jsonl")
         self._samples = SampleLog(run_dir / "samples.jsonl")
         self.progress = Progress(total_steps, console=self.console)

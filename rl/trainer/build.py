@@ -29,6 +29,12 @@ from rl.trainer.loop import Parts, TrainLoop
 from rl.trainer.ranks.checks import check_ranks
 from rl.trainer.ranks.follower import Follower, LeadingLearner
 from rl.trainer.ranks.group import ALONE, Ranks
+from rl.trainer.resume import (
+    check_held_out,
+    cut_unkept_steps,
+    goes_on_in_place,
+    resume_plan,
+)
 from rl.trainer.weights.lora import count_adapter_parameters
 from rollout.config import RayFleetConfig, StorageDtype
 from rollout.engine.engine import Engine
@@ -81,6 +87,7 @@ def assemble(
     task = load_task(config.task)
     source = resolve_model(config.model)
     start = _start(config, source)
+    check_held_out(config, task, start.state)
     dtype = torch_dtype(config.model.dtype, "cpu")
     loaded = load_model(source, dtype=dtype, model=config.model, weights=start.weights)
     decoder, tokenizer = loaded.decoder, loaded.tokenizer
@@ -105,6 +112,8 @@ def assemble(
         learner.load_state_dict(start.trainer_state)
     _take_weights(decoder, learner, is_resumed=start.trainer_state is not None)
     run_dir = Path(config.run_dir)
+    if goes_on_in_place(config):
+        cut_unkept_steps(config, start.state)
     tracker = stack.enter_context(
         Tracker(
             config.tracking,
@@ -134,6 +143,8 @@ def assemble(
     )
     plan = _plan(config, algorithm.needs, task, decoder, train_prompts.lengths(_NUM_CHECKED))
     plan["ends at"] = loaded.ends.description
+    if config.resume_from:
+        plan |= resume_plan(config, start.state)
     if ranks.count > 1:
         plan["processes"] = (
             f"{ranks.count} train, each {_part(config.trainer)}; the first rolls out{_whereabouts(config)}"

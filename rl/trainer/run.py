@@ -25,6 +25,7 @@ from rl.trainer.ranks.checks import check_launch
 from rl.trainer.ranks.follower import dismiss
 from rl.trainer.ranks.group import join_ranks
 from rl.trainer.ranks.ray_launch import RankError, start_ranks
+from rl.trainer.resume import check_resume, goes_on_in_place, write_config
 from rollout.weights.store import WeightStore
 
 __all__ = ["train", "train_rank"]
@@ -43,7 +44,9 @@ def train(config: TrainConfig) -> int:
         return train_rank(config)
     with StopSignal() as stop, ExitStack() as stack:
         try:
-            directory = stack.enter_context(claim_run_dir(config.run_dir))
+            check_resume(config)
+            goes_on = goes_on_in_place(config)
+            directory = stack.enter_context(claim_run_dir(config.run_dir, goes_on=goes_on))
         except ValueError as error:
             raise UserError(str(error)) from error
         config = replace(config, run_dir=str(directory.path))
@@ -105,6 +108,7 @@ def _run(run: Run, config: TrainConfig, stop: StopSignal) -> bool:
     console, harmless = Console(), Harmless()
     with harmless("the plan"):
         _print_plan(console, run.plan)
+    write_config(config, first_version=run.loop.policy_version)
     run.tracker.run_start(run.plan)
     is_done = run.loop.run()
     status = {"status": "finished"} if is_done else {"status": "interrupted", "signal": stop.name}

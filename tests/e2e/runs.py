@@ -28,17 +28,22 @@ def command(run_dir: Path, *overrides: str) -> list[str]:
 
 
 def train(run_dir: Path, *overrides: str, code: int = 0) -> str:
-    """Run scripts/train.py; returns what it printed."""
+    """Run scripts/train.py on something small; returns what it printed."""
+    return run_script("train", *command(run_dir, *overrides)[1:], code=code)
+
+
+def run_script(name: str, *overrides: str, code: int = 0) -> str:
+    """Run scripts/<name>.py with this command line; returns what it printed."""
     output = io.StringIO()
     with (
-        mock.patch.object(sys, "argv", command(run_dir, *overrides)),
+        mock.patch.object(sys, "argv", [f"scripts/{name}.py", *overrides]),
         mock.patch.dict(os.environ, {"COLUMNS": "120"}),
         contextlib.chdir(ROOT),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
         pytest.raises(SystemExit) as exit_info,
     ):
-        runpy.run_path("scripts/train.py", run_name="__main__")
+        runpy.run_path(f"scripts/{name}.py", run_name="__main__")
     assert exit_info.value.code == code, output.getvalue()
     events = run_dir / "events.jsonl"
     written = {name for row in (read_events(events) if events.exists() else []) for name in row}

@@ -73,8 +73,9 @@ class Batches:
             num_prompts_per_step=config.num_prompts_per_step,
             num_steps=config.trainer.num_steps,
             max_staleness=config.max_staleness,
+            first_version=state.policy_version,
+            first_accepted=state.accepted_groups,
         )
-        self._admission.accepted = state.accepted_groups
         self._complete: dict[int, RolloutGroup] = {}
         self._max_dropped = max_resample_batches * config.num_prompts_per_step
 

@@ -5,21 +5,35 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from rollout.weights.store import WeightStore
+
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 # folders hold other formats (onnx/, original/); consolidated* is Mistral's second copy of the weights
 _UNWANTED = ["*/*", "consolidated*"]
 
 
 def resolve_hf(path: str) -> Path:
-    """The local directory of `path`, downloaded first if it is a hub id.
+    """The local directory of `path`, downloaded first if it is a hub id; of published weights the newest version.
 
     Raises:
         ValueError: neither a directory nor a repository that can be had, or not in safetensors.
     """
     local = Path(path).expanduser()
-    directory = local if local.exists() else _download(path)
+    directory = _newest(local) if local.exists() else _download(path)
     _check_checkpoint(directory, path)
     return directory
+
+
+def _newest(path: Path) -> Path:
+    """The newest version, where `path` is a run, its directory of weights, or the LATEST in it; else `path`."""
+    if path.name == "LATEST" and path.is_file():
+        path = path.parent
+    for root in (path, path / "weights"):
+        store = WeightStore(root)
+        version = store.latest()
+        if version is not None:
+            return store.path(version)
+    return path
 
 
 def _download(repo_id: str) -> Path:

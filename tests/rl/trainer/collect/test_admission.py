@@ -17,9 +17,19 @@ def test_staleness_lets_that_many_batches_run_ahead():
 
 
 def test_a_resumed_run_does_not_burst():
-    admission = Admission(num_prompts_per_step=4, num_steps=100)
-    admission.accepted = 28  # seven batches
+    admission = Admission(num_prompts_per_step=4, num_steps=100, first_version=7, first_accepted=28)
     assert admission.capacity(7) == 4
+
+
+def test_a_run_may_be_resumed_with_batches_of_another_size():
+    for size in (1, 4, 64):  # of batches that were 16 prompts each
+        admission = Admission(
+            num_prompts_per_step=size, num_steps=41, first_version=40, first_accepted=640
+        )
+        assert admission.capacity(40) == size
+        admission.begin(size)
+        admission.accept(size)
+        assert admission.capacity(41) == 0
 
 
 def test_what_no_step_would_train_on_is_never_begun():

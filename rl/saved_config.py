@@ -1,0 +1,203 @@
+"""A run's own config.yaml: written so that Hydra composes it again, and the base of whatever goes on from the run.
+
+    train.py     resume_from=<run>            the run's config, in the run's directory, with the command line on top
+    evaluate.py  model.path=<run or weights>  its task, prompt, sampling (greedily), engine, limits on scorers
+    generate.py  model.path=<run or weights>  its prompt, sampling, engine
+
+What a run saved becomes a primary config of Hydra, with an option `saved` in each group. So overrides mean what they
+always mean: `key=value` changes a key, `group=option` replaces a group, `experiment=...` is laid over all.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rl.composition import register_schemas
+from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
+from rl.run_directory import run_dir_of
+from rl.tasks.config import TaskConfig
+
+__all__ = ["base_on_run", "changed_keys", "read_config", "save_config", "task_config_of"]
+
+_QUIET: list[Any] = [
+    {"override hydra/hydra_logging": "none"},
+    {"override hydra/job_logging": "none"},
+]
+_SAVED = "saved"
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write every key, and the schemas of its groups, which `--config-dir=<run> --config-name=config` composes again."""
+    defaults = [{group: schema} for group, schema in _schemas_of(config).items()]
+    node = {
+        "defaults": ["train_schema", "hydra_settings", *defaults, "_self_", *_QUIET],
+        **_plain(config),
+    }
+    OmegaConf.save(OmegaConf.create(node), path)
+
+
+def read_config(run_dir: Path) -> dict[str, Any] | None:
+    """The content of a run's config.yaml; None where there is none that names its schemas.
+
+    Raises:
+        ValueError: the file is not YAML.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    is_whole = isinstance(saved, dict) and "defaults" in saved
+    return {str(key): value for key, value in saved.items()} if is_whole else None
+
+
+def base_on_run(config_name: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The primary config to compose, and the arguments, of a command line that may name a run.
+
+    Args:
+        config_name: train, evaluate, generate, or one that has nothing to do with runs.
+        arguments: of the command line.
+
+    Raises:
+        ValueError: the run's config.yaml cannot be read.
+    """
+    arguments = list(arguments)
+    key = {"train": "resume_from", "evaluate": "model.path", "generate": "model.path"}.get(
+        config_name
+    )
+    value = None if key is None else _value_of(key, arguments)
+    run_dir = Path(value) if value and key == "resume_from" else run_dir_of(value or "")
+    saved = None if run_dir is None else read_config(run_dir)
+    if saved is None:
+        return config_name, arguments
+    schemas = _groups(saved)
+    del saved["defaults"]
+    match config_name:
+        case "train":
+            node = {**saved, "run_dir": str(run_dir), "resume_from": str(run_dir)}
+        case "evaluate":
+            node = _of_schema(saved, EvaluateConfig)
+            node["sampling"] = {**saved["sampling"], "temperature": 0.0}
+        case _:
+            form = {
+                key: saved["task"][key] for key in ("system_prompt", "user_prompt", "reply_prefix")
+            }
+            node = {**_of_schema(saved, GenerateConfig), **form}
+    if config_name != "train":
+        # of the model that the run began with, only its type stays
+        node["model"] = {"dtype": saved["model"]["dtype"]}
+        arguments = [argument for argument in arguments if argument != "model=hf"]
+    return _store(config_name, node, schemas), arguments
+
+
+def changed_keys(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys of a run's saved config that have another value now, with both values.
+
+    Args:
+        saved: what `read_config` gave.
+        config: the config to compare it with.
+    """
+    before, now = dict(_flat(saved)), dict(_flat(_plain(config)))
+    schemas = _groups(saved)
+    changed: dict[str, tuple[Any, Any]] = {
+        group: (schemas[group].removesuffix("_schema"), schema.removesuffix("_schema"))
+        for group, schema in _schemas_of(config).items()
+        if schemas.get(group, schema) != schema
+    }
+    for key, value in now.items():
+        is_own = key in ("run_dir", "resume_from") or key.partition(".")[0] in changed
+        if not is_own and key in before and before[key] != value:
+            changed[key] = (before[key], value)
+    return changed
+
+
+def task_config_of(saved: Mapping[str, Any]) -> TaskConfig:
+    """The task of a run's saved config."""
+    register_schemas()
+    options = ConfigStore.instance().repo["task"]
+    schema = options[f"{_groups(saved)['task']}.yaml"].node
+    task = OmegaConf.to_object(OmegaConf.merge(schema, saved["task"]))
+    assert isinstance(task, TaskConfig), "schemas of the group say so"
+    return task
+
+
+def _groups(saved: Mapping[str, Any]) -> dict[str, str]:
+    """The schema of each group, from a saved config's list of defaults."""
+    entries = [entry for entry in saved["defaults"] if isinstance(entry, Mapping)]
+    pairs = [(group, schema) for entry in entries for group, schema in entry.items()]
+    return {group: schema for group, schema in pairs if not group.startswith("override")}
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif key != "defaults":
+            yield f"{prefix}{key}", value
+
+
+def _of_schema(saved: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """The keys of a run that another script has as well."""
+    return {f.name: saved[f.name] for f in fields(schema) if f.name in saved}
+
+
+def _store(config_name: str, node: dict[str, Any], schemas: Mapping[str, str]) -> str:
+    """Make a run's config known to Hydra; returns the name of the primary config."""
+    store = ConfigStore.instance()
+    groups: list[Any] = []
+    for group in ("model", "task", "algorithm", "fleet"):
+        if group not in node:
+            continue
+        defaults = [schemas[group], "_self_"] if group in schemas else ["_self_"]
+        store.store(group=group, name=_SAVED, node={"defaults": defaults, **node.pop(group)})
+        groups.append({group: _SAVED})
+    if config_name == "train":
+        groups += [{"experiment": None}, {"debug": None}]
+    defaults = [f"{config_name}_schema", "_self_", "hydra_settings", *groups, *_QUIET]
+    name = f"{config_name}_{_SAVED}"
+    store.store(name=name, node={"defaults": defaults, **node})
+    return name
+
+
+def _value_of(key: str, arguments: Sequence[str]) -> str | None:
+    """What a command line sets a key to; None where it does not, or in no way that can be read."""
+    given = [a for a in arguments if a.lstrip("+").partition("=")[0] == key]
+    if not given:
+        return None
+    try:
+        override = OverridesParser.create().parse_override(given[-1])
+    except HydraException:  # which composition will say
+        return None
+    value = override.value()
+    return value if isinstance(value, str) else None
+
+
+def _schemas_of(config: TrainConfig) -> dict[str, str]:
+    """The schema of each group whose options have different ones, as Hydra knows it."""
+    register_schemas()
+    names = {}
+    for group, options in ConfigStore.instance().repo.items():
+        if not isinstance(options, dict) or not hasattr(config, group):
+            continue
+        kind = type(getattr(config, group))
+        for file_name, entry in options.items():
+            is_schema = file_name.endswith("_schema.yaml")
+            if is_schema and OmegaConf.get_type(entry.node) is kind:
+                names[group] = file_name.removesuffix(".yaml")
+    return names
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """Every key as YAML spells it: enum members by name."""
+    plain = OmegaConf.to_container(OmegaConf.create(asdict(config)), enum_to_str=True)
+    assert isinstance(plain, dict), f"a run config is a mapping, got {type(plain)}"
+    return {str(key): value for key, value in plain.items()}
