@@ -56,8 +56,9 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
         saved = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    is_whole = isinstance(saved, dict) and "defaults" in saved
-    return {str(key): value for key, value in saved.items()} if is_whole else None
+    if not isinstance(saved, dict) or "defaults" not in saved:
+        return None
+    return {str(key): value for key, value in saved.items()}
 
 
 def base_on_run(config_name: str, arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,7 +1,7 @@
 """What is only for people to look at: a picture, a table or a line that fails costs a warning, never the run."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 __all__ = ["Harmless"]
@@ -16,7 +16,7 @@ class Harmless:
         self._failed: set[str] = set()
 
     @contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
+    def __call__(self, what: str) -> Generator[None]:
         """Go on after an error within the block.
 
         Args:
