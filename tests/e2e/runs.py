@@ -29,7 +29,11 @@ def command(run_dir: Path, *overrides: str) -> list[str]:
 
 def train(run_dir: Path, *overrides: str, code: int = 0) -> str:
     """Run scripts/train.py on something small; returns what it printed."""
-    return run_script("train", *command(run_dir, *overrides)[1:], code=code)
+    output = run_script("train", *command(run_dir, *overrides)[1:], code=code)
+    events = run_dir / "events.jsonl"
+    written = {name for row in (read_events(events) if events.exists() else []) for name in row}
+    assert unexplained(written) == set(), "docs/guide/metrics.md explains every metric"
+    return output
 
 
 def run_script(name: str, *overrides: str, code: int = 0) -> str:
@@ -45,9 +49,6 @@ def run_script(name: str, *overrides: str, code: int = 0) -> str:
     ):
         runpy.run_path(f"scripts/{name}.py", run_name="__main__")
     assert exit_info.value.code == code, output.getvalue()
-    events = run_dir / "events.jsonl"
-    written = {name for row in (read_events(events) if events.exists() else []) for name in row}
-    assert unexplained(written) == set(), "docs/guide/metrics.md explains every metric"
     return output.getvalue()
 
 
