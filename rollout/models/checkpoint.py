@@ -2,22 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kernels.numerics import native_dtype
 from rollout.config import Dtype
 from rollout.models.decoder import Decoder
 from rollout.models.spec import DecoderSpec, read_spec
+from rollout.models.tensor_files import INDEX, SINGLE, is_finite, read_tensors
 
-__all__ = ["empty_decoder", "load_decoder", "read_tensors", "save_checkpoint", "torch_dtype"]
-
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+__all__ = ["empty_decoder", "load_decoder", "save_checkpoint", "torch_dtype"]
 
 
 def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
@@ -31,7 +28,7 @@ def load_decoder(
     """Build the decoder that `config.json` describes and fill it from the safetensors files.
 
     Raises:
-        ValueError: unsupported architecture; tensors missing, unexpected, or of another shape.
+        ValueError: unsupported architecture; tensors missing, unexpected, of another shape, damaged, or not finite.
     """
     decoder = empty_decoder(read_spec(directory), dtype=dtype, device=device)
     _fill(dict(decoder.hf_tensors()), directory, is_tied=decoder.spec.tie_word_embeddings)
@@ -56,39 +53,52 @@ def empty_decoder(
 @torch.no_grad()
 def _fill(targets: Mapping[str, torch.Tensor], directory: Path, *, is_tied: bool) -> None:
     missing = set(targets)
+    tied_head = None
     for name, tensor in read_tensors(directory):
-        if (name == "lm_head.weight" and is_tied) or name.endswith("rotary_emb.inv_freq"):
+        if name == "lm_head.weight" and is_tied:
+            tied_head = tensor
             continue
-        if name not in targets:
-            raise ValueError(
-                f"{directory} holds a tensor that its architecture does not have: {name}"
-            )
-        if tensor.shape != targets[name].shape:
-            raise ValueError(
-                f"{name} of {directory} must be {tuple(targets[name].shape)} by its config.json, "
-                f"got {tuple(tensor.shape)}"
-            )
+        if name.endswith("rotary_emb.inv_freq"):
+            continue
+        _check_fits(name, tensor, targets, directory)
         targets[name].copy_(tensor)
+        if not is_finite(targets[name]):
+            raise ValueError(
+                f"{name} of {directory} holds NaN or infinite values in {str(targets[name].dtype).removeprefix('torch.')}; "
+                "take a checkpoint whose weights are finite"
+            )
         missing.discard(name)
     if missing:
         raise ValueError(
             f"{directory} lacks {len(missing)} tensors of its architecture, {sorted(missing)[0]} among them"
         )
+    if tied_head is not None:
+        _check_tied(tied_head, targets["model.embed_tokens.weight"], directory)
 
 
-def read_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a directory with one or several safetensors files."""
-    index = directory / _INDEX
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = [_SINGLE]
-    for name in files:
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory} has no {name}; weights must be in safetensors files")
-        with safe_open(str(directory / name), framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a dict
-                yield key, tensors.get_tensor(key)
+def _check_fits(
+    name: str, tensor: torch.Tensor, targets: Mapping[str, torch.Tensor], directory: Path
+) -> None:
+    if name not in targets:
+        raise ValueError(f"{directory} holds a tensor that its architecture does not have: {name}")
+    if tensor.shape != targets[name].shape:
+        raise ValueError(
+            f"{name} of {directory} must be {tuple(targets[name].shape)} by its config.json, "
+            f"got {tuple(tensor.shape)}"
+        )
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"{name} of {directory} must hold floating-point numbers, got {tensor.dtype}: quantized weights are not read"
+        )
+
+
+def _check_tied(head: torch.Tensor, embedding: torch.Tensor, directory: Path) -> None:
+    """Refuse a head of its own where config.json says that it is the embedding; transformers would use it."""
+    if not torch.equal(head.to(embedding.device, embedding.dtype), embedding):
+        raise ValueError(
+            f"lm_head.weight of {directory} must equal model.embed_tokens.weight as its config.json says "
+            "tie_word_embeddings=true, and it differs; set tie_word_embeddings to false there"
+        )
 
 
 def save_checkpoint(
@@ -112,7 +122,7 @@ def save_checkpoint(
         if (
             path.is_file()
             and path.suffix in (".json", ".jinja", ".txt", ".model")
-            and path.name != _INDEX
+            and path.name != INDEX
         ):
             shutil.copyfile(path, directory / path.name)
     config = json.loads((directory / "config.json").read_text())
@@ -120,7 +130,7 @@ def save_checkpoint(
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shards = _shards(named_weights, dtype.itemsize, max_shard_bytes)
     files = (
-        [_SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+        [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     )
     for file, names in zip(files, shards, strict=True):
         tensors = {n: named_weights[n].detach().to("cpu", dtype).contiguous() for n in names}
@@ -129,7 +139,7 @@ def save_checkpoint(
         weight_map = {n: file for file, names in zip(files, shards, strict=True) for n in names}
         total = sum(t.numel() * dtype.itemsize for t in named_weights.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _shards(

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 import xxhash
 
+MANIFEST = "manifest.json"
+"""Name of the file in a published version's directory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:

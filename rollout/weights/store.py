@@ -17,9 +17,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from rollout.weights.atomic import publish_directory, write_text_atomically
-from rollout.weights.manifest import FileSpec, Manifest, TensorSpec, describe_tensor
-
-MANIFEST = "manifest.json"
+from rollout.weights.manifest import MANIFEST, FileSpec, Manifest, TensorSpec, describe_tensor
 
 
 class WeightStore:

@@ -6,7 +6,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rollout.config import Dtype
-from rollout.models.checkpoint import load_decoder, read_tensors, save_checkpoint, torch_dtype
+from rollout.models.checkpoint import load_decoder, save_checkpoint, torch_dtype
+from rollout.models.tensor_files import is_finite, read_tensors
+from rollout.weights.store import WeightStore
 from tests.tiny_models import FAMILIES, save_tiny
 
 INDEX = "model.safetensors.index.json"
@@ -160,10 +162,12 @@ def test_loading_leaves_nothing_uninitialised(qwen2):
     assert decoder.cos_sin.shape == (512, 16)
 
 
-def test_a_tied_head_in_the_file_is_passed_over(edited):
-    directory = edited(lambda t: t.update({"lm_head.weight": torch.full((260, 64), 7.0)}))
-    decoder = load_decoder(directory, dtype=torch.float32)
-    assert not (decoder.lm_head == 7.0).any()
+def test_a_head_in_the_file_that_is_the_embedding_is_passed_over_where_they_are_tied(edited, qwen2):
+    directory = edited(
+        lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})
+    )
+    got, plain = (load_decoder(d, dtype=torch.float32) for d in (directory, qwen2))
+    assert_same_tensors(dict(got.hf_tensors()), dict(plain.hf_tensors()))
 
 
 def test_rope_frequencies_in_the_file_are_passed_over(edited, qwen2):
@@ -225,6 +229,119 @@ def test_a_shard_that_the_index_names_and_the_directory_lacks_is_named(tmp_path,
     lost.unlink()
     with pytest.raises(ValueError, match=f"{saved} has no {lost.name}"):
         load_decoder(saved, dtype=torch.float32)
+
+
+def test_a_head_of_its_own_is_refused_where_the_config_says_that_it_is_the_embedding(edited):
+    directory = edited(lambda t: t.update({"lm_head.weight": torch.full((260, 64), 7.0)}))
+    with pytest.raises(ValueError, match=r"lm_head\.weight .* set tie_word_embeddings to false"):
+        load_decoder(directory, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.norm.weight", "model.embed_tokens.weight", "model.layers.1.self_attn.v_proj.bias"],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_tensor_with_one_element_that_is_not_finite_is_named(edited, name, value):
+    def spoil(tensors):
+        tensors[name].view(-1)[-1] = value
+
+    with pytest.raises(ValueError, match=rf"{name} of .* holds NaN or infinite values"):
+        load_decoder(edited(spoil), dtype=torch.float32)
+
+
+def test_a_number_that_overflows_the_compute_type_is_refused(edited):
+    def spoil(tensors):
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].double() + 1e300
+
+    directory = edited(spoil)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight of .* in float32"):
+        load_decoder(directory, dtype=torch.float32)
+    load_decoder(directory, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_one_pass_finds_what_is_not_finite_anywhere(dtype):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        tensor = torch.randn(7, 33, generator=generator).to(dtype)
+        tensor *= 15000.0  # so large that a sum of half floats would overflow
+        assert is_finite(tensor)
+        place = int(torch.randint(tensor.numel(), (), generator=generator))
+        for value in (float("nan"), float("inf"), float("-inf")):
+            spoilt = tensor.clone()
+            spoilt.view(-1)[place] = value
+            assert not is_finite(spoilt)
+
+
+def test_integers_are_not_taken_for_weights(edited):
+    name = "model.norm.weight"
+    directory = edited(lambda t: t.update({name: torch.ones(64, dtype=torch.int8)}))
+    with pytest.raises(ValueError, match=r"floating-point numbers, got torch\.int8"):
+        load_decoder(directory, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("keeps", [0.0, 0.5, 0.999])
+def test_a_truncated_file_is_named(edited, keeps):
+    path = edited(lambda t: None) / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keeps)])
+    with pytest.raises(ValueError, match=f"{path} is truncated or damaged"):
+        load_decoder(path.parent, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}'])
+def test_a_damaged_index_is_named(tmp_path, qwen2, content):
+    saved = save(load_decoder(qwen2, dtype=torch.float32), qwen2, tmp_path / "saved")
+    (saved / INDEX).write_text(content)
+    with pytest.raises(ValueError, match=INDEX):
+        load_decoder(saved, dtype=torch.float32)
+
+
+@pytest.fixture
+def published(tmp_path, qwen2):
+    """A version in a store."""
+    decoder = load_decoder(qwen2, dtype=torch.float32)
+    weights = dict(decoder.hf_tensors())
+
+    def write(directory):
+        save_checkpoint(weights, source=qwen2, directory=directory, dtype=torch.float32)
+
+    return WeightStore(tmp_path / "weights").publish(3, write)
+
+
+def test_a_published_version_is_compared_with_its_digests(published):
+    load_decoder(published, dtype=torch.float32)
+    path = published / "model.safetensors"
+    tensors = load_file(path)
+    content = bytearray(path.read_bytes())
+    place = content.find(tensors["model.layers.1.mlp.up_proj.weight"].numpy().tobytes())
+    for i in range(place + 100, place + 164):  # 64 bytes
+        content[i] ^= 1  # numbers stay finite
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .* differ from the digest"
+    ):
+        load_decoder(published, dtype=torch.float32)
+    (published / "manifest.json").unlink()
+    load_decoder(published, dtype=torch.float32)
+
+
+def test_a_tensor_that_the_manifest_has_and_the_files_lack_is_named(published):
+    tensors = load_file(published / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, published / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"lacks 1 tensors of its manifest\.json, model\.norm\.weight"
+    ):
+        load_decoder(published, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("content", ['{"name": "a web app"}', '{"tensors": [1]}'])
+def test_a_manifest_of_something_else_is_passed_over(edited, content):
+    directory = edited(lambda t: None)
+    (directory / "manifest.json").write_text(content)
+    load_decoder(directory, dtype=torch.float32)
 
 
 # --- dtype
