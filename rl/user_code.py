@@ -5,12 +5,15 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-__all__ = ["absolute_path", "import_named"]
+__all__ = ["absolute_path", "folder_of", "import_named", "importable"]
 
 
 def absolute_path(path: str, *, key: str, kind: Literal["function", "class"]) -> str:
@@ -32,6 +35,26 @@ def absolute_path(path: str, *, key: str, kind: Literal["function", "class"]) ->
     return f"{Path(location).resolve()}:{name}" if location.endswith(".py") else path
 
 
+def folder_of(path: str) -> str:
+    """Return the directory whose modules the code at `path` imports: its file's own, or the working directory."""
+    location = path.rpartition(":")[0]
+    return str(Path(location).parent) if location.endswith(".py") else os.getcwd()
+
+
+@contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """Let files of a folder be imported within the block; imports after it do not see them."""
+    if not folder or folder in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
 @functools.cache
 def import_named(path: str, *, key: str, kind: Literal["function", "class"]) -> Any:
     """Import the function or class at `path`; see `absolute_path`.
@@ -47,6 +70,11 @@ def import_named(path: str, *, key: str, kind: Literal["function", "class"]) -> 
             module = importlib.import_module(location)
     except ImportError as error:
         raise ValueError(f"{key}={path}: {location} cannot be imported: {error}") from error
+    except Exception as error:  # the user's code, which may raise anything
+        kind_of_error = type(error).__name__
+        raise ValueError(
+            f"{key}={path}: {location} raises {kind_of_error} when it is imported: {error}"
+        ) from error
     if not hasattr(module, name):
         raise ValueError(f"{key}={path}: {location} has no {name!r}; it has {_names(module, kind)}")
     return getattr(module, name)

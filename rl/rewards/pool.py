@@ -1,9 +1,9 @@
 """Scorers in processes that can be killed, behind a queue.
 
-    submit(jobs) -> chunks of at most 64 -> the next idle process -> outcomes, in the order of the jobs
+    submit(jobs) -> the next idle process, one job at a time -> outcomes, in the order of the jobs
 
-A chunk travels in one message; its outcomes come back one by one, so the time limit holds per job, and after a job
-that hangs or kills its process the rest of the chunk goes on in a fresh one. No job is scored twice.
+Jobs are handed out one by one, so all processes have work while there is any. The time limit holds per job, and after
+a job that hangs or kills its process the next one gets a fresh process.
 """
 
 import logging
@@ -14,13 +14,12 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from rl.rewards.job import ScoreJob
 from rl.rewards.outcome import ScoreOutcome
-from rl.rewards.process import ScoreJob, ScorerProcess
+from rl.rewards.process import ScorerProcess
 from rl.rewards.scorer import Scorer
 
-__all__ = ["MAX_JOBS_PER_CHUNK", "ScoreJob", "ScoreTicket", "ScorerPool"]
-
-MAX_JOBS_PER_CHUNK = 64
+__all__ = ["ScoreJob", "ScoreTicket", "ScorerPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +27,25 @@ logger = logging.getLogger(__name__)
 class ScoreTicket:
     """The pending outcomes of one `submit`."""
 
-    def __init__(self, chunks: list[Future[list[ScoreOutcome]]]) -> None:
-        self._chunks = chunks
+    def __init__(self, pending: list[Future[ScoreOutcome]]) -> None:
+        self._pending = pending
 
     def done(self) -> bool:
-        return all(chunk.done() for chunk in self._chunks)
+        """Whether all outcomes are known."""
+        return all(future.done() for future in self._pending)
 
     def wait(self, timeout_seconds: float) -> bool:
         """Wait until all outcomes are known, or for the time to be over; returns `done()`."""
-        return not wait(self._chunks, timeout_seconds).not_done
+        return not wait(self._pending, timeout_seconds).not_done
 
     def outcomes(self) -> list[ScoreOutcome]:
-        """One per job, in the order of the jobs; blocks until all are known.
+        """Returns one outcome per job, in the order of the jobs; blocks until all are known.
 
         Raises:
             RuntimeError: a process could not be restarted, or the pool was closed.
-            CancelledError: the pool was closed before a chunk was begun.
+            CancelledError: the pool was closed before a job was begun.
         """
-        return [outcome for chunk in self._chunks for outcome in chunk.result()]
+        return [future.result() for future in self._pending]
 
 
 class ScorerPool:
@@ -55,7 +55,7 @@ class ScorerPool:
         scorer: picklable; unpickled, and prepared, once per process.
         num_workers: processes.
         time_limit_seconds: of one job; past it the process is killed and the outcome is a TIMEOUT.
-        memory_limit_gb: address space of a process, in GB (10^9 bytes); past it an ERROR. Linux alone.
+        memory_limit_gb: address space of a process, in GB (10^9 bytes); past it an ERROR. Linux only.
 
     Raises:
         RuntimeError: the scorer cannot be loaded in its process.
@@ -88,10 +88,8 @@ class ScorerPool:
             self._idle.put(process)
 
     def submit(self, jobs: Sequence[ScoreJob]) -> ScoreTicket:
-        """Queue the jobs and return at once; rows must be picklable, else `outcomes` raises."""
-        starts = range(0, len(jobs), MAX_JOBS_PER_CHUNK)
-        chunks = [list(jobs[start : start + MAX_JOBS_PER_CHUNK]) for start in starts]
-        return ScoreTicket([self._threads.submit(self._score, chunk) for chunk in chunks])
+        """Queue the jobs and return at once; they must be picklable, else `outcomes` raises."""
+        return ScoreTicket([self._threads.submit(self._score, job) for job in jobs])
 
     def close(self) -> None:
         """End every process now; jobs that are not done yet are given up."""
@@ -102,10 +100,10 @@ class ScorerPool:
         for process in self._processes:
             process.close()
 
-    def _score(self, jobs: list[ScoreJob]) -> list[ScoreOutcome]:
+    def _score(self, job: ScoreJob) -> ScoreOutcome:
         process = self._idle.get()
         try:
-            return process.score(jobs)
+            return process.score(job)
         finally:
             self._idle.put(process)
 

@@ -5,44 +5,49 @@ torch into every scorer.
 """
 
 import pickle
+import select
 import signal
+import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
 from os import killpg
 from threading import Lock
-from typing import Any
 
+from rl.rewards.job import ScoreJob
+from rl.rewards.messages import Reply, new_job_id, to_block
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rewards.scorer import Scorer
+from rl.stop_signal import STOP_SIGNALS
+
+__all__ = ["OUT_OF_MEMORY_EXIT_CODE", "UNUSABLE_EXIT_CODE", "ScoreJob", "ScorerProcess"]
 
 START_LIMIT_SECONDS = 120.0
 OUT_OF_MEMORY_EXIT_CODE = 113
+UNUSABLE_EXIT_CODE = 114
+_MAX_LINE_BYTES = 1 << 20
 _BOOT = """\
 import sys
 sys.path[:] = sys.argv[3:]
 from rl.rewards.worker import main
-
-__all__ = ["OUT_OF_MEMORY_EXIT_CODE", "ScoreJob", "ScorerProcess"]
 main(int(sys.argv[1]), memory_limit_bytes=int(sys.argv[2]))
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreJob:
-    completion: str
-    row: dict[str, Any]
-    """The prompt's; it is pickled."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Link:
     """A running process, the leader of its own process group, and our end of its socket."""
 
     process: subprocess.Popen[bytes]
-    connection: Connection
+    connection: socket.socket
+    received: bytearray
+    """Bytes of a line that has not ended yet."""
+    has_served: bool = False
+    """Whether it scored a job: that one may be to blame if the process dies."""
+    is_shared: bool = False
+    """Whether earlier jobs left threads or children in it, which may be to blame for any failure."""
 
     def kill(self) -> None:
         # macOS: no permission to kill a zombie
@@ -63,19 +68,16 @@ class ScorerProcess:
         self._link: _Link | None = None
         self._is_killed = False
 
-    def start(self) -> Connection:
+    def start(self) -> None:
         """Launch a process and wait until its scorer is loaded.
 
         Raises:
             RuntimeError: the scorer cannot be loaded there, or `kill` was called.
         """
-        connection = self._launch()
+        link = self._launch()
         try:
-            connection.send_bytes(self._pickled_scorer)
-            if connection.poll(START_LIMIT_SECONDS):
-                problem = connection.recv()
-            else:
-                problem = f"no answer within {START_LIMIT_SECONDS:.0f} s"
+            reply = _ask(link, self._pickled_scorer, job_id=None, seconds=START_LIMIT_SECONDS)
+            problem = reply.outcome.message if reply else f"no answer within {START_LIMIT_SECONDS:.0f} s"
         except (EOFError, OSError):
             problem = self._end()
         if problem:
@@ -84,18 +86,22 @@ class ScorerProcess:
                 "the scorer could not be loaded in its process, within "
                 f"reward.memory_limit_gb={self._memory_limit_gb}: {problem}"
             )
-        return connection
 
-    def score(self, jobs: list[ScoreJob]) -> list[ScoreOutcome]:
-        """One outcome per job, in order; a job that hangs or kills the process costs only itself.
+    def score(self, job: ScoreJob) -> ScoreOutcome:
+        """The job's outcome. A job that hangs or kills the process costs only itself.
+
+        A job that fails where another may be to blame, since the process served others and died, or they left
+        threads or children in it, is scored again in a fresh process.
 
         Raises:
             RuntimeError: the process could not be restarted, or `kill` was called.
         """
-        outcomes: list[ScoreOutcome] = []
-        while len(outcomes) < len(jobs):
-            outcomes += self._score_until_failure(jobs[len(outcomes) :])
-        return outcomes
+        data = pickle.dumps(job)
+        outcome, may_be_anothers_fault = self._score_once(data)
+        if may_be_anothers_fault:
+            self.close()
+            outcome, _ = self._score_once(data)
+        return outcome
 
     def kill(self) -> None:
         """Kill the process for good; a `score` that waits for it raises."""
@@ -113,46 +119,57 @@ class ScorerProcess:
                 link.process.wait()
                 link.connection.close()
 
-    def _score_until_failure(self, jobs: list[ScoreJob]) -> list[ScoreOutcome]:
-        """Outcomes of the first jobs: of all, or up to the one that cost the process its life."""
-        connection = self._living_connection()
-        outcomes: list[ScoreOutcome] = []
+    def _score_once(self, pickled_job: bytes) -> tuple[ScoreOutcome, bool]:
+        """The outcome, and whether it failed by what may be the fault of an earlier job."""
+        link = self._living_link()
+        has_served, link.has_served = link.has_served, True
+        job_id = new_job_id()
+        data = pickle.dumps((job_id, pickled_job))
         try:
-            connection.send(jobs)
-            for _ in jobs:
-                if not connection.poll(self._time_limit_seconds):
-                    self._end()
-                    message = f"killed after reward.time_limit_seconds={self._time_limit_seconds}"
-                    outcomes.append(ScoreOutcome(kind=OutcomeKind.TIMEOUT, message=message))
-                    break
-                outcomes.append(connection.recv())
+            reply = _ask(link, data, job_id=job_id, seconds=self._time_limit_seconds)
         except (EOFError, OSError):
-            outcomes.append(ScoreOutcome(kind=OutcomeKind.ERROR, message=self._end()))
-        return outcomes
+            return ScoreOutcome(kind=OutcomeKind.ERROR, message=self._end()), has_served
+        if reply is None:
+            self._end()
+            message = f"killed after reward.time_limit_seconds={self._time_limit_seconds}"
+            return ScoreOutcome(kind=OutcomeKind.TIMEOUT, message=message), link.is_shared
+        was_shared, link.is_shared = link.is_shared, reply.is_shared
+        if reply.is_last:
+            self.close()
+        is_error = reply.outcome.kind is not OutcomeKind.SCORE
+        return reply.outcome, is_error and was_shared
 
-    def _living_connection(self) -> Connection:
+    def _living_link(self) -> _Link:
         link = self._link
-        # between jobs the process is silent: there is something to read only if it died
-        if link is not None and not link.connection.poll(0):
-            return link.connection
-        self.close()
-        return self.start()
+        # between jobs the process is silent: it is at its end only if it died
+        if link is None or _is_closed(link):
+            self.close()
+            self.start()
+            link = self._link
+        if link is None:
+            raise RuntimeError("the scorer pool was closed before its jobs were done")
+        return link
 
-    def _launch(self) -> Connection:
+    def _launch(self) -> _Link:
         with self._lock:
             self._check_not_killed()
-            ours, theirs = Pipe()
+            ours, theirs = socket.socketpair()
             limit_bytes = int(self._memory_limit_gb * 1e9)
             command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(limit_bytes)]
-            with theirs:
-                process = subprocess.Popen(
-                    [*command, *sys.path],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            self._link = _Link(process=process, connection=ours)
-            return ours
+            # blocked until the process handles them, lest one that all processes get ends it as it starts
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            try:
+                with theirs:
+                    process = subprocess.Popen(
+                        [*command, *sys.path],
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[theirs.fileno()],
+                        start_new_session=True,
+                    )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self._link = _Link(process=process, connection=ours, received=bytearray())
+            return self._link
 
     def _end(self) -> str:
         """Kill the process, and say how it ended if it was dead already."""
@@ -163,6 +180,8 @@ class ScorerProcess:
         exit_code = link.process.returncode
         if exit_code == OUT_OF_MEMORY_EXIT_CODE:
             return f"MemoryError: reward.memory_limit_gb={self._memory_limit_gb} is used up"
+        if exit_code == UNUSABLE_EXIT_CODE:
+            return "the scorer closed or replaced its process's standard streams or our socket"
         if exit_code < 0:
             return f"the scorer's process was killed by {signal.Signals(-exit_code).name}"
         return f"the scorer's process exited with code {exit_code}"
@@ -170,3 +189,51 @@ class ScorerProcess:
     def _check_not_killed(self) -> None:
         if self._is_killed:
             raise RuntimeError("the scorer pool was closed before its jobs were done")
+
+
+def _ask(link: _Link, data: bytes, *, job_id: str | None, seconds: float) -> Reply | None:
+    """Send a block and wait for the worker's answer to it; None if the time is over.
+
+    Raises:
+        EOFError: the worker's end is closed.
+        OSError: it is closed while we write.
+    """
+    deadline = time.monotonic() + seconds
+    unsent = memoryview(to_block(data))
+    link.connection.setblocking(False)
+    poller = select.poll()
+    while (left := deadline - time.monotonic()) > 0:
+        poller.register(link.connection, select.POLLIN | (select.POLLOUT if unsent else 0))
+        for _, event in poller.poll(left * 1000):
+            if event & select.POLLOUT:
+                unsent = unsent[link.connection.send(unsent) :]
+            if event & ~select.POLLOUT:
+                for line in _read_lines(link):
+                    reply = Reply.from_line(line)
+                    if reply is not None and reply.answers(job_id, pid=link.process.pid):
+                        return reply
+    return None
+
+
+def _read_lines(link: _Link) -> list[bytes]:
+    """Take what the worker wrote, up to the last end of a line."""
+    part = link.connection.recv(1 << 16)
+    if not part:
+        raise EOFError("the scorer's process has ended")
+    *lines, rest = (bytes(link.received) + part).split(b"\n")
+    link.received[:] = rest[-_MAX_LINE_BYTES:]
+    return lines
+
+
+def _is_closed(link: _Link) -> bool:
+    """Whether the worker's end is closed; drops what a scorer wrote between jobs."""
+    link.connection.setblocking(False)
+    link.received.clear()
+    try:
+        while link.connection.recv(1 << 16):
+            pass
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

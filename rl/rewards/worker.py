@@ -1,33 +1,38 @@
 """The process in which a scorer runs; `rl.rewards.process` starts it and speaks to it.
 
-    parent -> worker   the pickled scorer        worker -> parent   "" once it is loaded, else what went wrong
-    parent -> worker   a list of ScoreJobs       worker -> parent   one ScoreOutcome per job, as soon as it is known
+    parent -> worker   the pickled scorer          worker -> parent   that it is loaded, or what went wrong
+    parent -> worker   a job with its id           worker -> parent   the outcome, with the id and the worker's pid
 
 It leads a process group of its own, in which the scorer's children live and die, and which Ctrl-C does not reach. A
-batch system signals every process of a job: this one leaves it to its parent to end it.
+batch system signals every process of a job: this one leaves it to its parent to end it. What a scorer forks cannot
+speak for it: a child has no socket, and ends where the scorer returns.
 """
 
-import math
-import numbers
 import os
 import pickle
-import reprlib
 import resource
 import select
 import signal
+import socket
 import sys
 import traceback
-from multiprocessing.connection import Connection
 from threading import Thread
+from typing import Any
 
+from rl.rewards.binding import BoundScorer, bind_scorer
+from rl.rewards.messages import Reply, receive_block
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
-from rl.rewards.process import OUT_OF_MEMORY_EXIT_CODE, ScoreJob
-from rl.rewards.scorer import PreparedScorer, Scorer
+from rl.rewards.process import OUT_OF_MEMORY_EXIT_CODE, UNUSABLE_EXIT_CODE
+from rl.rewards.process_state import ProcessState
+from rl.rewards.scorer import ImportedScorer, PreparedScorer
+from rl.rewards.values import to_score
 from rl.stop_signal import STOP_SIGNALS
 
-__all__ = ["main"]
+__all__ = ["main", "score_job"]
 
 MAX_MESSAGE_CHARS = 2000
+
+_exit, _getpid = os._exit, os.getpid  # a scorer may replace those of the module
 
 
 def main(fd: int, *, memory_limit_bytes: int) -> None:
@@ -35,42 +40,64 @@ def main(fd: int, *, memory_limit_bytes: int) -> None:
     _leave_stop_signals_to_parent()
     Thread(target=_die_with_parent, args=(fd,), daemon=True).start()
     _limit_memory(memory_limit_bytes)
-    connection = Connection(fd)
+    connection = socket.socket(fileno=fd)
+    os.register_at_fork(after_in_child=connection.close)
+    pid = _getpid()
     scorer = _load_scorer(connection)
-    while True:
-        try:
-            jobs: list[ScoreJob] = connection.recv()
-        except EOFError:
-            return
-        for job in jobs:
-            connection.send(score_job(scorer, job=job))
+    state = ProcessState(fd)
+    while block := receive_block(connection):
+        job_id, pickled_job = pickle.loads(block)
+        outcome = score_job(scorer, pickled_job=pickled_job)
+        if _getpid() != pid:
+            _exit(0)  # a child that the scorer forked, and in which it returned or raised
+        is_restored = state.restore()
+        if not state.is_connected:
+            _exit(UNUSABLE_EXIT_CODE)
+        reply = Reply(
+            job_id=job_id,
+            pid=pid,
+            outcome=outcome,
+            is_shared=state.has_company(),
+            is_last=not is_restored,
+        )
+        connection.sendall(reply.to_line())
 
 
-def score_job(scorer: Scorer, *, job: ScoreJob) -> ScoreOutcome:
+def score_job(scorer: BoundScorer, *, pickled_job: bytes) -> ScoreOutcome:
     """The score, or an ERROR with what the scorer raised; ends the process if memory ran out."""
     try:
-        value = scorer(job.completion, job.row)
-        if isinstance(value, numbers.Real) and math.isfinite(value):
-            return ScoreOutcome(kind=OutcomeKind.SCORE, score=float(value))
-        message = f"a scorer must return a finite number, got {reprlib.repr(value)}"
+        return ScoreOutcome(kind=OutcomeKind.SCORE, score=to_score(scorer(pickle.loads(pickled_job))))
     except MemoryError:
         # what the scorer still holds would starve the next jobs
-        os._exit(OUT_OF_MEMORY_EXIT_CODE)
+        _exit(OUT_OF_MEMORY_EXIT_CODE)
     except BaseException as error:  # noqa: BLE001 - a process boundary: any failure becomes a tagged outcome
-        message = f"{type(error).__name__}: {error}"[:MAX_MESSAGE_CHARS]
-    return ScoreOutcome(kind=OutcomeKind.ERROR, message=message)
+        return ScoreOutcome(kind=OutcomeKind.ERROR, message=_describe(error))
 
 
-def _load_scorer(connection: Connection) -> Scorer:
+def _describe(error: BaseException) -> str:
     try:
-        scorer = pickle.loads(connection.recv_bytes())
+        text = f"{type(error).__name__}: {error}"
+    except BaseException:  # noqa: BLE001 - an exception that cannot be shown is the scorer's, too
+        text = f"{type(error).__name__}, which cannot be shown"
+    return text[:MAX_MESSAGE_CHARS]
+
+
+def _load_scorer(connection: socket.socket) -> BoundScorer:
+    pid = _getpid()
+    problem, bound = "", None
+    try:
+        scorer: Any = pickle.loads(receive_block(connection))
         if isinstance(scorer, PreparedScorer):
             scorer.prepare()
+        bound = bind_scorer(scorer.function if isinstance(scorer, ImportedScorer) else scorer)
     except BaseException:  # noqa: BLE001 - a process boundary: the parent raises it
-        connection.send(traceback.format_exc())
+        problem = traceback.format_exc()
+    if _getpid() != pid:
+        _exit(0)
+    connection.sendall(Reply.of_start(problem, pid=pid).to_line())
+    if bound is None:
         sys.exit(1)
-    connection.send("")
-    return scorer
+    return bound
 
 
 def _limit_memory(num_bytes: int) -> None:
@@ -84,10 +111,12 @@ def _limit_memory(num_bytes: int) -> None:
 def _leave_stop_signals_to_parent() -> None:
     """Survive stop signals; what a scorer forks gets their defaults back, so that it can be terminated."""
     for number in STOP_SIGNALS:
-        signal.signal(
-            number, lambda *_: None
-        )  # a handler, unlike SIG_IGN, is not inherited by programs
+        signal.signal(number, _ignore)  # a handler, unlike SIG_IGN, is not inherited by programs
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the parent blocked them for the start
     os.register_at_fork(after_in_child=_end_at_stop_signals)
+
+
+def _ignore(*_: object) -> None: ...
 
 
 def _end_at_stop_signals() -> None:

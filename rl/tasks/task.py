@@ -27,6 +27,8 @@ def load_task(config: TaskConfig) -> Task:
     """
     own_scorer = load_scorer(config.scorer) if config.scorer else None
     name, split, scorer = _build(config)
+    if own_scorer is not None:
+        own_scorer.check_columns(list(split.train[0].row))
     return Task(name=name, train=split.train, held_out=split.held_out, scorer=own_scorer or scorer)
 
 

@@ -44,6 +44,9 @@ def score(completion: str, row: dict[str, Any]) -> Any:
             return RETURNS[value]
         case ["pid"]:
             return os.getpid()
+        case ["pid", "after", seconds]:
+            time.sleep(float(seconds))
+            return os.getpid()
         case ["pgid"]:
             return os.getpgid(0)
         case ["imported", module]:

@@ -1,11 +1,14 @@
 """The scorers that come with the tasks, and users' own by import path."""
 
 import pickle
+import sys
 
 import pytest
 
 from rl.rewards.arithmetic import score_arithmetic
+from rl.rewards.job import ScoreJob
 from rl.rewards.mathematics import score_mathematics
+from rl.rewards.pool import ScorerPool
 from rl.rewards.reasoning_gym_task import ReasoningGymScorer
 from rl.rewards.scorer import load_scorer
 
@@ -92,11 +95,42 @@ def test_a_scorer_can_live_in_a_package():
         ("no_such_module:score", "no_such_module cannot be imported: No module named"),
         ("no_such_file.py:score", r"cannot be imported: there is no file .*no_such_file\.py"),
         ("rl.rewards.arithmetic:scor", "has no 'scor'; it has score_arithmetic"),
-        ("rl.rewards.pool:MAX_JOBS_PER_CHUNK", "must be callable, got a int"),
-        ("os:getcwd", r"must accept \(completion: str, row: dict\)"),
+        ("rl.rewards.values:MAX_SCORE", "must be callable, got a float"),
+        ("os:getcwd", r"must take completion, .*; got the parameters \(none\)"),
     ],
 )
 def test_a_bad_scorer_path_is_refused_with_the_reason(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         load_scorer(path)
+
+
+def test_a_scorer_imports_files_beside_it_from_any_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "helper_beside.py").write_text("def right(text):\n    return text == '4'")
+    (tmp_path / "scorer_beside.py").write_text(
+        "def score(completion, row):\n    from helper_beside import right\n    return right(completion)\n"
+    )
+    before = list(sys.path)
+    monkeypatch.chdir(tmp_path)
+    by_file, by_module = load_scorer("scorer_beside.py:score"), load_scorer("scorer_beside:score")
+    monkeypatch.chdir("/")
+    assert sys.path == before
+    for scorer in (by_file, by_module):
+        with ScorerPool(scorer, num_workers=1, time_limit_seconds=9, memory_limit_gb=1) as pool:
+            (outcome,) = pool.submit([ScoreJob(completion="4")]).outcomes()
+        assert outcome.score == 1.0, outcome.message
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("1 / 0", "raises ZeroDivisionError when it is imported: division by zero"),
+        ("def score(", "raises SyntaxError when it is imported"),
+        ("def score(text, gold): pass", r"own_\w+\.py:score: a scorer must take completion"),
+    ],
+)
+def test_a_scorer_that_cannot_be_used_is_refused_in_one_sentence(code, message, tmp_path):
+    path = tmp_path / f"own_{abs(hash(code))}.py"
+    path.write_text(code)
+    with pytest.raises(ValueError, match=message):
+        load_scorer(f"{path}:score")

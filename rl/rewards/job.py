@@ -1,0 +1,25 @@
+"""What is scored: one completion, with everything that a scorer may ask for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["ScoreJob"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreJob:
+    """A completion and the prompt's data. It is pickled, so all values must be picklable."""
+
+    completion: str
+    row: dict[str, Any] = field(default_factory=dict)
+    """The dataset's own columns, as the file holds them."""
+    prompt: str | Sequence[dict[str, Any]] = ""
+    """The question as the dataset holds it: a text or chat messages; empty stands for `row["question"]`."""
+    answer: Any = None
+    """The gold answer as the dataset holds it; None stands for `row["answer"]`."""
+
+    def named(self, name: str) -> Any:
+        """Returns `question` or `answer`, from the job or else from the row."""
+        given = self.prompt if name == "question" else self.answer
+        return self.row.get(name) if given is None or given == "" else given
