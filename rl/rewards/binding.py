@@ -1,9 +1,9 @@
 """Calls a scorer with what its parameters name.
 
-    score(completion, row)                                              ours
-    score(completion, answer, difficulty)                               columns of the dataset, by name
-    compute_score(data_source, solution_str, ground_truth, extra_info)  verl's
-    reward(prompts, completions, **columns) -> list                     TRL's, with lists of one element
+score(completion, row)                                              ours
+score(completion, answer, difficulty)                               columns of the dataset, by name
+compute_score(data_source, solution_str, ground_truth, extra_info)  verl's
+reward(prompts, completions, **columns) -> list                     TRL's, with lists of one element
 """
 
 import asyncio
@@ -94,7 +94,9 @@ def bind_scorer(function: Callable[..., Any]) -> BoundScorer:
         positional=tuple(p.name for p in required if p.kind is p.POSITIONAL_ONLY),
         named=tuple(p.name for p in required if p.kind is not p.POSITIONAL_ONLY),
         optional=tuple(
-            p.name for p in parameters if p.default is not p.empty and p.kind is not p.POSITIONAL_ONLY
+            p.name
+            for p in parameters
+            if p.default is not p.empty and p.kind is not p.POSITIONAL_ONLY
         ),
         takes_rest=any(p.kind is p.VAR_KEYWORD for p in parameters),
     )

@@ -61,9 +61,7 @@ class Reply:
             outcome = ScoreOutcome(kind=OutcomeKind(kind), score=score, message=message)
         except (ValueError, TypeError):
             return None
-        return cls(
-            job_id=job_id, pid=pid, outcome=outcome, is_shared=is_shared, is_last=is_last
-        )
+        return cls(job_id=job_id, pid=pid, outcome=outcome, is_shared=is_shared, is_last=is_last)
 
     def answers(self, job_id: str | None, *, pid: int) -> bool:
         """Whether it is that worker's answer to that job; None stands for its start."""

@@ -77,7 +77,9 @@ class ScorerProcess:
         link = self._launch()
         try:
             reply = _ask(link, self._pickled_scorer, job_id=None, seconds=START_LIMIT_SECONDS)
-            problem = reply.outcome.message if reply else f"no answer within {START_LIMIT_SECONDS:.0f} s"
+            problem = (
+                reply.outcome.message if reply else f"no answer within {START_LIMIT_SECONDS:.0f} s"
+            )
         except (EOFError, OSError):
             problem = self._end()
         if problem:

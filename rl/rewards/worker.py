@@ -66,7 +66,9 @@ def main(fd: int, *, memory_limit_bytes: int) -> None:
 def score_job(scorer: BoundScorer, *, pickled_job: bytes) -> ScoreOutcome:
     """The score, or an ERROR with what the scorer raised; ends the process if memory ran out."""
     try:
-        return ScoreOutcome(kind=OutcomeKind.SCORE, score=to_score(scorer(pickle.loads(pickled_job))))
+        return ScoreOutcome(
+            kind=OutcomeKind.SCORE, score=to_score(scorer(pickle.loads(pickled_job)))
+        )
     except MemoryError:
         # what the scorer still holds would starve the next jobs
         _exit(OUT_OF_MEMORY_EXIT_CODE)
@@ -112,7 +114,9 @@ def _leave_stop_signals_to_parent() -> None:
     """Survive stop signals; what a scorer forks gets their defaults back, so that it can be terminated."""
     for number in STOP_SIGNALS:
         signal.signal(number, _ignore)  # a handler, unlike SIG_IGN, is not inherited by programs
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the parent blocked them for the start
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, STOP_SIGNALS
+    )  # the parent blocked them for the start
     os.register_at_fork(after_in_child=_end_at_stop_signals)
 
 

@@ -20,7 +20,10 @@ def call(function, job=JOB):
 
 
 def test_our_own_signature_gets_the_datasets_own_columns():
-    assert call(lambda completion, row: (completion, row)) == ("It is 4", {"question": "2 + 2", **ROW})
+    assert call(lambda completion, row: (completion, row)) == (
+        "It is 4",
+        {"question": "2 + 2", **ROW},
+    )
     assert call(lambda row, completion: row["answer"]) == "the row's own"
 
 
@@ -52,7 +55,11 @@ def test_verls_signature_gets_the_gold_answer_and_not_the_row():
     def compute_score(data_source, solution_str, ground_truth, extra_info=None):
         return data_source, solution_str, ground_truth, extra_info
 
-    row = {"data_source": "openai/gsm8k", "reward_model": {"ground_truth": "4"}, "extra_info": {"index": 5}}
+    row = {
+        "data_source": "openai/gsm8k",
+        "reward_model": {"ground_truth": "4"},
+        "extra_info": {"index": 5},
+    }
     job = ScoreJob(completion="#### 4", row=row, answer="4")
     assert call(compute_score, job) == ("openai/gsm8k", "#### 4", "4", {"index": 5})
     assert call(compute_score) == ("dataset", "It is 4", "4", ROW)
@@ -67,7 +74,12 @@ def test_verls_signature_with_keywords_gets_all_of_verls():
 
 def test_trls_signature_gets_lists_of_one_and_its_own_columns():
     def reward(prompts, completions, answer, level, **columns):
-        assert (prompts, completions, answer, level) == (["2 + 2"], ["It is 4"], ["the row's own"], [3])
+        assert (prompts, completions, answer, level) == (
+            ["2 + 2"],
+            ["It is 4"],
+            ["the row's own"],
+            [3],
+        )
         assert columns == {
             "problem": ["2 + 2"], "final": ["4"], "question": ["2 + 2"], "ground_truth": ["4"],
         }  # fmt: skip
@@ -150,7 +162,9 @@ def test_what_takes_no_completion_is_refused(function):
 
 def test_parameters_that_nothing_names_are_refused_when_the_columns_are_known():
     bound = bind_scorer(lambda completion, levle, row, tries=1: 0)
-    with pytest.raises(ValueError, match=r"columns problem, final, answer, level; got levle: rename"):
+    with pytest.raises(
+        ValueError, match=r"columns problem, final, answer, level; got levle: rename"
+    ):
         bound.check_columns(list(ROW))
     bind_scorer(lambda completions, prompts, level: 0).check_columns(list(ROW))
     with pytest.raises(ValueError, match="got completion_ids"):
