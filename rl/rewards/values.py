@@ -1,10 +1,10 @@
 """Which values that a scorer returns are scores."""
 
 import math
-import numbers
 import reprlib
 from collections.abc import Mapping
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 __all__ = ["MAX_SCORE", "to_score"]
@@ -25,7 +25,9 @@ def to_score(value: Any) -> float:
     number = value["score"] if isinstance(value, Mapping) and "score" in value else value
     if getattr(number, "ndim", None) == 0 and hasattr(number, "item"):
         number = number.item()
-    if isinstance(number, (numbers.Real, Decimal)) and number == number:  # NaN is not itself
+    if (
+        isinstance(number, (int, float, Fraction, Decimal)) and number == number
+    ):  # NaN is not itself
         if abs(number) <= MAX_SCORE:
             return float(number)
         if isinstance(number, int) or math.isfinite(number):
