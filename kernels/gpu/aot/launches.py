@@ -5,10 +5,17 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kernels.gpu.linear_logprobs import (
+    linear_logprobs_backward_triton,
+    linear_logprobs_triton,
+)
 from kernels.gpu.paged_kv import write_kv_triton
+from kernels.gpu.philox import philox_uniform_triton
 from kernels.gpu.rms_norm import rms_norm_backward_triton, rms_norm_triton
 from kernels.gpu.rope import rope_triton
+from kernels.gpu.sample import lm_head_sample_triton, sample_triton
 from kernels.gpu.swiglu import swiglu_backward_triton, swiglu_triton
+from kernels.gpu.token_logprobs import vocab_sums_triton
 
 __all__ = ["Launch", "all_launches"]
 
@@ -34,6 +41,7 @@ def empty(*shape: int, dtype: torch.dtype = WIDE) -> torch.Tensor:
 def all_launches() -> Iterator[Launch]:
     yield from _elementwise()
     yield from _cache_writes()
+    yield from _vocabulary()
 
 
 def _elementwise() -> Iterator[Launch]:
@@ -80,4 +88,39 @@ def _cache_writes() -> Iterator[Launch]:
     yield Launch(name="write_kv_int8", run=lambda: write(torch.int8))
     yield Launch(
         name="write_kv_fp8", run=lambda: write(torch.float8_e4m3fn), missing_on=("80", "gfx942")
+    )
+
+
+def _vocabulary() -> Iterator[Launch]:
+    hidden, weight = empty(TOKENS, HIDDEN), empty(VOCABULARY, HIDDEN)
+    tokens = empty(TOKENS, dtype=torch.int64)
+    per_row = empty(TOKENS, dtype=torch.float32)
+    yield Launch(
+        name="linear_logprobs",
+        run=lambda: linear_logprobs_triton(hidden, weight, tokens, per_row),
+        matrix={"_head_stats_kernel": "bf16"},
+    )
+    yield Launch(
+        name="linear_logprobs_backward",
+        run=lambda: linear_logprobs_backward_triton(
+            per_row, hidden, weight, tokens, per_row, (per_row, per_row)
+        ),
+        matrix={"_grad_logits_kernel": "bf16"},
+    )
+    rows = slice(0, 256)
+    yield Launch(
+        name="lm_head_sample",
+        run=lambda: lm_head_sample_triton(hidden[rows], weight, per_row[rows], per_row[rows]),
+        matrix={"_head_stats_kernel": "bf16"},
+    )
+    logits = empty(256, VOCABULARY, dtype=torch.float32)
+
+    def sample() -> None:
+        maximum, cumulative, _ = vocab_sums_triton(logits, per_row[rows], with_moment=False)
+        sample_triton(logits, per_row[rows], maximum, cumulative, per_row[rows])
+
+    yield Launch(name="sample", run=sample)
+    yield Launch(
+        name="philox",
+        run=lambda: philox_uniform_triton(empty(256, 3, dtype=torch.int64), tokens[rows]),
     )

@@ -1,7 +1,8 @@
 """Checks of every address that a kernel touches: inside its tensor, defined, and touched by one program only."""
 
 import contextlib
-import inspect
+import linecache
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -163,10 +164,14 @@ def _describe(
 
 
 def _kernel_line() -> str:
-    for frame in inspect.stack()[2:]:
-        if "/triton/" not in frame.filename and "/interpreter/" not in frame.filename:
-            code = (frame.code_context or [""])[0].strip()
-            return f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}: {code}"
+    """The line of the kernel that is running: of the innermost frame outside Triton and this package."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if "/triton/" not in path and "/interpreter/" not in path:
+            code = linecache.getline(path, frame.f_lineno).strip()
+            return f"{path.rsplit('/', 1)[-1]}:{frame.f_lineno}: {code}"
+        frame = frame.f_back
     return "?"
 
 

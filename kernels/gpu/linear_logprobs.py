@@ -1,0 +1,329 @@
+"""Triton kernels of `kernels.linear_logprobs`: LM head, log-probability and entropy, forward and backward, never [T, V].
+
+Forward: each program multiplies a tile of 128 rows and 128 columns and leaves its sums; a second launch joins a row's
+tiles. Backward: the logits of a chunk of rows are computed again, by the same tiles, as gradients.
+
+Shape legend: T = rows, H = width, V = vocabulary, C = ceil(V / 128) tiles. Memory: 12*T*C bytes forward, one chunk of
+gradients backward.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.cpu.ops import VOCAB_BLOCK
+from kernels.gpu.token_logprobs import (
+    JOIN_WARPS,
+    join_tiles,
+    logprob_of,
+    row_tile_stats,
+    store_sums,
+)
+
+__all__ = [
+    "TILE_V",
+    "head_stats_triton",
+    "linear_logprobs_backward_triton",
+    "linear_logprobs_triton",
+]
+
+TILE_T, TILE_V, TILE_H = 128, 128, 64
+_FORWARD_ROWS = 8192
+_GRADIENT_ELEMENTS = 1 << 27
+"""Elements of the gradient of the logits that are held at a time: 256 MB in bfloat16."""
+
+
+@triton.jit
+def _logits_tile(
+    hidden_ptr,
+    weight_ptr,
+    rows,
+    columns,
+    num_rows,
+    vocab_size,
+    width,
+    stride_t,
+    stride_v,
+    TILE_H: tl.constexpr,
+):
+    """[rows, columns] of hidden @ weight^T in fp32."""
+    is_row, is_column = rows < num_rows, columns < vocab_size
+    inner = tl.arange(0, TILE_H)
+    # int64: column * stride passes 2**31 at V = 256k, H = 8,192
+    from_hidden = hidden_ptr + rows.to(tl.int64)[:, None] * stride_t + inner[None, :]
+    from_weight = weight_ptr + columns.to(tl.int64)[None, :] * stride_v + inner[:, None]
+    total = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
+    for start in range(0, width, TILE_H):
+        is_inner = inner < width - start
+        hidden = tl.load(from_hidden + start, mask=is_row[:, None] & is_inner[None, :], other=0.0)
+        weight = tl.load(
+            from_weight + start, mask=is_inner[:, None] & is_column[None, :], other=0.0
+        )
+        total = tl.dot(hidden, weight, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _head_stats_kernel(
+    hidden_ptr,  # [T, H], unit column stride
+    weight_ptr,  # [V, H], unit column stride
+    inverse_temperature_ptr,  # [T] fp32
+    token_ids_ptr,  # [T] int64, or None
+    stats_ptr,  # [3, T, C] fp32, written: maximum, sum, moment of each tile
+    chosen_ptr,  # [T] fp32, written where there are token ids: the token's logit
+    logits_ptr,  # [T, V] fp32 dense, written; or None
+    num_rows,
+    vocab_size,
+    width,
+    stride_t,
+    stride_v,
+    num_tiles,
+    TILE_T: tl.constexpr,
+    TILE_V: tl.constexpr,
+    TILE_H: tl.constexpr,
+):
+    # neighbouring programs read the same columns of the weight
+    num_row_tiles = tl.cdiv(num_rows, TILE_T)
+    tile, row_tile = tl.program_id(0) // num_row_tiles, tl.program_id(0) % num_row_tiles
+    rows = row_tile * TILE_T + tl.arange(0, TILE_T)
+    columns = tile * TILE_V + tl.arange(0, TILE_V)
+    is_row, is_column = rows < num_rows, (columns < vocab_size)[None, :]
+    logits = _logits_tile(
+        hidden_ptr,
+        weight_ptr,
+        rows,
+        columns,
+        num_rows,
+        vocab_size,
+        width,
+        stride_t,
+        stride_v,
+        TILE_H,
+    )
+    if logits_ptr is not None:
+        place = rows.to(tl.int64)[:, None] * vocab_size + columns[None, :]
+        tl.store(logits_ptr + place, logits, mask=is_row[:, None] & is_column)
+    if token_ids_ptr is not None:
+        token_ids = tl.load(token_ids_ptr + rows, mask=is_row, other=-1)
+        is_token = token_ids[:, None] == columns[None, :]
+        chosen = tl.sum(tl.where(is_token, logits, 0.0), axis=1)
+        is_here = is_row & (token_ids >= tile * TILE_V) & (token_ids < (tile + 1) * TILE_V)
+        tl.store(chosen_ptr + rows, chosen, mask=is_here)
+    inverse_temperature = tl.load(inverse_temperature_ptr + rows, mask=is_row, other=0.0)
+    maximum, total, moment = row_tile_stats(logits * inverse_temperature[:, None], is_column)
+    place = stats_ptr + rows.to(tl.int64) * num_tiles + tile
+    plane = num_rows.to(tl.int64) * num_tiles
+    tl.store(place, maximum, mask=is_row)
+    tl.store(place + plane, total, mask=is_row)
+    tl.store(place + 2 * plane, moment, mask=is_row)
+
+
+@triton.jit
+def _join_logprobs_kernel(
+    stats_ptr,  # [3, T, C] fp32
+    chosen_ptr,  # [T] fp32
+    inverse_temperature_ptr,  # [T] fp32
+    logprobs_ptr,  # [T] fp32, written
+    entropy_ptr,  # [T] fp32, written
+    maximum_ptr,  # [T] fp32, written
+    total_ptr,  # [T] fp32, written
+    num_rows,
+    num_tiles,
+    num_blocks,
+    TILES: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    maximum, cumulative, moment, total = join_tiles(
+        stats_ptr, row, num_rows, num_tiles, num_blocks, TILES, BLOCKS
+    )
+    store_sums(row, maximum, cumulative, moment, maximum_ptr, None, None, num_blocks, BLOCKS)
+    inverse_temperature = tl.load(inverse_temperature_ptr + row)
+    logprob = logprob_of(tl.load(chosen_ptr + row), inverse_temperature, maximum, total)
+    tl.store(logprobs_ptr + row, logprob)
+    tl.store(entropy_ptr + row, tl.log(total) - moment / total)
+    tl.store(total_ptr + row, total)
+
+
+@triton.jit
+def _grad_logits_kernel(
+    hidden_ptr,  # [T, H], unit column stride
+    weight_ptr,  # [V, H], unit column stride
+    inverse_temperature_ptr,  # [T] fp32
+    token_ids_ptr,  # [T] int64
+    maximum_ptr,  # [T] fp32
+    total_ptr,  # [T] fp32
+    grad_logprobs_ptr,  # [T] fp32
+    grad_logits_ptr,  # [T, V] dense, written
+    num_rows,
+    vocab_size,
+    width,
+    stride_t,
+    stride_v,
+    TILE_T: tl.constexpr,
+    TILE_V: tl.constexpr,
+    TILE_H: tl.constexpr,
+):
+    num_row_tiles = tl.cdiv(num_rows, TILE_T)
+    tile, row_tile = tl.program_id(0) // num_row_tiles, tl.program_id(0) % num_row_tiles
+    rows = row_tile * TILE_T + tl.arange(0, TILE_T)
+    columns = tile * TILE_V + tl.arange(0, TILE_V)
+    is_row = rows < num_rows
+    logits = _logits_tile(
+        hidden_ptr,
+        weight_ptr,
+        rows,
+        columns,
+        num_rows,
+        vocab_size,
+        width,
+        stride_t,
+        stride_v,
+        TILE_H,
+    )
+    inverse_temperature = tl.load(inverse_temperature_ptr + rows, mask=is_row, other=0.0)
+    maximum = tl.load(maximum_ptr + rows, mask=is_row, other=0.0)
+    total = tl.load(total_ptr + rows, mask=is_row, other=1.0)
+    grad = tl.load(grad_logprobs_ptr + rows, mask=is_row, other=0.0) * inverse_temperature
+    token_ids = tl.load(token_ids_ptr + rows, mask=is_row, other=-1)
+    weights = tl.exp(logits * inverse_temperature[:, None] - maximum[:, None])
+    grad_logits = weights * (-grad / total)[:, None]
+    grad_logits += tl.where(token_ids[:, None] == columns[None, :], grad[:, None], 0.0)
+    place = grad_logits_ptr + rows.to(tl.int64)[:, None] * vocab_size + columns[None, :]
+    mask = is_row[:, None] & (columns < vocab_size)[None, :]
+    tl.store(place, grad_logits.to(grad_logits_ptr.dtype.element_ty), mask=mask)
+
+
+def head_stats_triton(
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    inverse_temperature_T: torch.Tensor,
+    *,
+    token_ids_T: torch.Tensor | None = None,
+    logits_TV: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """[3, T, C] maximum, sum and moment of each tile of the vocabulary, and the logits of `token_ids_T`.
+
+    Args:
+        hidden_TH: at least one row, unit column stride.
+        weight_VH: of the same type.
+        inverse_temperature_T: fp32.
+        token_ids_T: int64, tokens whose logits are wanted.
+        logits_TV: fp32 dense, filled with all logits if given.
+    """
+    (num_rows, width), vocab_size = hidden_TH.shape, weight_VH.shape[0]
+    num_tiles = triton.cdiv(vocab_size, TILE_V)
+    new = {"dtype": torch.float32, "device": hidden_TH.device}
+    stats = torch.empty(3, num_rows, num_tiles, **new)
+    chosen_T = None if token_ids_T is None else torch.empty(num_rows, **new)
+    _head_stats_kernel[(num_tiles * triton.cdiv(num_rows, TILE_T),)](
+        hidden_TH,
+        weight_VH,
+        inverse_temperature_T,
+        token_ids_T,
+        stats,
+        chosen_T,
+        logits_TV,
+        num_rows,
+        vocab_size,
+        width,
+        hidden_TH.stride(0),
+        weight_VH.stride(0),
+        num_tiles,
+        TILE_T=TILE_T,
+        TILE_V=TILE_V,
+        TILE_H=TILE_H,
+        num_warps=8,
+        num_stages=3,
+        enable_fp_fusion=False,
+    )
+    return stats, chosen_T
+
+
+def linear_logprobs_triton(
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    token_ids_T: torch.Tensor,
+    inverse_temperature_T: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[T] fp32 log-probabilities and entropies, and for the backward the maxima and totals of `VocabSums`."""
+    num_rows, vocab_size = hidden_TH.shape[0], weight_VH.shape[0]
+    new = {"dtype": torch.float32, "device": hidden_TH.device}
+    out = tuple(torch.empty(num_rows, **new) for _ in range(4))
+    num_blocks = triton.cdiv(vocab_size, VOCAB_BLOCK)
+    for rows in _chunks(num_rows, _FORWARD_ROWS):
+        inverse = inverse_temperature_T[rows]
+        stats, chosen = head_stats_triton(
+            hidden_TH[rows], weight_VH, inverse, token_ids_T=token_ids_T[rows]
+        )
+        logprobs_T, entropy_T, maximum_T, total_T = (x[rows] for x in out)
+        _join_logprobs_kernel[(len(logprobs_T),)](
+            stats,
+            chosen,
+            inverse,
+            logprobs_T,
+            entropy_T,
+            maximum_T,
+            total_T,
+            len(logprobs_T),
+            stats.shape[2],
+            num_blocks,
+            TILES=VOCAB_BLOCK // TILE_V,
+            BLOCKS=triton.next_power_of_2(num_blocks),
+            num_warps=JOIN_WARPS,
+            enable_fp_fusion=False,
+        )
+    return out[0], out[1], out[2], out[3]
+
+
+def linear_logprobs_backward_triton(
+    grad_logprobs_T: torch.Tensor,
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    token_ids_T: torch.Tensor,
+    inverse_temperature_T: torch.Tensor,
+    sums: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of hidden and of the weight, the latter summed over chunks of rows in fp32; `sums` are maxima and totals."""
+    vocab_size = weight_VH.shape[0]
+    grad_hidden = torch.empty(hidden_TH.shape, dtype=hidden_TH.dtype, device=hidden_TH.device)
+    grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
+    for rows in _chunks(hidden_TH.shape[0], max(TILE_T, _GRADIENT_ELEMENTS // vocab_size)):
+        per_row = (inverse_temperature_T, token_ids_T, *sums, grad_logprobs_T)
+        grad_logits = _grad_logits(hidden_TH[rows], weight_VH, *(x[rows] for x in per_row))
+        grad_hidden[rows] = grad_logits @ weight_VH
+        grad_weight += grad_logits.T @ hidden_TH[rows]
+        del grad_logits  # before the next one is made
+    return grad_hidden, grad_weight.to(weight_VH.dtype)
+
+
+def _grad_logits(
+    hidden_TH: torch.Tensor, weight_VH: torch.Tensor, *per_row: torch.Tensor
+) -> torch.Tensor:
+    """[T, V], the type of hidden; `per_row`: inverse temperatures, token ids, maxima, totals, gradients."""
+    (num_rows, width), vocab_size = hidden_TH.shape, weight_VH.shape[0]
+    out_TV = torch.empty(num_rows, vocab_size, dtype=hidden_TH.dtype, device=hidden_TH.device)
+    _grad_logits_kernel[(triton.cdiv(vocab_size, TILE_V) * triton.cdiv(num_rows, TILE_T),)](
+        hidden_TH,
+        weight_VH,
+        *(x.contiguous() for x in per_row),
+        out_TV,
+        num_rows,
+        vocab_size,
+        width,
+        hidden_TH.stride(0),
+        weight_VH.stride(0),
+        TILE_T=TILE_T,
+        TILE_V=TILE_V,
+        TILE_H=TILE_H,
+        num_warps=8,
+        num_stages=3,
+        enable_fp_fusion=False,
+    )
+    return out_TV
+
+
+def _chunks(num_rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
