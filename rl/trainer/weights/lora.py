@@ -16,23 +16,20 @@ Shape legend: T = rows, I = in features, O = out features, R = rank.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from kernels.linear import linear
 from kernels.numerics import accumulate_dtype
 from rl.trainer.config import LoRAConfig
+from rl.trainer.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_TENSORS, read_adapter
 from rollout.models.decoder import Decoder, Linear
 
 __all__ = ["Adapter", "Adapters", "LoRALinear", "count_adapter_parameters"]
 
-_CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
-_NOT_READ = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
-"""Keys of adapter_config.json that change what an adapter means."""
 
 
 class Adapter(nn.Module):
@@ -196,9 +193,9 @@ class Adapters:
             "fan_in_fan_out": False,
             "inference_mode": True,
         }
-        (directory / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+        (directory / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
-        save_file(tensors, str(directory / _TENSORS), metadata={"format": "pt"})
+        save_file(tensors, str(directory / ADAPTER_TENSORS), metadata={"format": "pt"})
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
@@ -207,17 +204,8 @@ class Adapters:
         Raises:
             ValueError: there is none, or it is of another rank, scale, kind or shape.
         """
-        settings = _read_settings(directory)
-        mine = {"r": self._config.rank, "lora_alpha": self._config.alpha}
-        expected = {"peft_type": "LORA", **mine, **dict.fromkeys(_NOT_READ)}
-        # what is empty, False or absent is off
-        wrong = {k: settings.get(k) for k, v in expected.items() if (settings.get(k) or None) != v}
-        if wrong:
-            raise ValueError(
-                f"trainer.lora.path must hold an adapter of trainer.lora.rank {mine['r']} and alpha "
-                f"{mine['lora_alpha']:g} without extensions, got {wrong} in {directory / _CONFIG}"
-            )
-        saved, own = load_file(str(directory / _TENSORS)), self.tensors()
+        saved = read_adapter(directory, rank=self._config.rank, alpha=self._config.alpha)
+        own = self.tensors()
         if {n: t.shape for n, t in saved.items()} != {n: t.shape for n, t in own.items()}:
             differing = sorted(saved.keys() ^ own.keys()) or "the same names in other shapes"
             raise ValueError(
@@ -251,10 +239,3 @@ def _rows_of(matrices: dict[str, int]) -> dict[str, slice]:
 
 def _is_target(name: str, config: LoRAConfig) -> bool:
     return name.rpartition(".")[2] in config.targets
-
-
-def _read_settings(directory: Path) -> dict[str, Any]:
-    for file in (_CONFIG, _TENSORS):
-        if not (directory / file).is_file():
-            raise ValueError(f"trainer.lora.path must hold {file}, got {str(directory)!r}")
-    return json.loads((directory / _CONFIG).read_text())

@@ -6,10 +6,12 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rl.algorithms.rloo import rloo_loss
 from rl.trainer.config import LORA_TARGETS
+from rl.trainer.weights import adapter_files
 from rl.trainer.weights.lora import Adapter, LoRALinear, count_adapter_parameters
 from rollout.models.checkpoint import load_decoder, save_checkpoint
 from rollout.models.decoder import Linear
@@ -100,9 +102,9 @@ def test_an_adapter_survives_a_round_trip_bit_for_bit(qwen2, tmp_path):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"r": 4}, r"rank 3 and alpha 6 without extensions, got \{'r': 4\}"),
-        ({"lora_alpha": 3}, r"got \{'lora_alpha': 3\}"),
-        ({"use_rslora": True}, r"got \{'use_rslora': True\}"),
+        ({"r": 4}, r"rank 3 and alpha 6 without extensions, got r=4"),
+        ({"lora_alpha": 3}, r"got lora_alpha=3"),
+        ({"use_rslora": True}, r"got use_rslora=True"),
         ({"target_modules": ["q_proj"]}, r"got 4 tensors instead of 28"),
     ],
 )
@@ -110,6 +112,64 @@ def test_an_adapter_that_means_something_else_is_refused(qwen2, tmp_path, made, 
     saved_by_peft(qwen2, tmp_path / "adapter", **made)
     with pytest.raises(ValueError, match=message):
         backend_of(qwen2, lora=lora(path=str(tmp_path / "adapter")))
+
+
+OTHER_VALUES = {
+    "init_lora_weights": ["pissa", "pissa_niter_4", "olora", "corda", "eva", "loftq", "orthogonal"],
+    "peft_type": ["ADALORA", "LOHA", None],
+    "task_type": ["SEQ_CLS"],
+    "bias": ["all", "lora_only"],
+    "use_rslora": [True],
+    "use_dora": [True],
+    "lora_bias": [True],
+    "fan_in_fan_out": [True],
+    "rank_pattern": [{"q_proj": 5}],
+    "alpha_pattern": [{"q_proj": 5}],
+    "modules_to_save": [["lm_head"]],
+    "layer_replication": [[[0, 2]]],
+    "trainable_token_indices": [[1, 2]],
+    "target_parameters": [["x"]],
+    "alora_invocation_tokens": [[1]],
+    "an_option_of_next_year": [1, True, "on"],
+    "r": [5, None, True],
+    "lora_alpha": [7, None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, vs in OTHER_VALUES.items() for v in vs])
+def test_an_option_that_is_not_understood_is_refused_by_name(qwen2, tmp_path, key, value):
+    saved_by_peft(qwen2, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=rf"trainer\.lora\.path .* got {key}="):
+        backend_of(qwen2, torch.float64, lora=lora(path=str(tmp_path / "adapter")))
+
+
+def test_every_option_of_peft_is_either_refused_or_known_to_change_nothing():
+    options = peft.LoraConfig(task_type="CAUSAL_LM").to_dict()
+    is_known = set(OTHER_VALUES) | {*adapter_files._ALLOWED, *adapter_files._FREE}
+    # the others are off, and anything else is refused
+    assert all(not options[key] for key in options.keys() - is_known)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_damaged_file_is_named(qwen2, tmp_path, file):
+    saved_by_peft(qwen2, tmp_path / "adapter")
+    path = tmp_path / "adapter" / file
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=str(path)):
+        backend_of(qwen2, torch.float64, lora=lora(path=str(tmp_path / "adapter")))
+
+
+def test_a_factor_that_is_not_finite_is_named(qwen2, tmp_path):
+    saved_by_peft(qwen2, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=f"{name} of .* holds NaN"):
+        backend_of(qwen2, torch.float64, lora=lora(path=str(tmp_path / "adapter")))
 
 
 def test_a_directory_without_an_adapter_is_named(qwen2, tmp_path):
