@@ -5,7 +5,6 @@ from rich.progress import Progress
 
 from rl.cli import UserError
 from rl.config import EvaluateConfig
-from rl.environments.environment import SingleTurn
 from rl.rewards.pool import ScorerPool
 from rl.tasks.task import load_task
 from rl.tracking.summary import print_summary
@@ -47,7 +46,7 @@ def evaluate_model(config: EvaluateConfig) -> None:
     ):
         line = bar.add_task("evaluation", total=len(prompts))
         evaluation = evaluate(
-            Collector(InlineFleet(engine), pool, SingleTurn()),
+            Collector(InlineFleet(engine), pool),
             [prompts[i] for i in range(len(prompts))],
             params=params,
             progress=lambda done, total: bar.update(line, completed=done),

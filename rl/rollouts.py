@@ -6,9 +6,9 @@ from enum import Enum
 
 from rl.rewards.outcome import ScoreOutcome
 from rl.tasks.prompts import Prompt
-from rollout.core import Completion
+from rollout.core import Completion, FinishReason
 
-__all__ = ["Purpose", "Rollout", "RolloutGroup"]
+__all__ = ["NO_VERSION", "Purpose", "Rollout", "RolloutEnd", "RolloutGroup", "TokenLog", "Turn"]
 
 NO_VERSION = -1
 """Policy version of tokens that no policy sampled."""
@@ -19,52 +19,113 @@ class Purpose(Enum):
     EVALUATION = "evaluation"
 
 
-@dataclass(slots=True, kw_only=True)
-class Rollout:
-    """An append-only token log, and what came of it. `loss_mask` is True where the policy sampled the token."""
+class RolloutEnd(Enum):
+    """Why a rollout got no further turn."""
 
-    group_id: int
-    sample_index: int
-    num_prompt_tokens: int
-    token_ids: list[int]
+    DONE = "done"
+    """The environment said so."""
+    TURN_CUT = "turn_cut"
+    """The policy's last turn was cut off at `sampling.max_tokens` or at the end of the context."""
+    CANCELLED = "cancelled"
+    """Its group was full without it."""
+
+
+@dataclass(slots=True)
+class TokenLog:
+    """All tokens of a rollout, in order. It only grows; all four lists have the same length."""
+
+    token_ids: list[int] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
+    """True where the policy sampled the token, and it is trained."""
     rollout_logprobs: list[float] = field(default_factory=list)
+    """As the engine reported; 0 where nothing was sampled."""
     policy_versions: list[int] = field(default_factory=list)
-    turns: list[Completion] = field(default_factory=list)
-    outcome: ScoreOutcome | None = None
-    """None until scored."""
 
-    def __post_init__(self) -> None:
-        context, self.token_ids = self.token_ids, []
-        self.append_context(context)
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
     def append_context(self, token_ids: Sequence[int]) -> None:
-        """Tokens that the policy reads: the prompt, or an environment's reply."""
+        """Append tokens that the policy reads: the prompt, or an environment's reply."""
         self.token_ids += token_ids
         self.loss_mask += [False] * len(token_ids)
         self.rollout_logprobs += [0.0] * len(token_ids)
         self.policy_versions += [NO_VERSION] * len(token_ids)
 
+    def append_sampled(
+        self, token_ids: Sequence[int], *, logprobs: Sequence[float], policy_versions: Sequence[int]
+    ) -> None:
+        """Append tokens that the policy sampled, with their log-probabilities and versions."""
+        self.token_ids += token_ids
+        self.loss_mask += [True] * len(token_ids)
+        self.rollout_logprobs += logprobs
+        self.policy_versions += policy_versions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What the policy said at one time: a span of the rollout's log, and its text."""
+
+    start: int
+    stop: int
+    """Index after the last token."""
+    finish_reason: FinishReason
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Rollout:
+    """One attempt at a prompt: its tokens, the policy's turns in them, and what came of it."""
+
+    group_id: int
+    sample_index: int
+    num_prompt_tokens: int
+    log: TokenLog
+    turns: list[Turn] = field(default_factory=list)
+    end: RolloutEnd | None = None
+    """None until it has ended."""
+    outcome: ScoreOutcome | None = None
+    """None until scored."""
+
+    @classmethod
+    def begin(cls, prompt_ids: Sequence[int], *, group_id: int, sample_index: int) -> "Rollout":
+        """Make a rollout that holds only its prompt."""
+        log = TokenLog()
+        log.append_context(prompt_ids)
+        return cls(
+            group_id=group_id,
+            sample_index=sample_index,
+            num_prompt_tokens=len(prompt_ids),
+            log=log,
+        )
+
     def append_completion(self, completion: Completion) -> None:
-        """Tokens that the policy sampled."""
-        self.turns.append(completion)
-        self.token_ids += completion.token_ids
-        self.loss_mask += [True] * len(completion.token_ids)
-        self.rollout_logprobs += completion.logprobs
-        self.policy_versions += completion.policy_versions
+        """Append a turn of the policy."""
+        start = len(self.log)
+        self.log.append_sampled(
+            completion.token_ids,
+            logprobs=completion.logprobs,
+            policy_versions=completion.policy_versions,
+        )
+        turn = Turn(
+            start=start,
+            stop=len(self.log),
+            finish_reason=completion.finish_reason,
+            text=completion.text,
+        )
+        self.turns.append(turn)
 
     @property
     def text(self) -> str:
-        """What the policy said last."""
+        """Text of the policy's last turn."""
         return self.turns[-1].text if self.turns else ""
 
     @property
     def num_sampled_tokens(self) -> int:
-        return sum(self.loss_mask)
+        return sum(self.log.loss_mask)
 
     @property
     def reward(self) -> float | None:
-        """None where scoring failed or has not happened."""
+        """Score of the rollout; None where scoring failed or has not happened."""
         return None if self.outcome is None else self.outcome.score
 
 
@@ -77,13 +138,13 @@ class RolloutGroup:
     purpose: Purpose
     rollouts: list[Rollout]
     surplus: list[Rollout] = field(default_factory=list)
-    """Begun in excess and not kept: nobody scores them, and nothing trains on them. Aborted ones end where they were."""
+    """Spare rollouts that were begun and not kept: they are not scored and not trained. Aborted ones end where they were."""
 
     @property
     def is_complete(self) -> bool:
         return all(rollout.outcome is not None for rollout in self.rollouts)
 
     def set_aside(self, rollout: Rollout) -> None:
-        """Do without a rollout, by identity."""
+        """Move one rollout from the group to `surplus`."""
         self.rollouts = [kept for kept in self.rollouts if kept is not rollout]
         self.surplus.append(rollout)

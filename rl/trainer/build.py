@@ -12,7 +12,6 @@ from rl.algorithms.base.algorithm import Needs
 from rl.algorithms.registry import make_algorithm
 from rl.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
 from rl.config import RunMode, TrainConfig
-from rl.environments.environment import SingleTurn
 from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
 from rl.stop_signal import StopSignal
@@ -20,7 +19,7 @@ from rl.tasks.task import Task, load_task
 from rl.tracking.tracker import Tracker
 from rl.trainer.checks import check_config, check_prompts
 from rl.trainer.collect.collector import Collector
-from rl.trainer.collect.demonstrations import Answers
+from rl.trainer.collect.demonstrations import Demonstrations
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
 from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
 from rl.trainer.learn.build import make_learner
@@ -126,16 +125,18 @@ def assemble(
     pool = stack.enter_context(_pool(config, task))
     fleet = _fleet(config, decoder, tokenizer, start, stack)
     fleet.load_state_dict(start.fleet_state)
+    collector = Collector(fleet, pool)
+    stack.callback(collector.close)
     answers = None
     if algorithm.needs.is_supervised:
-        answers = Answers(tokenizer, max_tokens=config.sampling.max_tokens)
+        answers = Demonstrations(tokenizer, max_tokens=config.sampling.max_tokens)
         for index in range(min(len(train_prompts), _NUM_CHECKED)):
             answers(train_prompts[index][0])
     parts = Parts(
         train_prompts=train_prompts,
         held_out_prompts=held_out_prompts,
         fleet=fleet,
-        collector=Collector(fleet, pool, SingleTurn()),
+        collector=collector,
         learner=learner,
         checkpointer=Checkpointer(run_dir, source=source, keep=config.checkpoint.keep),
         tracker=tracker,

@@ -18,9 +18,9 @@ from rl.config import RunMode, TrainConfig
 from rl.rollouts import RolloutGroup
 from rl.stop_signal import StopSignal
 from rl.tracking.tracker import Tracker
-from rl.trainer.collect.batches import Batch, Batches
+from rl.trainer.collect.batches import Batches, CollectedBatch
 from rl.trainer.collect.collector import Collector, count_unscored
-from rl.trainer.collect.demonstrations import Answers
+from rl.trainer.collect.demonstrations import Demonstrations
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
 from rl.trainer.collect.evaluation import Evaluation, evaluate
 from rl.trainer.learn.learner import Learner
@@ -53,7 +53,7 @@ class Parts:
     learner: Learner
     checkpointer: Checkpointer
     tracker: Tracker
-    answers: Answers | None = None
+    answers: Demonstrations | None = None
     """What is learned instead of what is sampled."""
 
 
@@ -216,7 +216,9 @@ class TrainLoop:
         learner.published(self._version)
         return metrics
 
-    def _predicted_staleness(self, batch: Batch, metrics: Mapping[str, float]) -> dict[str, float]:
+    def _predicted_staleness(
+        self, batch: CollectedBatch, metrics: Mapping[str, float]
+    ) -> dict[str, float]:
         """Where the batch has a staleness and the fleet has decoded since the last one."""
         if not {"staleness/mean", "rollout/concurrency"} <= metrics.keys():
             return {}

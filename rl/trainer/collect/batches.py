@@ -17,13 +17,13 @@ from rl.rollouts import Purpose, RolloutGroup
 from rl.tasks.prompts import Prompt, PromptOrder
 from rl.trainer.collect.admission import Admission
 from rl.trainer.collect.collector import Collector
-from rl.trainer.collect.demonstrations import Answers
+from rl.trainer.collect.demonstrations import Demonstrations
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
 from rl.trainer.metrics.step import is_uniform
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rollout.core import SamplingParams
 
-__all__ = ["Batch", "Batches"]
+__all__ = ["Batches", "CollectedBatch"]
 
 logger = logging.getLogger("paceline")
 
@@ -31,7 +31,7 @@ _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class CollectedBatch:
     groups: list[RolloutGroup]
     """In `group_id` order, also those that were replaced."""
     trained: list[RolloutGroup]
@@ -59,7 +59,7 @@ class Batches:
         collector: Collector,
         state: RunState,
         *,
-        answers: Answers | None = None,
+        answers: Demonstrations | None = None,
         max_resample_batches: int = 0,
     ) -> None:
         self._config = config
@@ -96,7 +96,7 @@ class Batches:
         *,
         progress: Callable[[int, int], None],
         should_stop: Callable[[], bool],
-    ) -> Batch | None:
+    ) -> CollectedBatch | None:
         """The next batch, complete; None when told to stop before it was.
 
         A group that is dropped makes room for one more. How many are dropped depends on their rewards alone, and which
@@ -139,7 +139,7 @@ class Batches:
         self._admission.accept(size)
         self._dropped += num_dropped
         groups = [self._complete.pop(group_id) for group_id in wanted]
-        return Batch(
+        return CollectedBatch(
             groups=groups,
             trained=self._without_dropped(groups, policy_version),
             num_waiting=len(self._complete),

@@ -1,65 +1,63 @@
-"""Turns prompts into scored groups: submits requests, lets the environment answer, scores, joins siblings.
+"""Turns prompts into scored groups: submits requests, lets environments reply, scores, joins siblings.
 
-begin(prompt) -> requests -> fleet -> completion -> environment: reply, or done -> scorer pool -> group
+    begin(prompt) -> requests -> fleet -> completion -> environment: messages -> request -> ...
+                                                                     or done  -> reward, or scorer pool -> group
 
-Over-provisioning: of a group with spare rollouts the first `group_size` to be done are kept. The others are cancelled as
-soon as these are there, and their group is complete when they have been answered, so that it knows how far each of them was.
+Over-provisioning: a group with spare rollouts keeps the first `group_size` that end. It cancels the others as soon as these
+are there, and is complete when all of them have been answered, so that it knows how far each of them was.
 """
 
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
 
-from rl.environments.environment import Environment
+from rl.environments.contract import Environment
+from rl.environments.single_turn import SingleTurn
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
-from rl.rewards.pool import ScoreJob, ScorerPool, ScoreTicket
+from rl.rewards.pool import ScorerPool, ScoreTicket
 from rl.rollouts import NO_VERSION, Purpose, Rollout, RolloutGroup
 from rl.tasks.prompts import Prompt
-from rollout.core import Completion, FinishReason, Request, SampleKey, SamplingParams
+from rl.trainer.collect.attempt import Attempt, GroupKey, Render
+from rollout.core import Completion, FinishReason, SamplingParams
 from rollout.fleet.base import Fleet
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "count_unscored"]
 
-
-_GroupKey = tuple[Purpose, int]  # and group_id
-_PRIORITY = {
-    Purpose.TRAINING: 0,
-    Purpose.EVALUATION: 1,
-}  # training runs ahead, evaluation is waited for
-_SPARE_PRIORITY = -1  # no spare rollout is begun while one that is needed waits
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """A rollout in the making."""
-
-    group: RolloutGroup
-    rollout: Rollout
-    params: SamplingParams
-    priority: int = 0
-    is_cancelled: bool = False
-
-    @property
-    def key(self) -> _GroupKey:
-        return (self.group.purpose, self.group.group_id)
+# training runs ahead, evaluation is waited for
+_PRIORITY = {Purpose.TRAINING: 0, Purpose.EVALUATION: 1}
+# no spare rollout is begun while one that is needed waits
+_SPARE_PRIORITY = -1
 
 
 class Collector:
-    """Owns everything between a prompt and its scored group. One for the run, training and evaluation alike.
+    """Owns everything between a prompt and its scored group. A run has one, for training and evaluation alike.
 
-    Groups of both purposes may be in flight together; whoever polls for one gets none of the other, which are kept.
+    Groups of both purposes may be in flight together; `poll` returns those of one purpose and keeps the others.
+
+    Args:
+        fleet: generates.
+        pool: scores.
+        make_environment: makes the environment of each rollout.
+        render: renders its messages; None where environments send none after their prompt.
     """
 
-    def __init__(self, fleet: Fleet, pool: ScorerPool, environment: Environment) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        pool: ScorerPool,
+        make_environment: Callable[[], Environment] = SingleTurn,
+        *,
+        render: Render | None = None,
+    ) -> None:
         self._fleet = fleet
         self._pool = pool
-        self._environment = environment
-        self._attempts: dict[str, _Attempt] = {}
-        self._num_generating: Counter[_GroupKey] = Counter()
-        self._num_places: dict[_GroupKey, int] = {}
+        self._make_environment = make_environment
+        self._render = render
+        self._attempts: dict[str, Attempt] = {}
+        self._num_generating: Counter[GroupKey] = Counter()
+        self._num_places: dict[GroupKey, int] = {}
         """Rollouts that a group with spare ones still wants."""
-        self._tickets: list[tuple[ScoreTicket, list[_Attempt]]] = []
+        self._tickets: list[tuple[ScoreTicket, list[Attempt]]] = []
         self._complete: list[RolloutGroup] = []
 
     @property
@@ -67,7 +65,7 @@ class Collector:
         return not (self._attempts or self._tickets or self._complete)
 
     def is_generating(self, purpose: Purpose, group_ids: Collection[int]) -> bool:
-        """Whether some of these groups have tokens to come; if not, all that is missing of them are scores."""
+        """Whether some of these groups have tokens to come; if not, only scores are missing."""
         return any(self._num_generating[purpose, group_id] for group_id in group_ids)
 
     def begin(
@@ -86,39 +84,34 @@ class Collector:
         Args:
             prompt: what they answer.
             prompt_ids: its tokens.
-            group_id: of the group.
-            group_size: rollouts that it has when it is complete.
-            params: of every request; the number of samples aside.
-            purpose: of the group.
-            num_spare: rollouts that are begun besides, and take the places of the slowest.
+            group_id: ordinal of the group in the run.
+            group_size: rollouts that the group keeps.
+            params: parameters of every request, except the number of samples.
+            purpose: what the group is for.
+            num_spare: rollouts that are begun beyond `group_size`, and take the places of the slowest.
         """
-        group = RolloutGroup(
-            group_id=group_id,
-            prompt=prompt,
-            purpose=purpose,
-            rollouts=[
-                Rollout(
-                    group_id=group_id,
-                    sample_index=i,
-                    num_prompt_tokens=len(prompt_ids),
-                    token_ids=list(prompt_ids),
-                )
-                for i in range(group_size + num_spare)
-            ],
-        )
+        rollouts = [
+            Rollout.begin(prompt_ids, group_id=group_id, sample_index=i)
+            for i in range(group_size + num_spare)
+        ]
+        group = RolloutGroup(group_id=group_id, prompt=prompt, purpose=purpose, rollouts=rollouts)
         attempts = [
-            _Attempt(
+            Attempt(
                 group,
                 rollout,
+                self._make_environment(),
                 params,
-                _PRIORITY[purpose] if rollout.sample_index < group_size else _SPARE_PRIORITY,
+                priority=_PRIORITY[purpose]
+                if rollout.sample_index < group_size
+                else _SPARE_PRIORITY,
+                render=self._render,
             )
-            for rollout in group.rollouts
+            for rollout in rollouts
         ]
         self._num_generating[purpose, group_id] = len(attempts)
         if num_spare:
             self._num_places[purpose, group_id] = group_size
-        self._fleet.submit([self._request(attempt) for attempt in attempts])
+        self._submit(attempts)
 
     def demonstrate(
         self,
@@ -129,14 +122,13 @@ class Collector:
         answer_ids: Sequence[int],
         group_id: int,
     ) -> None:
-        """A group of one rollout that is given instead of sampled; it is scored like any other."""
-        rollout = Rollout(
-            group_id=group_id,
-            sample_index=0,
-            num_prompt_tokens=len(prompt_ids),
-            token_ids=list(prompt_ids),
+        """Begin a group of one rollout that is given instead of sampled; it is scored like any other."""
+        rollout = Rollout.begin(prompt_ids, group_id=group_id, sample_index=0)
+        group = RolloutGroup(
+            group_id=group_id, prompt=prompt, purpose=Purpose.TRAINING, rollouts=[rollout]
         )
-        rollout.append_completion(
+        attempt = Attempt(group, rollout, SingleTurn(), SamplingParams())
+        attempt.take(
             Completion(
                 request_id=f"answer/{group_id}",
                 token_ids=list(answer_ids),
@@ -146,11 +138,7 @@ class Collector:
                 text=text,
             )
         )
-        group = RolloutGroup(
-            group_id=group_id, prompt=prompt, purpose=Purpose.TRAINING, rollouts=[rollout]
-        )
-        ticket = self._pool.submit([ScoreJob(completion=text, row=prompt.row)])
-        self._tickets.append((ticket, [_Attempt(group, rollout, SamplingParams())]))
+        self._score([attempt])
 
     def poll(
         self,
@@ -159,16 +147,16 @@ class Collector:
         purpose: Purpose = Purpose.TRAINING,
         wanted: Collection[int] | None = None,
     ) -> list[RolloutGroup]:
-        """Groups of a purpose that became complete: every sibling is scored, or has the reason why it is not.
+        """Return groups of a purpose that became complete: every sibling is scored, or has the reason why it is not.
 
-        The fleet is polled while some wanted group has tokens to come, and no longer: then there are scores to wait for.
+        The fleet is polled only while some wanted group has tokens to come; after that there are scores to wait for.
         So how far an inline fleet has come when the last wanted group is complete depends on tokens alone, and never
         on how long anything took.
 
         Args:
-            timeout_seconds: to wait for the fleet, or for scores.
-            purpose: of the groups.
-            wanted: their `group_id`s; None: of all that are in flight.
+            timeout_seconds: longest wait for the fleet, or for scores.
+            purpose: what the groups are for.
+            wanted: their `group_id`s; None wants all that are in flight.
         """
         if wanted is None:
             wanted = self._in_flight(purpose)
@@ -187,43 +175,38 @@ class Collector:
         return {a.group.group_id for a in attempts if a.group.purpose is purpose}
 
     def _take_completions(self, timeout_seconds: float) -> None:
-        ended = []
+        ended, going_on = [], []
         for completion in self._fleet.poll(timeout_seconds):
             attempt = self._attempts.pop(completion.request_id)
-            if self._has_ended(attempt, completion):
-                ended.append(attempt)
-        done = self._keep(ended) if self._num_places else ended
-        if done:
-            jobs = [ScoreJob(completion=a.rollout.text, row=a.group.prompt.row) for a in done]
-            self._tickets.append((self._pool.submit(jobs), done))
+            (ended if attempt.take(completion) else going_on).append(attempt)
+        if going_on:
+            self._submit(going_on)
+        self._score(self._keep(ended) if self._num_places else ended)
         self._fleet.status().check()
         self._num_generating -= Counter(attempt.key for attempt in ended)
 
-    def _has_ended(self, attempt: _Attempt, completion: Completion) -> bool:
-        """Append a completion; False if the rollout goes on.
+    def _submit(self, attempts: Sequence[Attempt]) -> None:
+        requests = [attempt.request() for attempt in attempts]
+        self._attempts |= dict(zip((r.request_id for r in requests), attempts, strict=True))
+        self._fleet.submit(requests)
 
-        Raises:
-            RuntimeError: it could not be computed, or was aborted by nobody here.
-        """
-        reason = completion.finish_reason
-        is_aborted = reason is FinishReason.ABORTED and not attempt.is_cancelled
-        if reason is FinishReason.REJECTED or is_aborted:
-            raise RuntimeError(
-                f"request {completion.request_id} of prompt {attempt.group.prompt.prompt_id} was "
-                f"{completion.finish_reason}: {completion.message}"
-            )
-        attempt.rollout.append_completion(completion)
-        reply = None if attempt.is_cancelled else self._environment.reply(attempt.rollout)
-        if reply is None:
-            return True
-        attempt.rollout.append_context(reply)
-        self._fleet.submit([self._request(attempt)])
-        return False
+    def _score(self, ended: Sequence[Attempt]) -> None:
+        """Take the environment's rewards, and ask the scorer where there are none."""
+        unscored = []
+        for attempt in ended:
+            attempt.rollout.outcome = attempt.outcome()
+            if attempt.rollout.outcome is None:
+                unscored.append(attempt)
+            else:
+                self._hand_over(attempt.group)
+        if unscored:
+            jobs = [attempt.job() for attempt in unscored]
+            self._tickets.append((self._pool.submit(jobs), unscored))
 
-    def _keep(self, ended: Sequence[_Attempt]) -> list[_Attempt]:
-        """Those of the rollouts that ended which their groups want; the others, and whoever is late now, are set aside.
+    def _keep(self, ended: Sequence[Attempt]) -> list[Attempt]:
+        """Return the ended rollouts that their groups keep; set aside the others, and cancel those that are late now.
 
-        Of those that end together the lowest `sample_index` is kept first, which says nothing of their lengths.
+        Among rollouts that end together, the lowest `sample_index` is kept first, which does not depend on their lengths.
         """
         kept = []
         for attempt in sorted(ended, key=lambda attempt: attempt.rollout.sample_index):
@@ -247,13 +230,13 @@ class Collector:
         return kept
 
     def _hand_over(self, group: RolloutGroup) -> None:
-        """Let `poll` return a group, if nothing of it is missing any more."""
+        """Let `poll` return a group, if all its rollouts are scored."""
         if group.is_complete:
             self._complete.append(group)
             self._num_places.pop((group.purpose, group.group_id), None)
 
-    def _wait_for_scores(self, awaited: Collection[_GroupKey], timeout_seconds: float) -> None:
-        """Wait for the scores of some groups, or for the time to be over."""
+    def _wait_for_scores(self, awaited: Collection[GroupKey], timeout_seconds: float) -> None:
+        """Wait for the scores of some groups, at most until the time is over."""
         deadline = time.monotonic() + timeout_seconds
         for ticket, attempts in self._tickets:
             if any(attempt.key in awaited for attempt in attempts):
@@ -271,22 +254,14 @@ class Collector:
                 self._hand_over(attempt.group)
         self._tickets = pending
 
-    def _request(self, attempt: _Attempt) -> Request:
-        rollout, group = attempt.rollout, attempt.group
-        turn = len(rollout.turns)
-        request_id = f"{group.purpose.value}/{group.group_id}/{rollout.sample_index}/{turn}"
-        self._attempts[request_id] = attempt
-        return Request(
-            request_id=request_id,
-            token_ids=tuple(rollout.token_ids),
-            params=replace(attempt.params, n=1),
-            key=SampleKey(attempt.params.seed, group.group_id, rollout.sample_index),
-            priority=attempt.priority,
-        )
+    def close(self) -> None:
+        """Close the environments of rollouts that have not ended."""
+        for attempt in self._attempts.values():
+            attempt.close()
 
 
 def count_unscored(groups: Sequence[RolloutGroup]) -> tuple[int, ScoreOutcome | None]:
-    """How many rollouts have no score, and the first reason."""
+    """Count the rollouts without a score; returns the first reason, too."""
     outcomes = [r.outcome for g in groups for r in g.rollouts if r.outcome is not None]
     failed = [outcome for outcome in outcomes if outcome.kind is not OutcomeKind.SCORE]
     return len(failed), failed[0] if failed else None

@@ -4,10 +4,10 @@ from typing import Any
 
 from rl.tasks.prompts import Prompt
 
-__all__ = ["Answers"]
+__all__ = ["Demonstrations"]
 
 
-class Answers:
+class Demonstrations:
     """`answers(prompt)` is (text, token ids). The ids end with the token that ends a reply.
 
     Where the prompt begins the reply (`task.reply_prefix`), a space comes between that and the answer.

@@ -73,7 +73,7 @@ def evaluate(
         progress(len(groups), len(prompts))
     groups.sort(key=lambda group: group.group_id)
     rollouts = [group.rollouts[0] for group in groups]
-    versions = {version for r in rollouts for version in r.policy_versions} - {NO_VERSION}
+    versions = {version for r in rollouts for version in r.log.policy_versions} - {NO_VERSION}
     if len(versions) > 1:
         raise RuntimeError(f"an evaluation must be of one policy, got versions {sorted(versions)}")
     correct = sum(r.reward for r in rollouts if r.reward is not None)

@@ -67,7 +67,7 @@ def _deal(
 def _load(samples: Sequence[TrainingSample], indices: Sequence[int], share_prompts: bool) -> int:
     """Rows that are computed for these samples."""
     rollouts = [samples[index].rollout for index in indices]
-    num_rows = sum(len(r.token_ids) - 1 for r in rollouts)
+    num_rows = sum(len(r.log) - 1 for r in rollouts)
     if not share_prompts:
         return num_rows
     prompts = {r.group_id: r.num_prompt_tokens for r in rollouts}

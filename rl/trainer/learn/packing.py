@@ -153,24 +153,26 @@ class _Builder:
 
     def cost(self, sample: TrainingSample) -> int:
         """Input rows that a sample adds."""
-        return len(sample.rollout.token_ids) - 1 - self._num_shared(sample.rollout)
+        return len(sample.rollout.log.token_ids) - 1 - self._num_shared(sample.rollout)
 
     def add(self, sample_id: int, sample: TrainingSample) -> None:
         rollout = sample.rollout
         num_prompt, num_shared = rollout.num_prompt_tokens, self._num_shared(rollout)
-        prompt_ids = rollout.token_ids[:num_prompt]
+        prompt_ids = rollout.log.token_ids[:num_prompt]
         shared_rows = self._prompt_rows[:num_shared]
         new_rows = self._append(prompt_ids[num_shared:], prefix=shared_rows)
         self._prompt_ids, self._prompt_rows = prompt_ids, [*shared_rows, *new_rows]
-        own_rows = self._append(rollout.token_ids[num_prompt:-1], prefix=self._prompt_rows)
+        own_rows = self._append(rollout.log.token_ids[num_prompt:-1], prefix=self._prompt_rows)
         rows = [*self._prompt_rows, *own_rows]
-        trained = [p for p in range(num_prompt, len(rollout.token_ids)) if rollout.loss_mask[p]]
+        trained = [
+            p for p in range(num_prompt, len(rollout.log.token_ids)) if rollout.log.loss_mask[p]
+        ]
         self._targets["source_rows"] += [rows[p - 1] for p in trained]
-        self._targets["target_ids"] += [rollout.token_ids[p] for p in trained]
+        self._targets["target_ids"] += [rollout.log.token_ids[p] for p in trained]
         self._targets["sample_ids"] += [sample_id] * len(trained)
         self._targets["loss_weights"] += [sample.loss_weight] * len(trained)
         self._targets["advantages"] += sample.advantages
-        self._targets["logprobs"] += [rollout.rollout_logprobs[p] for p in trained]
+        self._targets["logprobs"] += [rollout.log.rollout_logprobs[p] for p in trained]
         assert len(sample.advantages) == len(trained), "an advantage for every trained token"
         for name, values in sample.extras.items():
             self._extras.setdefault(name, []).append(values)
@@ -198,7 +200,7 @@ class _Builder:
         """Tokens of its prompt that have rows already: those it begins with like the last prompt."""
         if not self._share_prompts:
             return 0
-        prompt_ids = rollout.token_ids[: rollout.num_prompt_tokens]
+        prompt_ids = rollout.log.token_ids[: rollout.num_prompt_tokens]
         if prompt_ids == self._prompt_ids:  # a sibling's
             return len(prompt_ids)
         pairs = zip(prompt_ids, self._prompt_ids, strict=False)

@@ -121,4 +121,4 @@ def _sampled(groups: Sequence[RolloutGroup]) -> Iterator[Rollout]:
 
 def _versions(rollout: Rollout) -> list[int]:
     """Of its sampled tokens; empty where no policy sampled them."""
-    return [v for v in rollout.policy_versions if v != NO_VERSION]
+    return [v for v in rollout.log.policy_versions if v != NO_VERSION]

@@ -96,7 +96,7 @@ def _row(group: RolloutGroup, rollout: Rollout, step: int) -> dict[str, Any]:
     assert outcome is not None, "complete groups are scored"
     return {
         "step": step,
-        "policy_version": max(rollout.policy_versions),
+        "policy_version": max(rollout.log.policy_versions),
         "prompt_id": group.prompt.prompt_id,
         "group_id": group.group_id,
         "sample_index": rollout.sample_index,

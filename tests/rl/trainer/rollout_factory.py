@@ -29,17 +29,12 @@ def rollout(
     logprob: float = -1.0,
 ) -> Rollout:
     """`turns` alternate: sampled tokens, an environment's reply, sampled tokens, ..."""
-    made = Rollout(
-        group_id=group_id,
-        sample_index=sample_index,
-        num_prompt_tokens=len(prompt),
-        token_ids=prompt,
-    )
+    made = Rollout.begin(prompt, group_id=group_id, sample_index=sample_index)
     for index, token_ids in enumerate(turns):
         if index % 2 == 0:
             made.append_completion(completion(token_ids, version=version, logprob=logprob))
         else:
-            made.append_context(token_ids)
+            made.log.append_context(token_ids)
     if reward is None:
         made.outcome = ScoreOutcome(kind=OutcomeKind.ERROR, message="ValueError: broken")
     else:

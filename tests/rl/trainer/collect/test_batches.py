@@ -9,6 +9,7 @@ import pytest
 from rl.algorithms.grpo import GRPOConfig
 from rl.checkpoint import RunState
 from rl.config import TrainConfig
+from rl.environments.single_turn import SingleTurn
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.tasks.config import ArithmeticConfig
 from rl.tasks.prompts import Prompt
@@ -20,7 +21,7 @@ from rl.trainer.metrics.stopwatch import Stopwatch
 from rollout.config import TINY, ModelConfig
 from rollout.core import Completion, FinishReason, Request
 from rollout.fleet.base import FleetStatus
-from tests.rl.trainer.collect.test_collector import Done
+from tests.rl.trainer.collect.test_collector import render
 
 NUM_PROMPTS = 40
 
@@ -145,11 +146,18 @@ def random_lengths(request: Request) -> int:
 
 
 def run(
-    fleet, made, *, pool=None, state=None, stop_after=None, max_resample_batches=0, environment=None
+    fleet,
+    made,
+    *,
+    pool=None,
+    state=None,
+    stop_after=None,
+    max_resample_batches=0,
+    make_environment=None,
 ):
     """Batches until the last step or `stop_after`; one version per batch, as the loop has it."""
     state = state or RunState(policy_version=0, accepted_groups=0)
-    collector = Collector(fleet, pool or LazyPool(), environment or Done())
+    collector = Collector(fleet, pool or LazyPool(), make_environment or SingleTurn, render=render)
     batches = Batches(made, Prompts(), collector, state, max_resample_batches=max_resample_batches)
     out = []
     stop_after = stop_after or made.trainer.num_steps
@@ -168,7 +176,7 @@ def ids(batches) -> list[list[int]]:
 
 
 def versions(batches) -> list[list[list[int]]]:
-    return [[r.policy_versions for g in b.trained for r in g.rollouts] for b in batches]
+    return [[r.log.policy_versions for g in b.trained for r in g.rollouts] for b in batches]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 4])

@@ -1,7 +1,12 @@
+from dataclasses import replace
+from typing import ClassVar
+
 import pytest
 
+from rl.environments.contract import Reply
+from rl.environments.single_turn import SingleTurn
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
-from rl.rollouts import NO_VERSION, Purpose, Rollout
+from rl.rollouts import NO_VERSION, Purpose, RolloutEnd, RolloutGroup, Turn
 from rl.tasks.prompts import Prompt
 from rl.trainer.collect.collector import Collector, count_unscored
 from rl.trainer.collect.evaluation import evaluate
@@ -79,16 +84,26 @@ class ScriptedTicket:
         ]
 
 
-class OneReply:
+class OneReply(SingleTurn):
     """Replies once with two tokens, then is done."""
 
-    def reply(self, made: Rollout):
-        return [50, 51] if len(made.turns) == 1 else None
+    def __init__(self) -> None:
+        self.has_replied = False
+
+    def reply(self, turn: Turn) -> Reply:
+        if self.has_replied:
+            return Reply(is_done=True)
+        self.has_replied = True
+        return said(50, 51)
 
 
-class Done:
-    def reply(self, made: Rollout):
-        return None
+def said(*token_ids: int) -> Reply:
+    return Reply(messages=({"role": "user", "content": " ".join(map(str, token_ids))},))
+
+
+def render(messages) -> list[int]:
+    """The numbers that the messages consist of."""
+    return [int(word) for message in messages for word in message["content"].split()]
 
 
 def begin(collector: Collector, group_id: int = 0, group_size: int = 2) -> None:
@@ -111,18 +126,18 @@ def drain(collector: Collector) -> list:
 
 def test_a_group_is_complete_when_every_sibling_is_scored_and_siblings_keep_their_places():
     fleet = ScriptedFleet()
-    collector = Collector(fleet, ScriptedPool(), Done())
+    collector = Collector(fleet, ScriptedPool())
     begin(collector, group_size=3)
     assert [collector.poll(0.1) for _ in range(2)] == [[], []]
     (made,) = collector.poll(0.1)
     assert [r.reward for r in made.rollouts] == [0.0, 1.0, 2.0]
-    assert [r.token_ids for r in made.rollouts] == [[1, 2, 100], [1, 2, 101], [1, 2, 102]]
+    assert [r.log.token_ids for r in made.rollouts] == [[1, 2, 100], [1, 2, 101], [1, 2, 102]]
     assert collector.is_idle
 
 
 def test_requests_carry_the_sample_key_of_their_rollout():
     fleet = ScriptedFleet()
-    collector = Collector(fleet, ScriptedPool(), Done())
+    collector = Collector(fleet, ScriptedPool())
     begin(collector, group_id=5)
     keys = [(r.key.seed, r.key.group_id, r.key.sample_index) for r in fleet.seen]
     assert keys == [(9, 5, 0), (9, 5, 1)]
@@ -131,18 +146,18 @@ def test_requests_carry_the_sample_key_of_their_rollout():
 
 def test_an_environments_reply_continues_the_same_log_and_is_not_trained():
     fleet = ScriptedFleet()
-    collector = Collector(fleet, ScriptedPool(), OneReply())
+    collector = Collector(fleet, ScriptedPool(), OneReply, render=render)
     begin(collector, group_size=1)
     (made,) = drain(collector)
     (only,) = made.rollouts
-    assert only.token_ids == [1, 2, 100, 50, 51, 100]
-    assert only.loss_mask == [False, False, True, False, False, True]
-    assert only.policy_versions == [NO_VERSION, NO_VERSION, 7, NO_VERSION, NO_VERSION, 7]
+    assert only.log.token_ids == [1, 2, 100, 50, 51, 100]
+    assert only.log.loss_mask == [False, False, True, False, False, True]
+    assert only.log.policy_versions == [NO_VERSION, NO_VERSION, 7, NO_VERSION, NO_VERSION, 7]
     assert fleet.seen[1].token_ids == (1, 2, 100, 50, 51)
 
 
 def test_an_unscored_sibling_completes_its_group_without_a_reward():
-    collector = Collector(ScriptedFleet(), ScriptedPool(), Done())
+    collector = Collector(ScriptedFleet(), ScriptedPool())
     begin(collector, group_size=4)
     (made,) = drain(collector)
     assert [r.reward for r in made.rollouts] == [0.0, 1.0, 2.0, None]
@@ -151,7 +166,7 @@ def test_an_unscored_sibling_completes_its_group_without_a_reward():
 
 
 def test_a_rejected_request_names_its_prompt_and_the_reason():
-    collector = Collector(ScriptedFleet(FinishReason.REJECTED), ScriptedPool(), Done())
+    collector = Collector(ScriptedFleet(FinishReason.REJECTED), ScriptedPool())
     begin(collector)
     with pytest.raises(RuntimeError, match=r"prompt 3 was rejected: too long"):
         collector.poll(0.1)
@@ -173,7 +188,7 @@ def test_evaluation_keeps_the_order_of_the_prompts_and_counts_errors_as_wrong():
     other = Prompt(prompt_id=4, messages=(), row={"question": "?", "answer": "x"})
     seen = []
     result = evaluate(
-        Collector(ScriptedFleet(), OneRight(), Done()),
+        Collector(ScriptedFleet(), OneRight()),
         [(other, [1]), (PROMPT, [1, 2]), (PROMPT, [1])],
         params=SamplingParams(temperature=0),
         progress=lambda done, total: seen.append((done, total)),
@@ -190,12 +205,132 @@ def test_an_unscored_group_is_counted_once_per_rollout():
 
 def test_an_answer_that_is_given_is_a_group_of_one_that_is_scored_and_not_sampled():
     fleet = ScriptedFleet()
-    collector = Collector(fleet, ScriptedPool(), Done())
+    collector = Collector(fleet, ScriptedPool())
     collector.demonstrate(PROMPT, [1, 2], text="2", answer_ids=[50, 9], group_id=4)
     (made,) = drain(collector)
     (only,) = made.rollouts
     assert (made.group_id, only.reward, only.text) == (4, 2.0, "2")
-    assert only.token_ids == [1, 2, 50, 9]
-    assert only.loss_mask == [False, False, True, True]
-    assert set(only.policy_versions) == {NO_VERSION}
+    assert only.log.token_ids == [1, 2, 50, 9]
+    assert only.log.loss_mask == [False, False, True, True]
+    assert set(only.log.policy_versions) == {NO_VERSION}
     assert fleet.seen == []
+
+
+# --- environments
+
+
+class World(SingleTurn):
+    """Replies once; writes down what it is told, and gives rewards if it has any."""
+
+    made: ClassVar[list["World"]] = []
+
+    def __init__(self, *rewards: float) -> None:
+        self.rewards = list(rewards)
+        self.heard: list = []
+        World.made.append(self)
+
+    def start(self, row, seed):
+        self.heard.append(("start", row["answer"], seed))
+        return super().start(row, seed)
+
+    def reply(self, turn: Turn) -> Reply:
+        self.heard.append(("reply", turn.start, turn.stop, turn.text))
+        reward = self.rewards.pop(0) if self.rewards else None
+        return replace(said(50) if len(self.heard) == 2 else Reply(is_done=True), reward=reward)
+
+    def end(self, reason: RolloutEnd) -> Reply:
+        self.heard.append(("end", reason))
+        return Reply(is_done=True, reward=self.rewards.pop(0) if self.rewards else None)
+
+    def close(self) -> None:
+        self.heard.append("close")
+
+
+@pytest.fixture
+def worlds():
+    World.made.clear()
+    return World.made
+
+
+class RecordingPool(ScriptedPool):
+    def __init__(self) -> None:
+        self.jobs: list = []
+
+    def submit(self, jobs):
+        self.jobs += jobs
+        return super().submit(jobs)
+
+
+ASKED = Prompt(
+    prompt_id=3,
+    messages=({"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "= "}),
+    row={"question": "1 + 1 =", "answer": "2"},
+)
+
+
+def ask(collector: Collector, group_size: int = 1) -> RolloutGroup:
+    params, purpose = SamplingParams(seed=9), Purpose.TRAINING
+    collector.begin(
+        ASKED, [1, 2], group_id=5, group_size=group_size, params=params, purpose=purpose
+    )
+    (made,) = drain(collector)
+    return made
+
+
+def test_an_environment_is_started_answered_and_closed_once_and_siblings_share_its_seed(worlds):
+    made = ask(Collector(ScriptedFleet(), ScriptedPool(), World, render=render), group_size=2)
+    for index, world in enumerate(worlds):
+        turns = [("reply", 2, 3, str(index)), ("reply", 4, 5, str(index))]
+        assert world.heard == [("start", "2", (9 << 32) + 5), *turns, "close"]
+    assert [r.end for r in made.rollouts] == [RolloutEnd.DONE] * 2
+
+
+def test_a_scorer_gets_the_last_text_and_the_whole_transcript(worlds):
+    pool = RecordingPool()
+    ask(Collector(ScriptedFleet(), pool, World, render=render))
+    (job,) = pool.jobs
+    assert job.completion == "0"
+    assert job.row == {
+        **ASKED.row,
+        "transcript": [
+            {"role": "user", "content": "1 + 1 ="},
+            {"role": "assistant", "content": "= 0"},
+            {"role": "user", "content": "50"},
+            {"role": "assistant", "content": "0"},
+        ],
+    }
+    assert len(ASKED.messages) == 2, "the prompt's own messages are left alone"
+
+
+def test_rewards_of_an_environment_are_summed_and_no_scorer_is_asked(worlds):
+    pool = RecordingPool()
+    made = ask(Collector(ScriptedFleet(), pool, lambda: World(0.25, 0.5), render=render))
+    assert [r.reward for r in made.rollouts] == [0.75]
+    assert pool.jobs == []
+
+
+def test_a_turn_that_is_cut_off_ends_the_rollout_and_the_environment_may_still_judge_it(worlds):
+    fleet = ScriptedFleet(FinishReason.LENGTH)
+    made = ask(Collector(fleet, ScriptedPool(), lambda: World(0.125), render=render))
+    assert worlds[0].heard[1:] == [("end", RolloutEnd.TURN_CUT), "close"]
+    assert [(r.end, r.reward) for r in made.rollouts] == [(RolloutEnd.TURN_CUT, 0.125)]
+
+
+def test_an_environment_that_goes_on_without_a_word_or_a_renderer_is_an_error_that_names_it(worlds):
+    with pytest.raises(RuntimeError, match=r"World went on after turn 1 with 1 messages \(no "):
+        ask(Collector(ScriptedFleet(), ScriptedPool(), World))
+
+    class Mute(SingleTurn):
+        def reply(self, turn):
+            return Reply()
+
+    with pytest.raises(RuntimeError, match="Mute went on after turn 1 with 0 messages"):
+        ask(Collector(ScriptedFleet(), ScriptedPool(), Mute, render=render))
+
+
+def test_environments_of_rollouts_that_never_end_are_closed_with_the_collector(worlds):
+    collector = Collector(ScriptedFleet(), ScriptedPool(), World, render=render)
+    begin(collector, group_size=2)
+    collector.poll(0.1)
+    collector.close()
+    assert [world.heard[-1] for world in worlds] == ["close", "close"]

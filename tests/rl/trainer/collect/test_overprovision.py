@@ -1,6 +1,8 @@
 """Rollouts begun in excess: which are kept, what becomes of the others, and what is said of them."""
 
+import itertools
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
@@ -12,11 +14,13 @@ from rl.algorithms.registry import make_algorithm
 from rl.algorithms.sft import SFTConfig
 from rl.checkpoint import RunState
 from rl.config import RunMode, TrainConfig
+from rl.environments.contract import Reply
+from rl.environments.single_turn import SingleTurn
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rollouts import Purpose, Rollout, RolloutGroup
 from rl.tasks.config import ArithmeticConfig
 from rl.trainer.checks import check_config
-from rl.trainer.collect.batches import Batch
+from rl.trainer.collect.batches import CollectedBatch
 from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.evaluation import evaluate
 from rl.trainer.metrics.overprovision import overprovision_metrics
@@ -34,7 +38,7 @@ from tests.rl.trainer.collect.test_batches import (
     run,
     versions,
 )
-from tests.rl.trainer.collect.test_collector import PROMPT, Done, ScriptedTicket
+from tests.rl.trainer.collect.test_collector import PROMPT, ScriptedTicket, render, said
 from tests.rl.trainer.rollout_factory import group, rollout
 from tests.rollout.engine.engines import make_engine
 from tests.rollout.fleet.cluster.simulated import SimulatedPool, token_of, update_to
@@ -51,6 +55,24 @@ class AtOnce(LazyPool):
         ticket = super().submit(jobs)
         ticket.patience = 0
         return ticket
+
+
+class Numbered(SingleTurn):
+    """Knows the place of its rollout among its siblings, and replies with one token while it `goes_on`."""
+
+    def __init__(self, sample_index: int) -> None:
+        self.sample_index = sample_index
+        self.num_turns = 0
+
+    def reply(self, turn):
+        self.num_turns += 1
+        return said(50) if self.goes_on() else Reply(is_done=True)
+
+
+def numbered(kind: type[Numbered], num_begun: int) -> Callable[[], Numbered]:
+    """Makes environments in the order in which a collector begins the rollouts of its groups."""
+    count = itertools.count()
+    return lambda: kind(next(count) % num_begun)
 
 
 def begin(collector: Collector, *, group_id: int = 0, size: int = 2, num_spare: int = 2) -> None:
@@ -87,7 +109,7 @@ def lengths(rollouts: list[Rollout]) -> list[int]:
 
 def test_the_first_to_end_are_kept_and_the_others_end_where_they_were():
     fleet = SlotFleet(lambda r: [9, 2, 30, 4][r.key.sample_index])
-    collector = Collector(fleet, AtOnce(), Done())
+    collector = Collector(fleet, AtOnce())
     begin(collector)
     (made,) = complete(collector)
     assert (indices(made.rollouts), lengths(made.rollouts)) == ([1, 3], [2, 4])
@@ -102,7 +124,7 @@ def test_late_ones_are_cancelled_as_soon_as_the_group_is_full_and_not_when_it_is
     pool = LazyPool()
     pool.rng = random.Random()
     pool.rng.randrange = lambda _: 1000  # nobody has scores for a long time
-    collector = Collector(fleet, pool, Done())
+    collector = Collector(fleet, pool)
     begin(collector)
     begin(collector, group_id=1, size=4, num_spare=0)
     collector.poll(0.0)
@@ -116,7 +138,7 @@ def test_of_those_that_end_together_the_first_in_line_are_kept_whatever_their_or
             return super().poll(timeout_seconds)[::-1]
 
     for fleet in (SlotFleet(lambda _: 3), Reversed(lambda _: 3)):
-        collector = Collector(fleet, AtOnce(), Done())
+        collector = Collector(fleet, AtOnce())
         begin(collector)
         (made,) = complete(collector)
         assert indices(made.rollouts) == [0, 1]
@@ -126,7 +148,7 @@ def test_of_those_that_end_together_the_first_in_line_are_kept_whatever_their_or
 
 def test_spare_rollouts_wait_behind_all_that_are_needed():
     fleet = SlotFleet(lambda _: 1)
-    collector = Collector(fleet, AtOnce(), Done())
+    collector = Collector(fleet, AtOnce())
     begin(collector)
     begin(collector, group_id=1)
     priorities = [(r.key.sample_index, r.priority) for r in fleet.waiting]
@@ -134,14 +156,14 @@ def test_spare_rollouts_wait_behind_all_that_are_needed():
 
 
 def test_a_rollout_of_several_turns_is_aborted_in_the_one_it_is_in():
-    class Talks:
+    class Talks(Numbered):
         """Replies twice to all but the first two, which are done at once."""
 
-        def reply(self, made):
-            return [50] if made.sample_index > 1 and len(made.turns) < 3 else None
+        def goes_on(self):
+            return self.sample_index > 1 and self.num_turns < 3
 
     fleet = SlotFleet(lambda r: 2 if r.key.sample_index > 1 else 3)
-    collector = Collector(fleet, AtOnce(), Talks())
+    collector = Collector(fleet, AtOnce(), numbered(Talks, 4), render=render)
     begin(collector)
     (made,) = complete(collector)
     assert indices(made.rollouts) == [0, 1]
@@ -154,12 +176,12 @@ def test_who_ends_while_he_is_cancelled_is_set_aside_and_asked_for_no_other_turn
         def cancel(self, request_ids):
             """Too late: the answers are on their way."""
 
-    class Talks:
-        def reply(self, made):
-            return [50] if made.sample_index > 1 else None
+    class Talks(Numbered):
+        def goes_on(self):
+            return self.sample_index > 1
 
     fleet = Deaf(lambda r: 1 if r.key.sample_index < 2 else 5)
-    collector = Collector(fleet, AtOnce(), Talks())
+    collector = Collector(fleet, AtOnce(), numbered(Talks, 4), render=render)
     begin(collector)
     (made,) = complete(collector)
     assert indices(made.rollouts) == [0, 1]
@@ -169,7 +191,7 @@ def test_who_ends_while_he_is_cancelled_is_set_aside_and_asked_for_no_other_turn
 
 def test_what_the_fleet_aborts_of_its_own_is_an_error_beside_spare_ones_too():
     fleet = SlotFleet(lambda _: 30)
-    collector = Collector(fleet, AtOnce(), Done())
+    collector = Collector(fleet, AtOnce())
     begin(collector)
     collector.poll(0.0)
     fleet.cancel(["training/0/3/0"])
@@ -179,7 +201,7 @@ def test_what_the_fleet_aborts_of_its_own_is_an_error_beside_spare_ones_too():
 
 def test_evaluations_beside_it_have_no_spare_rollouts_and_lose_none():
     fleet = SlotFleet(lambda r: 1 + r.key.group_id % 3)
-    collector = Collector(fleet, AtOnce(), Done())
+    collector = Collector(fleet, AtOnce())
     begin(collector, group_id=7)
     made = evaluate(
         collector,
@@ -202,7 +224,7 @@ def test_kept_tokens_are_those_of_a_run_without_spare_ones_and_blocks_are_free_a
     made = {}
     for size, num_spare in ((8, 0), (3, 5)):
         fleet = InlineFleet(make_engine(directory, max_requests=16))
-        collector = Collector(fleet, SameScores(), Done())
+        collector = Collector(fleet, SameScores())
         for group_id in (4, 5):
             collector.begin(
                 PROMPT,
@@ -222,13 +244,13 @@ def test_kept_tokens_are_those_of_a_run_without_spare_ones_and_blocks_are_free_a
         made[size] = {g.group_id: g for g in groups}
     for group_id, kept in made[3].items():
         whole = made[8][group_id].rollouts
-        assert [r.token_ids for r in kept.rollouts] == [
-            whole[i].token_ids for i in indices(kept.rollouts)
+        assert [r.log.token_ids for r in kept.rollouts] == [
+            whole[i].log.token_ids for i in indices(kept.rollouts)
         ]
         assert sorted(lengths(kept.rollouts)) == sorted(lengths(whole))[:3]
         assert len(set(lengths(whole))) > 3
         for late in kept.surplus:
-            assert late.token_ids == whole[late.sample_index].token_ids[: len(late.token_ids)]
+            assert late.log.token_ids == whole[late.sample_index].log.token_ids[: len(late.log.token_ids)]
 
 
 class SameScores:
@@ -310,15 +332,15 @@ def test_a_resumed_run_trains_nothing_twice_and_at_staleness_0_is_the_run_that_w
     assert len(set(kept_by([*first, *rest]))) == len(kept_by(whole)) == 36 * 2
 
 
-def kept_by(batches: list[Batch]) -> list[tuple[int, int]]:
+def kept_by(batches: list[CollectedBatch]) -> list[tuple[int, int]]:
     return [(r.group_id, r.sample_index) for b in batches for g in b.trained for r in g.rollouts]
 
 
-class Talkative:
+class Talkative(Numbered):
     """Replies once to every third rollout."""
 
-    def reply(self, made):
-        return [50] if made.sample_index % 3 == 0 and len(made.turns) == 1 else None
+    def goes_on(self):
+        return self.sample_index % 3 == 0 and self.num_turns == 1
 
 
 class Disturbed:
@@ -362,7 +384,11 @@ class Disturbed:
     def _checked(self, completion: Completion) -> Completion:
         key, made_by = self.keys[completion.request_id], enumerate(completion.policy_versions)
         assert completion.token_ids == [token_of(key, i, version) for i, version in made_by]
-        return replace(completion, text=f"{key.group_id} {key.sample_index}")
+        reason = completion.finish_reason
+        if reason is FinishReason.LENGTH:  # `random_lengths` is where it ends by itself
+            reason = FinishReason.STOP
+        text = f"{key.group_id} {key.sample_index}"
+        return replace(completion, text=text, finish_reason=reason)
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
@@ -372,7 +398,7 @@ def test_under_any_faults_kept_tokens_are_the_keyed_ones_and_nothing_is_lost_or_
 ):
     fleet = Disturbed(seed)
     made = config(max_staleness=max_staleness, num_steps=6, group_size=3, num_spare=2)
-    out, _ = run(fleet, made, environment=Talkative())
+    out, _ = run(fleet, made, make_environment=numbered(Talkative, 5))
     assert ids(out) == [list(range(3 * i, 3 * i + 3)) for i in range(6)]
     groups = [group for batch in out for group in batch.trained]
     for it in groups:

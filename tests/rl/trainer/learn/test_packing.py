@@ -83,7 +83,9 @@ def test_every_target_is_packed_once_whatever_the_budget():
         sample(rollout([7] * (i // 4 % 3 + 1), [100 + i] * (i % 5 + 1), group_id=i // 4))
         for i in range(24)
     ]
-    expected = [token for s in samples for token in s.rollout.turns[0].token_ids]
+    expected = [
+        token for s in samples for token in s.rollout.log.token_ids[s.rollout.num_prompt_tokens :]
+    ]
     for budget in (8, 13, 1000):
         batches = pack(samples, max_tokens=budget, share_prompts=True)
         assert [t for b in batches for t in b.target_ids_N.tolist()] == expected

@@ -133,13 +133,13 @@ def padded_gradients(
     decoder: Decoder, samples: Sequence[TrainingSample], loss_function: LossFunction
 ) -> list[torch.Tensor]:
     """As most trainers do it: a rectangle, plain causal attention over whole rows, weight 0 on prompts and padding."""
-    width = max(len(s.rollout.token_ids) for s in samples)
+    width = max(len(s.rollout.log.token_ids) for s in samples)
 
     def rows(name: str) -> torch.Tensor:
         """[B, width], zero where nothing is trained."""
         made = torch.zeros(len(samples), width, dtype=torch.float64)
         for row, sample in zip(made, samples, strict=True):
-            trained = torch.tensor(sample.rollout.loss_mask).nonzero()[:, 0]
+            trained = torch.tensor(sample.rollout.log.loss_mask).nonzero()[:, 0]
             values = sample.extras.get(name)
             if values is None:  # a micro-batch has these in float32
                 values = torch.tensor(getattr(sample, name), dtype=torch.float32).double()
@@ -150,7 +150,7 @@ def padded_gradients(
         sequences = zip(*(x.split(width) for x in qkv), strict=True)
         return torch.cat([attention_reference(q, k, v) for q, k, v in sequences])
 
-    ids = [s.rollout.token_ids + [0] * (width - len(s.rollout.token_ids)) for s in samples]
+    ids = [s.rollout.log.token_ids + [0] * (width - len(s.rollout.log.token_ids)) for s in samples]
     ids_BW = torch.tensor(ids)
     positions_T = torch.arange(width).repeat(len(samples))
     hidden_BWH = decoder(ids_BW.flatten(), positions_T, attend).view(*ids_BW.shape, -1)
@@ -297,7 +297,7 @@ def test_a_sample_whose_engine_or_reference_said_nan_is_the_one_that_is_named(ti
     corrector = Corrector(max_weight=2.0)
     backend = PolicyTrainer(decoder, TrainerConfig(), temperature=0.7, corrector=corrector)
     made = off_policy_samples()
-    made[3].rollout.rollout_logprobs[-1] = float("nan")
+    made[3].rollout.log.rollout_logprobs[-1] = float("nan")
     batches = pack(made, max_tokens=1000, share_prompts=True)
     assert backend.forward_backward(batches, LOSS, denominator=1.0).bad_sample == 3
     made = off_policy_samples()

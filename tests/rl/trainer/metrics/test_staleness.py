@@ -13,11 +13,11 @@ from tests.rl.trainer.rollout_factory import completion, group, rollout
 
 def of_versions(*versions: int) -> Rollout:
     """One token of each version, an environment's reply behind the first."""
-    made = Rollout(group_id=0, sample_index=0, num_prompt_tokens=1, token_ids=[1])
+    made = Rollout.begin([1], group_id=0, sample_index=0)
     for index, version in enumerate(versions):
         made.append_completion(completion([5], version=version))
         if index == 0:
-            made.append_context([6, 6])
+            made.log.append_context([6, 6])
     return made
 
 

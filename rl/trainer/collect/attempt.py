@@ -1,0 +1,147 @@
+"""One rollout in the making, and its conversation with its environment.
+
+request -> completion -> environment: messages -> request -> ...
+                                      or done  -> reward, or a job for the task's scorer
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from rl.environments.contract import Environment, Message, Reply
+from rl.rewards.outcome import OutcomeKind, ScoreOutcome
+from rl.rewards.process import ScoreJob
+from rl.rollouts import Purpose, Rollout, RolloutEnd, RolloutGroup
+from rollout.core import Completion, FinishReason, Request, SampleKey, SamplingParams
+
+__all__ = ["Attempt", "GroupKey", "Render"]
+
+GroupKey = tuple[Purpose, int]
+"""Purpose and `group_id`."""
+Render = Callable[[Sequence[Message]], list[int]]
+"""Renders an environment's messages as the tokens between two turns of the policy."""
+
+
+class Attempt:
+    """Drives one rollout from its prompt to its end.
+
+    Args:
+        group: the rollout's group.
+        rollout: holds only its prompt.
+        environment: the rollout's own; closed when the rollout ends.
+        params: parameters of every request.
+        priority: priority of every request.
+        render: renders the environment's messages; None where it sends none.
+    """
+
+    def __init__(
+        self,
+        group: RolloutGroup,
+        rollout: Rollout,
+        environment: Environment,
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        render: Render | None = None,
+    ) -> None:
+        self.group = group
+        self.rollout = rollout
+        self.is_cancelled = False
+        self._environment = environment
+        self._params = params
+        self._priority = priority
+        self._render = render
+        self._rewards: list[float] = []
+        prompt = group.prompt
+        row = {**prompt.row, "messages": prompt.messages}
+        # of the group, not of the sample: siblings share their world
+        seed = params.seed << 32 | group.group_id
+        self._transcript: list[Message] = list(environment.start(row, seed))
+
+    @property
+    def key(self) -> GroupKey:
+        return (self.group.purpose, self.group.group_id)
+
+    def request(self) -> Request:
+        """The request for the policy's next turn."""
+        rollout, group = self.rollout, self.group
+        name = f"{group.purpose.value}/{group.group_id}/{rollout.sample_index}/{len(rollout.turns)}"
+        return Request(
+            request_id=name,
+            token_ids=tuple(rollout.log.token_ids),
+            params=replace(self._params, n=1),
+            key=SampleKey(self._params.seed, group.group_id, rollout.sample_index),
+            priority=self._priority,
+        )
+
+    def take(self, completion: Completion) -> bool:
+        """Append a turn, and the environment's reply to it; True if the rollout has ended.
+
+        Raises:
+            RuntimeError: the completion was rejected, or aborted although nobody cancelled it.
+        """
+        self._check(completion)
+        rollout = self.rollout
+        rollout.append_completion(completion)
+        self._say(completion.text)
+        if self.is_cancelled:
+            return self._finish(RolloutEnd.CANCELLED)
+        if completion.finish_reason is FinishReason.LENGTH:
+            return self._finish(RolloutEnd.TURN_CUT)
+        reply = self._environment.reply(rollout.turns[-1])
+        self._book(reply)
+        if reply.is_done:
+            return self._finish(RolloutEnd.DONE)
+        rollout.log.append_context(self._tokens(reply))
+        self._transcript += reply.messages
+        return False
+
+    def outcome(self) -> ScoreOutcome | None:
+        """The sum of the environment's rewards; None where it gave none, and the scorer is asked."""
+        if not self._rewards:
+            return None
+        return ScoreOutcome(kind=OutcomeKind.SCORE, score=sum(self._rewards))
+
+    def job(self) -> ScoreJob:
+        """What the task's scorer gets: the last turn's text, and the row with the whole transcript."""
+        row = {**self.group.prompt.row, "transcript": self._transcript}
+        return ScoreJob(completion=self.rollout.text, row=row)
+
+    def close(self) -> None:
+        """Give up a rollout that has not ended."""
+        self._environment.close()
+
+    def _check(self, completion: Completion) -> None:
+        reason = completion.finish_reason
+        is_aborted = reason is FinishReason.ABORTED and not self.is_cancelled
+        if reason is FinishReason.REJECTED or is_aborted:
+            raise RuntimeError(
+                f"request {completion.request_id} of prompt {self.group.prompt.prompt_id} was "
+                f"{completion.finish_reason}: {completion.message}"
+            )
+
+    def _say(self, text: str) -> None:
+        """Add the policy's text to the transcript, behind a reply prefix if the prompt ends with one."""
+        if self._transcript and self._transcript[-1]["role"] == "assistant":
+            prefix = self._transcript.pop()["content"]
+            text = f"{prefix}{text}"
+        self._transcript.append({"role": "assistant", "content": text})
+
+    def _tokens(self, reply: Reply) -> list[int]:
+        if self._render is None or not reply.messages:
+            kind = type(self._environment).__name__
+            raise RuntimeError(
+                f"{kind} went on after turn {len(self.rollout.turns)} with {len(reply.messages)} messages "
+                f"({'no' if self._render is None else 'a'} renderer)"
+            )
+        return self._render(reply.messages)
+
+    def _finish(self, end: RolloutEnd) -> bool:
+        if end is not RolloutEnd.DONE:
+            self._book(self._environment.end(end))
+        self._environment.close()
+        self.rollout.end = end
+        return True
+
+    def _book(self, reply: Reply) -> None:
+        if reply.reward is not None:
+            self._rewards.append(reply.reward)
