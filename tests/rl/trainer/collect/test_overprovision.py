@@ -250,7 +250,10 @@ def test_kept_tokens_are_those_of_a_run_without_spare_ones_and_blocks_are_free_a
         assert sorted(lengths(kept.rollouts)) == sorted(lengths(whole))[:3]
         assert len(set(lengths(whole))) > 3
         for late in kept.surplus:
-            assert late.log.token_ids == whole[late.sample_index].log.token_ids[: len(late.log.token_ids)]
+            assert (
+                late.log.token_ids
+                == whole[late.sample_index].log.token_ids[: len(late.log.token_ids)]
+            )
 
 
 class SameScores:
