@@ -1,16 +1,23 @@
 """Evaluate a model on a task's held-out prompts, without training."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
-from rl.cli import UserError
+from rl.cli import RunError, UserError
 from rl.config import EvaluateConfig
 from rl.rewards.pool import ScorerPool
-from rl.tasks.task import load_task
+from rl.run_directory import run_dir_of
+from rl.tasks.task import Task, load_task
+from rl.tracking.answers import pair_answers
+from rl.tracking.harmless import Harmless
 from rl.tracking.summary import print_summary
 from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
-from rl.trainer.collect.evaluation import evaluate
+from rl.trainer.collect.evaluation import Evaluation, evaluate
+from rl.trainer.collect.scoring import ScoringError, check_scores
 from rl.trainer.metrics.step import sample_rows
 from rollout.core import SamplingParams
 from rollout.engine.engine import Engine
@@ -25,16 +32,37 @@ def evaluate_model(config: EvaluateConfig) -> None:
 
     Raises:
         UserError: a mistake in the config or in what it points to.
+        RunError: more completions than `reward.max_error_rate` allows could not be scored.
     """
     try:
         task = load_task(config.task)
+        model = resolve_model(config.model)
         engine = Engine.from_config(config.model, config.engine)
     except ValueError as error:
         raise UserError(str(error)) from error
+    console, harmless = Console(), Harmless()
+    with harmless("the plan"):
+        _print_plan(console, config, task, model)
+    evaluation = _evaluate(console, config, task, engine)
+    try:
+        problem = check_scores(evaluation.groups, max_error_rate=config.reward.max_error_rate)
+    except ScoringError as error:
+        raise RunError(str(error)) from error
+    with harmless("the summary"):
+        print_summary(
+            console,
+            before=None,
+            after=evaluation.metrics(),
+            answers=pair_answers(None, sample_rows(evaluation.groups, step=0)),
+            paths={"model": model},
+        )
+        if problem:
+            console.print(Text(f"{problem}; they count as wrong", "yellow"), soft_wrap=True)
+
+
+def _evaluate(console: Console, config: EvaluateConfig, task: Task, engine: Engine) -> Evaluation:
     prompts = EncodedPrompts(task.held_out, engine.tokenizer)
     reward = config.reward
-    params = SamplingParams.of(config.sampling, seed=config.seed)
-    console = Console()
     with (
         ScorerPool(
             task.scorer,
@@ -48,14 +76,23 @@ def evaluate_model(config: EvaluateConfig) -> None:
         evaluation = evaluate(
             Collector(InlineFleet(engine), pool),
             [prompts[i] for i in range(len(prompts))],
-            params=params,
+            params=SamplingParams.of(config.sampling, seed=config.seed),
             progress=lambda done, total: bar.update(line, completed=done),
         )
     assert evaluation is not None, "nobody can tell it to stop"
-    print_summary(
-        console,
-        before=None,
-        after=evaluation.metrics(),
-        samples=sample_rows(evaluation.groups[:3], step=0),
-        paths={"model": resolve_model(config.model)},
-    )
+    return evaluation
+
+
+def _print_plan(console: Console, config: EvaluateConfig, task: Task, model: Path) -> None:
+    """Say what is evaluated on what, and where that was taken from."""
+    sampling = config.sampling
+    run_dir = run_dir_of(config.model.path)
+    drawn = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}"
+    rows = {
+        "model": str(model),
+        "task": f"{task.name}, {len(task.held_out):,} held-out prompts",
+        "answers": f"of at most {sampling.max_tokens} tokens, {drawn}, stops {sampling.stop}",
+        "as in": f"{run_dir}/config.yaml" if run_dir else "the command line",
+    }
+    for name, value in rows.items():
+        console.print(Text.assemble((f"{name:<9}", "dim"), value), soft_wrap=True)

@@ -1,7 +1,14 @@
-"""Accuracy on held-out prompts. `python scripts/evaluate.py model=hf model.path=outputs/.../weights/v40`."""
+"""Accuracy on held-out prompts. `python scripts/evaluate.py model.path=<run>`, or a version: `.../weights/v40`."""
 
 from rl.cli import launch
-from rl.evaluate import evaluate_model
+from rl.config import EvaluateConfig
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    from rl.evaluate import evaluate_model  # torch takes seconds, and a mistake is found before
+
+    evaluate_model(config)
+
 
 if __name__ == "__main__":
-    launch(evaluate_model, config_name="evaluate")
+    launch(evaluate, config_name="evaluate")

@@ -19,10 +19,11 @@ from rl.rollouts import RolloutGroup
 from rl.stop_signal import StopSignal
 from rl.tracking.tracker import Tracker
 from rl.trainer.collect.batches import Batches, CollectedBatch
-from rl.trainer.collect.collector import Collector, count_unscored
+from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.demonstrations import Demonstrations
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
 from rl.trainer.collect.evaluation import Evaluation, evaluate
+from rl.trainer.collect.scoring import check_scores
 from rl.trainer.learn.learner import Learner
 from rl.trainer.metrics.overprovision import overprovision_metrics
 from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
@@ -34,7 +35,7 @@ from rollout.fleet.base import Fleet
 from rollout.models.int8 import int8_weights
 from rollout.weights.update import make_update
 
-__all__ = ["Parts", "ScoringError", "TrainLoop"]
+__all__ = ["Parts", "TrainLoop"]
 
 logger = logging.getLogger("paceline")
 
@@ -55,10 +56,6 @@ class Parts:
     tracker: Tracker
     answers: Demonstrations | None = None
     """What is learned instead of what is sampled."""
-
-
-class ScoringError(RuntimeError):
-    """Too many rollouts of a step could not be scored."""
 
 
 class TrainLoop:
@@ -167,7 +164,7 @@ class TrainLoop:
         if batch is None:
             return False
         groups = batch.groups
-        self._check_scores(groups)
+        self._check_scores(groups, "they are left out of this step")
         seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
         metrics = rollout_metrics(groups, seconds=seconds) | overprovision_metrics(groups)
         metrics["rollout/num_dropped_groups"] = len(groups) - len(batch.trained)
@@ -189,18 +186,10 @@ class TrainLoop:
         self._parts.tracker.step({**header, **metrics}, samples)
         return True
 
-    def _check_scores(self, groups: Sequence[RolloutGroup]) -> None:
-        num_unscored, first = count_unscored(groups)
-        if first is None:
-            return
-        total = sum(len(group.rollouts) for group in groups)
-        limit = self._config.reward.max_error_rate
-        summary = f"{num_unscored} of {total} rollouts could not be scored ({first.kind.value}: {first.message})"
-        if num_unscored > limit * total:
-            raise ScoringError(
-                f"{summary}; more than reward.max_error_rate={limit} allows: fix the scorer"
-            )
-        logger.warning("%s; they are left out of this step", summary)
+    def _check_scores(self, groups: Sequence[RolloutGroup], consequence: str) -> None:
+        problem = check_scores(groups, max_error_rate=self._config.reward.max_error_rate)
+        if problem:
+            logger.warning("%s; %s", problem, consequence)
 
     def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> dict[str, float]:
         """Learn from a batch and publish what came of it."""
@@ -291,6 +280,7 @@ class TrainLoop:
                 should_stop=lambda: self._stop.requested,
             )
         if evaluation is not None:
+            self._check_scores(evaluation.groups, "they count as wrong in this evaluation")
             row = {"step": self._version, "policy_version": self._version, **evaluation.metrics()}
             self._parts.tracker.evaluation(
                 {**row, "seconds/evaluate": stopwatch.seconds("evaluate")}

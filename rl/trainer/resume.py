@@ -47,7 +47,7 @@ def check_resume(config: TrainConfig) -> None:
         raise ValueError(
             f"trainer.num_steps must be > {version}, the steps that resume_from={config.resume_from} has made, got "
             f"{config.trainer.num_steps}: there is nothing left to train; raise it, or evaluate what there is: "
-            f"python scripts/evaluate.py model=hf model.path={config.resume_from}"
+            f"python scripts/evaluate.py model.path={config.resume_from}"
         )
 
 

@@ -14,11 +14,13 @@ from rl.cli import INTERRUPTED, RunError, UserError
 from rl.config import TrainConfig
 from rl.run_directory import claim_run_dir
 from rl.stop_signal import Stopped, StopSignal
+from rl.tracking.answers import AnswerPair, pair_answers
 from rl.tracking.harmless import Harmless
 from rl.tracking.summary import print_summary
 from rl.trainer.build import Run, assemble, assemble_follower
+from rl.trainer.collect.evaluation import Evaluation
+from rl.trainer.collect.scoring import ScoringError
 from rl.trainer.config import TrainerBackend
-from rl.trainer.loop import ScoringError
 from rl.trainer.metrics.mismatch import MismatchError
 from rl.trainer.metrics.step import sample_rows
 from rl.trainer.ranks.checks import check_launch
@@ -141,9 +143,16 @@ def _print_summary(console: Console, run: Run, config: TrainConfig) -> None:
         console,
         before=first.metrics() if first else None,
         after=last.metrics() if last else None,
-        samples=sample_rows(last.groups[:3], step=loop.policy_version) if last else [],
+        answers=_answers(first, last, step=loop.policy_version),
         paths={name: path for name, path in paths.items() if path.exists()},
     )
+
+
+def _answers(first: Evaluation | None, last: Evaluation | None, *, step: int) -> list[AnswerPair]:
+    if last is None:
+        return []
+    before = sample_rows(first.groups, step=0) if first else None
+    return pair_answers(before, sample_rows(last.groups, step=step))
 
 
 def _interrupted(run: Run, config: TrainConfig, stop: StopSignal) -> Text:

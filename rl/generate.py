@@ -1,0 +1,48 @@
+"""Completions of prompts in the terminal."""
+
+from rich.console import Console
+from rich.text import Text
+
+from rl.cli import UserError
+from rl.config import GenerateConfig
+from rl.tasks.prompts import PromptForm, make_prompt
+from rollout.core import Completion, SamplingParams
+from rollout.engine.engine import Engine
+
+__all__ = ["generate"]
+
+
+def generate(config: GenerateConfig) -> None:
+    """Print `num_samples` completions of each prompt, asked in the form that the config says.
+
+    Raises:
+        UserError: a mistake in the config or in what it points to.
+    """
+    if not config.prompts:
+        raise UserError("prompts must hold at least one prompt, got []; prompts='[\"12 + 35 =\"]'")
+    form = PromptForm(
+        system_prompt=config.system_prompt,
+        user_prompt=config.user_prompt,
+        reply_prefix=config.reply_prefix,
+    )
+    chats = [
+        make_prompt(index, row={"question": prompt}, form=form).messages
+        for index, prompt in enumerate(config.prompts)
+    ]
+    try:
+        engine = Engine.from_config(config.model, config.engine)
+        params = SamplingParams.of(config.sampling, n=config.num_samples, seed=config.seed)
+        has_template = bool(engine.tokenizer.chat_template)
+        outputs = engine.generate(chats if has_template else config.prompts, params)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    console = Console()
+    for prompt, completions in zip(config.prompts, outputs, strict=True):
+        console.print(Text(f"\n{prompt}", "bold"), soft_wrap=True)
+        for completion in completions:
+            console.print(_line(completion), soft_wrap=True)
+
+
+def _line(completion: Completion) -> Text:
+    text = completion.text.strip() or completion.message
+    return Text.assemble((f"{completion.finish_reason:>8}  ", "dim"), text)

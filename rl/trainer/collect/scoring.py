@@ -1,0 +1,34 @@
+"""The share of completions that could not be scored, and the limit past which nothing may be made of the others."""
+
+from collections.abc import Sequence
+
+from rl.rollouts import RolloutGroup
+from rl.trainer.collect.collector import count_unscored
+
+__all__ = ["ScoringError", "check_scores"]
+
+
+class ScoringError(RuntimeError):
+    """More completions could not be scored than `reward.max_error_rate` allows."""
+
+
+def check_scores(groups: Sequence[RolloutGroup], *, max_error_rate: float) -> str:
+    """A sentence on what could not be scored; empty where all could.
+
+    Args:
+        groups: complete ones.
+        max_error_rate: share that may fail.
+
+    Raises:
+        ScoringError: more failed.
+    """
+    num_unscored, first = count_unscored(groups)
+    if first is None:
+        return ""
+    total = sum(len(group.rollouts) for group in groups)
+    summary = f"{num_unscored} of {total} rollouts could not be scored ({first.kind.value}: {first.message})"
+    if num_unscored > max_error_rate * total:
+        raise ScoringError(
+            f"{summary}; more than reward.max_error_rate={max_error_rate} allows: fix the scorer"
+        )
+    return summary
