@@ -5,7 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 from unittest import mock
@@ -22,6 +22,7 @@ from rl.composition import ROOTS, known_keys, register_schemas, to_config
 from rl.config import EvaluateConfig, GenerateConfig, RunMode, TrainConfig
 from rl.rewards import config as rewards_config
 from rl.tasks import config as tasks_config
+from rl.tasks.config import Operation
 from rl.tracking import config as tracking_config
 from rl.tracking.config import ReportConfig
 from rl.trainer import config as trainer_config
@@ -81,10 +82,18 @@ def test_every_experiment_composes_and_its_header_has_its_command_and_what_to_ex
 
 @pytest.mark.parametrize("name", sorted({*options("algorithm")} - {"custom"}))
 def test_every_algorithm_has_its_experiment_on_arithmetic_which_differs_in_little_else(name):
-    config, base = load(*experiment(f"arithmetic_{name}")), load("experiment=arithmetic")
+    config, base = load(*experiment(f"arithmetic_{name}")), load("experiment=arithmetic_both")
     teacher = ["algorithm.teacher_path=x"] if name == "distillation" else []
     assert type(config.algorithm) is type(load(f"algorithm={name}", *teacher).algorithm)
     assert (config.model, config.task, config.sampling) == (base.model, base.task, base.sampling)
+
+
+def test_the_first_experiment_is_the_one_of_both_operations_on_sums_alone():
+    sums, both = load("experiment=arithmetic"), load("experiment=arithmetic_both")
+    assert sums.task == replace(both.task, operations=[Operation.sum])
+    assert replace(sums, task=both.task) == both
+    other = load("experiment=arithmetic", "task=reasoning_gym", "task.name=spell_backward")
+    assert other.trainer == sums.trainer
 
 
 @pytest.mark.parametrize("debug", options("debug"))
