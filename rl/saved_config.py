@@ -23,8 +23,16 @@ from rl.composition import register_schemas
 from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
 from rl.run_directory import run_dir_of
 from rl.tasks.config import TaskConfig
+from rl.version import commit, version
 
-__all__ = ["base_on_run", "changed_keys", "read_config", "save_config", "task_config_of"]
+__all__ = [
+    "base_on_run",
+    "changed_keys",
+    "option_names",
+    "read_config",
+    "save_config",
+    "task_config_of",
+]
 
 _QUIET: list[Any] = [
     {"override hydra/hydra_logging": "none"},
@@ -34,13 +42,25 @@ _SAVED = "saved"
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write every key, and the schemas of its groups, which `--config-dir=<run> --config-name=config` composes again."""
+    """Write every key, and the schemas of its groups, which `--config-dir=<run> --config-name=config` composes again.
+
+    A comment at the top names the chosen options and the version of the project.
+    """
     defaults = [{group: schema} for group, schema in _schemas_of(config).items()]
     node = {
         "defaults": ["train_schema", "hydra_settings", *defaults, "_self_", *_QUIET],
         **_plain(config),
     }
-    OmegaConf.save(OmegaConf.create(node), path)
+    names = ", ".join(f"{group}={name}" for group, name in option_names(config).items())
+    made_by = f"paceline {version()}" + (f", commit {commit()}" if commit() else "")
+    path.write_text(
+        f"# {names}; {made_by}\n{OmegaConf.to_yaml(OmegaConf.create(node))}", encoding="utf-8"
+    )
+
+
+def option_names(config: TrainConfig) -> dict[str, str]:
+    """Return the option that a run takes in each group with a schema per option, such as {"algorithm": "ppo"}."""
+    return {group: schema.removesuffix("_schema") for group, schema in _schemas_of(config).items()}
 
 
 def read_config(run_dir: Path) -> dict[str, Any] | None:
@@ -110,9 +130,9 @@ def changed_keys(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, tup
     before, now = dict(_flat(saved)), dict(_flat(_plain(config)))
     schemas = _groups(saved)
     changed: dict[str, tuple[Any, Any]] = {
-        group: (schemas[group].removesuffix("_schema"), schema.removesuffix("_schema"))
-        for group, schema in _schemas_of(config).items()
-        if schemas.get(group, schema) != schema
+        group: (schemas[group].removesuffix("_schema"), name)
+        for group, name in option_names(config).items()
+        if schemas.get(group, f"{name}_schema") != f"{name}_schema"
     }
     for key, value in now.items():
         is_own = key in ("run_dir", "resume_from") or key.partition(".")[0] in changed

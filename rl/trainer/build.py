@@ -14,6 +14,7 @@ from rl.checkpoint import Checkpoint, Checkpointer, RunState, load_checkpoint
 from rl.config import RunMode, TrainConfig
 from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
+from rl.saved_config import option_names
 from rl.stop_signal import StopSignal
 from rl.tasks.task import Task, load_task
 from rl.tracking.tracker import Tracker
@@ -35,6 +36,7 @@ from rl.trainer.resume import (
     resume_plan,
 )
 from rl.trainer.weights.lora import count_adapter_parameters
+from rl.version import commit, version
 from rollout.config import RayFleetConfig, StorageDtype
 from rollout.engine.engine import Engine
 from rollout.fleet.base import Fleet
@@ -119,6 +121,7 @@ def assemble(
             run_dir,
             asdict(config),
             total_steps=config.trainer.num_steps,
+            names={**option_names(config), "version": version(), "commit": commit()},
             resumed_from=Path(config.resume_from) if config.resume_from else None,
         )
     )

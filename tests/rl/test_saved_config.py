@@ -117,3 +117,9 @@ def test_the_task_of_a_saved_config_is_itself_again(run):
     saved = read_config(run)
     assert saved is not None
     assert task_config_of(saved) == config_of("train", *PLAIN, "task.seed=3").task
+
+
+def test_a_config_names_its_options_and_the_version_that_wrote_it(run):
+    first, second = (run / "config.yaml").read_text().splitlines()[:2]
+    assert first.startswith("# algorithm=dapo, fleet=inline, task=arithmetic; paceline ")
+    assert second == "defaults:"

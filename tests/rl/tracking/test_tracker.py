@@ -167,3 +167,17 @@ def test_the_files_a_user_may_want_all_exist(run_dir, make_step, make_sample) ->
         tracker.step(make_step(1), [make_sample()])
     assert list(tracker.paths) == ["curves", "events", "samples", "config"]
     assert all(path.stat().st_size > 0 for path in tracker.paths.values())
+
+
+def test_wandb_can_filter_by_the_names_of_the_chosen_options(run_dir) -> None:
+    config = {"algorithm": {"clip_low": 0.2}, "fleet": {}, "seed": 1}
+    names = {"algorithm": "ppo", "fleet": "inline", "version": "0.1.0"}
+    tracker = Tracker(
+        TrackingConfig(), run_dir, config, total_steps=4, names=names, console=Console(file=io.StringIO()),
+    )  # fmt: skip
+    assert tracker._wandb.run_config == {
+        "algorithm": {"name": "ppo", "clip_low": 0.2},
+        "fleet": "inline",
+        "seed": 1,
+        "version": "0.1.0",
+    }
