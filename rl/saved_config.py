@@ -51,7 +51,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
         "defaults": ["train_schema", "hydra_settings", *defaults, "_self_", *_QUIET],
         **_plain(config),
     }
-    names = ", ".join(f"{group}={name}" for group, name in option_names(config).items())
+    names = ", ".join(f"{group}={name}" for group, name in sorted(option_names(config).items()))
     made_by = f"paceline {version()}" + (f", commit {commit()}" if commit() else "")
     path.write_text(
         f"# {names}; {made_by}\n{OmegaConf.to_yaml(OmegaConf.create(node))}", encoding="utf-8"
