@@ -77,6 +77,8 @@ def test_a_signal_is_obeyed_in_seconds_whatever_scorers_do_and_blames_nobody(
 ):
     run_dir = tmp_path / "run"
     scorer, trigger = slow_scorer(tmp_path, slow)
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_DFL)  # under nohup it is ignored, and stays so
 
     def is_scoring_slowly() -> bool:
         if not has_steps(run_dir, 2):
