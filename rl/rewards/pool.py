@@ -16,7 +16,7 @@ from typing import Self
 
 from rl.rewards.job import ScoreJob
 from rl.rewards.outcome import ScoreOutcome
-from rl.rewards.process import ScorerProcess
+from rl.rewards.processes.process import ScorerProcess
 from rl.rewards.scorer import Scorer
 
 __all__ = ["ScoreJob", "ScoreTicket", "ScorerPool"]

@@ -16,7 +16,7 @@ import sample_scorers
 from rl.rewards.arithmetic import score_arithmetic
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rewards.pool import ScorerPool
-from rl.rewards.process import ScoreJob
+from rl.rewards.processes.process import ScoreJob
 from rl.rewards.scorer import Scorer, load_scorer
 
 ERROR, TIMEOUT = OutcomeKind.ERROR, OutcomeKind.TIMEOUT
@@ -226,7 +226,7 @@ def test_workers_end_when_their_parent_is_killed():
     script = """
         import os, time, sample_scorers
         from rl.rewards.pool import ScorerPool
-        from rl.rewards.process import ScoreJob
+        from rl.rewards.processes.process import ScoreJob
         pool = ScorerPool(sample_scorers.score, num_workers=1, time_limit_seconds=1e3, memory_limit_gb=1)
         ticket = pool.submit([ScoreJob(completion="pid", row={})])
         print(int(ticket.outcomes()[0].score), flush=True)
@@ -275,7 +275,7 @@ def test_a_worker_does_not_import_the_main_script_and_what_it_imports(tmp_path):
         import wave  # stands for torch: nothing else here imports it
         import sample_scorers
         from rl.rewards.pool import ScorerPool
-        from rl.rewards.process import ScoreJob
+        from rl.rewards.processes.process import ScoreJob
         jobs = [ScoreJob(completion=f"imported {name}", row={}) for name in ("wave", "sample_scorers")]
         with ScorerPool(sample_scorers.score, num_workers=1, time_limit_seconds=9, memory_limit_gb=1) as pool:
             print([outcome.score for outcome in pool.submit(jobs).outcomes()])
@@ -286,7 +286,7 @@ def test_a_worker_does_not_import_the_main_script_and_what_it_imports(tmp_path):
 
 def test_importing_the_pool_is_light():
     script = """
-        import sys, rl.rewards.pool, rl.rewards.worker
+        import sys, rl.rewards.pool, rl.rewards.processes.worker
         print([name for name in ("torch", "transformers", "numpy", "omegaconf") if name in sys.modules])
     """
     assert run_python("-c", textwrap.dedent(script)).stdout.strip() == "[]"

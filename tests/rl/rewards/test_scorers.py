@@ -55,8 +55,8 @@ def test_mathematics_compares_values_not_texts(completion, answer, score):
     assert score_mathematics(completion, {"answer": answer}) == score
 
 
-def test_an_answer_without_mathematics_is_an_error_not_a_zero():
-    with pytest.raises(ValueError, match=r"no mathematics in the answer ''; .*task\.scorer"):
+def test_a_gold_answer_that_is_none_is_an_error_not_a_zero():
+    with pytest.raises(ValueError, match=r"'' is no answer, .*task\.scorer"):
         score_mathematics("18", {"answer": ""})
 
 

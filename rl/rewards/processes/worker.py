@@ -1,4 +1,4 @@
-"""The process in which a scorer runs; `rl.rewards.process` starts it and speaks to it.
+"""The process in which a scorer runs; `rl.rewards.processes.process` starts it and speaks to it.
 
     parent -> worker   the pickled scorer          worker -> parent   that it is loaded, or what went wrong
     parent -> worker   a job with its id           worker -> parent   the outcome, with the id and the worker's pid
@@ -20,10 +20,10 @@ from threading import Thread
 from typing import Any
 
 from rl.rewards.binding import BoundScorer, bind_scorer
-from rl.rewards.messages import Reply, receive_block
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
-from rl.rewards.process import OUT_OF_MEMORY_EXIT_CODE, UNUSABLE_EXIT_CODE
-from rl.rewards.process_state import ProcessState
+from rl.rewards.processes.messages import Reply, receive_block
+from rl.rewards.processes.process import OUT_OF_MEMORY_EXIT_CODE, UNUSABLE_EXIT_CODE
+from rl.rewards.processes.process_state import ProcessState
 from rl.rewards.scorer import ImportedScorer, PreparedScorer
 from rl.rewards.values import to_score
 from rl.stop_signal import STOP_SIGNALS

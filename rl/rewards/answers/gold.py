@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from rl.rewards.latex import last_boxed
+from rl.rewards.answers.latex import last_boxed
 
 __all__ = ["Gold", "parse_gold"]
 

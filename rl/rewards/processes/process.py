@@ -17,8 +17,8 @@ from os import killpg
 from threading import Lock
 
 from rl.rewards.job import ScoreJob
-from rl.rewards.messages import Reply, new_job_id, to_block
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
+from rl.rewards.processes.messages import Reply, new_job_id, to_block
 from rl.rewards.scorer import Scorer
 from rl.stop_signal import STOP_SIGNALS
 
@@ -31,7 +31,7 @@ _MAX_LINE_BYTES = 1 << 20
 _BOOT = """\
 import sys
 sys.path[:] = sys.argv[3:]
-from rl.rewards.worker import main
+from rl.rewards.processes.worker import main
 main(int(sys.argv[1]), memory_limit_bytes=int(sys.argv[2]))
 """
 

@@ -1,0 +1,122 @@
+"""When a final answer equals a gold one: numbers exactly, words as spelt, lists item by item, formulas by value."""
+
+import re
+from dataclasses import dataclass
+
+from rl.rewards.answers.plain import fold, to_plain
+from rl.rewards.answers.quantities import parse_quantity
+from rl.rewards.answers.symbolic import are_same_formulas, is_arithmetic, is_formula
+
+__all__ = ["are_equal"]
+
+_CHOICE = re.compile(
+    r"(?:(?i:option|choice|answer)\s+)?(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*(?:[.):]|$)|([a-j])\s*(?:[.)]|$))(?P<text>.*)",
+    re.DOTALL,
+)
+_LABELLED = re.compile(r"\(?[A-J]\)\s*(.+)", re.DOTALL)
+_OPENING, _CLOSING = "([{⟨", ")]}⟩"
+_VARIABLE = re.compile(r"\\?[A-Za-z]{1,8}(?:_\w|_\{\w+\})?(?:\([a-z]\))?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A tuple, an interval, a set, or a list without brackets."""
+
+    brackets: str
+    """Opening and closing one; empty: none."""
+    items: tuple[str, ...]
+
+    @property
+    def is_ordered(self) -> bool:
+        return self.brackets not in ("", "{}")
+
+
+def are_equal(answer: str, gold: str) -> bool:
+    """Whether an answer, without the prose around it, equals the gold one."""
+    plain, gold_plain = to_plain(answer), to_plain(gold)
+    if answer.strip() == gold.strip() or (plain and fold(plain) == fold(gold_plain)):
+        return True
+    quantity, gold_quantity = parse_quantity(plain), parse_quantity(gold_plain)
+    if quantity and gold_quantity:
+        return quantity.equals(gold_quantity)
+    letter = _choice(gold_plain, is_gold=True)
+    if letter:
+        return _choice(plain) == letter
+    if option := _LABELLED.fullmatch(plain):
+        return are_equal(option[1], gold)
+    if "=" in plain and ("=" not in gold_plain or _defines(gold_plain)):
+        return are_equal(plain.rpartition("=")[2], gold)
+    if "=" in gold_plain and _defines(gold_plain):
+        return are_equal(answer, gold_plain.rpartition("=")[2])
+    items, gold_items = _items(plain), _items(gold_plain)
+    if gold_items and (items or len(gold_items.items) == 1):
+        return _are_equal_lists(items or _Sequence("", (plain,)), gold_items)
+    if items and len(items.items) == 1:
+        return are_equal(items.items[0], gold)
+    if items or gold_items or (gold_quantity and is_arithmetic(plain)):
+        return False
+    if not (is_formula(plain) and is_formula(gold_plain)):
+        return False
+    return are_same_formulas(
+        quantity.to_latex() if quantity else answer,
+        gold_quantity.to_latex() if gold_quantity else gold,
+    )
+
+
+def _choice(plain: str, *, is_gold: bool = False) -> str:
+    """Returns the letter of a multiple choice, as in A, (A), `A. Paris`; empty if it is none."""
+    match = _CHOICE.fullmatch(plain)
+    if match is None or (is_gold and match["text"].strip()):
+        return ""
+    return (match[1] or match[2] or match[3]).upper()
+
+
+def _defines(plain: str) -> bool:
+    """Whether it says what one variable is, as `x = 5` does."""
+    left, _, right = plain.partition("=")
+    return bool(_VARIABLE.fullmatch(left.strip())) and "=" not in right
+
+
+def _items(plain: str) -> _Sequence | None:
+    """Splits at the commas that no bracket encloses; None if it is no list."""
+    is_enclosed = plain[:1] in tuple(_OPENING) and _end_of_group(plain) == len(plain) - 1
+    inner = plain[1:-1] if is_enclosed else plain
+    items, depth, start = [], 0, 0
+    for index, char in enumerate(inner):
+        depth += (char in _OPENING) - (char in _CLOSING)
+        if depth == 0 and char in ",;":
+            items.append(inner[start:index])
+            start = index + 1
+    items.append(inner[start:])
+    if not is_enclosed:
+        items = [part for item in items for part in re.split(r"(?:^|\s)(?:and|or)\s", item)]
+        items = [item for item in items if item.strip()]
+        if len(items) < 2:
+            return None
+    return _Sequence(plain[0] + plain[-1] if is_enclosed else "", tuple(map(str.strip, items)))
+
+
+def _end_of_group(plain: str) -> int:
+    """Returns the index of the bracket that closes the first one, of any kind; -1 if none does."""
+    depth = 0
+    for index, char in enumerate(plain):
+        depth += (char in _OPENING) - (char in _CLOSING)
+        if depth == 0:
+            return index
+    return -1
+
+
+def _are_equal_lists(answer: _Sequence, gold: _Sequence) -> bool:
+    if len(answer.items) != len(gold.items):
+        return False
+    if len(gold.items) > 1 and answer.brackets and gold.brackets not in ("", answer.brackets):
+        return False
+    if answer.is_ordered or gold.is_ordered:
+        return all(map(are_equal, answer.items, gold.items))
+    left = list(gold.items)
+    for item in answer.items:
+        match = next((index for index, other in enumerate(left) if are_equal(item, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True

@@ -1,0 +1,88 @@
+"""Where a completion's final answer stands.
+
+In the last `<answer>` tags or after the thinking, if there are such, the first of these that is there counts: the last
+`\\boxed{}`, what follows the last `####`, what follows the last "answer is", the whole text or its last line, the last
+formula or number. A number that is part of a sum or another calculation is no answer, the calculation is taken whole.
+"""
+
+import re
+
+from rl.rewards.answers.latex import last_boxed
+from rl.rewards.answers.plain import to_plain
+from rl.rewards.answers.quantities import NUMBER, parse_quantity
+from rl.rewards.answers.units import is_known_unit
+
+__all__ = ["final_answers"]
+
+_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_MARKER = re.compile(
+    r"\banswers?\b(?:\s+(?:to|for|of)\b[^.\n:=]{0,80}?)?(?:\s+(?:is|are|was|equals|would be|will be|should be|must be))?"
+    r"\s*(?:(?<=\bis)|(?<=\bare)|(?<=\bwas)|(?<=\bequals)|(?<=\bbe)|[:=])\s*:?\s*(?!not\b)(?=\S)",
+    re.IGNORECASE,
+)
+_FILLER = re.compile(
+    r"(?:(?:about|approximately|equal to|exactly|simply|just|therefore|thus|that|the|an?|option|choice|letter|number)\s+|[:=≈*]+\s*)+",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?:[\"')\]*]*)(?=\s|$)")
+_CLAUSE_END = re.compile(
+    r"\s*(?:,\s+(?=[a-z])(?!and\b|or\b)|\s\(|\s(?:because|since|as|which|where|so|after|when|if)\s).*",
+    re.DOTALL,
+)
+_FRACTION = r"\\[dtc]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)"
+_OPERAND = rf"[$€£¥₹]?(?:(?:\d+\s+)?\d+\s*/\s*\d+|(?:\d+\s*)?{_FRACTION}|{NUMBER}(?:[eE][-+]?\d+)?|[½⅓⅔¼¾⅕⅛])[%°]?"
+_OPERATOR = r"(?:[-+*/\u00d7÷^:\u2212\u2013\u00b7\u22c5]|\\times|\\cdot|\\div)"
+_EXPRESSION = re.compile(
+    r"\$\$?(?=\S)([^$\n]{1,300})(?<=\S)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]"
+    rf"|((?<![\w.\\])[-+\u2212]?\s?{_OPERAND}(?:\s*{_OPERATOR}\s*[({{]?[-\u2212]?{_OPERAND}[)}}]?)*)(\s?[^\W\d_]+(?:\^\{{?\d\}}?|[²³])?)?",
+    re.DOTALL,
+)
+_CHOICE = re.compile(r"\(([A-J])\)")
+_MAX_CHARS = 20_000
+
+
+def final_answers(completion: str) -> list[str]:
+    """Returns readings of the completion's one final answer, the most literal first; empty if there is none."""
+    text = completion.rpartition("</think>")[2]
+    if tagged := _TAGS.findall(text):
+        text = tagged[-1]
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return [boxed]
+    _, marker, last = text.rpartition("####")
+    if marker:
+        return [last.strip().partition("\n")[0]]
+    text = text[-_MAX_CHARS:].replace("**", "").replace("__", "").strip()
+    if markers := list(_MARKER.finditer(text)):
+        return _phrases(text[markers[-1].end() :].partition("\n")[0])
+    return _undelimited(text)
+
+
+def _phrases(line: str) -> list[str]:
+    """Returns the line, its first sentence, and these without what leads to the answer or explains it."""
+    sentence = line[: end.start()] if (end := _SENTENCE_END.search(line)) else line
+    clause = _CLAUSE_END.sub("", sentence)
+    phrases = [line, sentence, clause]
+    return list(
+        dict.fromkeys(
+            [*phrases, *(_FILLER.sub("", p, count=1) for p in phrases if _FILLER.match(p))]
+        )
+    )
+
+
+def _undelimited(text: str) -> list[str]:
+    if not text:
+        return []
+    last_line = text.rpartition("\n")[2]
+    answers = [text, last_line] if len(text) <= 1000 else [last_line]
+    if parse_quantity(to_plain(last_line)):
+        return answers
+    expressions = list(_EXPRESSION.finditer(text))
+    if expressions:
+        *formulas, numbers, word = expressions[-1].groups()
+        formula = next((f for f in formulas if f), None)
+        is_unit = word is not None and is_known_unit(word.strip())
+        answers.append(formula or (numbers + word if is_unit else numbers))
+    if choices := _CHOICE.findall(text):
+        answers.append(choices[-1])
+    return list(dict.fromkeys(answers))
