@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rl.environments.contract import Environment, Message, Reply
+from rl.rewards.job import ScoreJob
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
-from rl.rewards.process import ScoreJob
 from rl.rollouts import Purpose, Rollout, RolloutEnd, RolloutGroup
 from rollout.core import Completion, FinishReason, Request, SampleKey, SamplingParams
 
