@@ -79,7 +79,7 @@ class AttentionLayout:
         starts = list(accumulate((len(s.key_index) for s in self.segments), initial=0))
         queries: list[tuple[int, int, int]] = []
         tasks: list[tuple[int, int, int]] = []
-        for group, shared in self._groups():
+        for group, shared in self.groups(_JOINT_QUERIES):
             first = len(queries)
             for i in group:
                 s = self.segments[i]
@@ -93,17 +93,20 @@ class AttentionLayout:
         as_integers = functools.partial(torch.tensor, dtype=torch.int64, device="cpu")
         return as_integers(queries), as_integers(tasks)
 
-    def _groups(self) -> Iterator[tuple[list[int], int]]:
-        """Segments by index, and the keys they share: a long one alone, short ones with their like, as many as fit."""
+    def groups(self, max_queries: int) -> Iterator[tuple[list[int], int]]:
+        """Yields (indices of segments, number of keys that they share, in whole key blocks).
+
+        Segments that begin with the same key blocks are grouped, up to `max_queries` queries; a longer segment is alone.
+        """
         open_groups: dict[int, tuple[list[int], int]] = {}
         for i, segment in enumerate(self.segments):
-            if segment.num_queries > _JOINT_QUERIES:
+            if segment.num_queries > max_queries:
                 yield [i], 0
                 continue
             key = segment.key_index[0]
             group, _ = open_groups.get(key, ([], 0))
             joined = [*(self.segments[j] for j in group), segment]
-            fits = group and sum(s.num_queries for s in joined) <= _JOINT_QUERIES
+            fits = group and sum(s.num_queries for s in joined) <= max_queries
             shared = self._num_shared_keys(joined) if fits else 0
             if group and not shared:
                 yield open_groups[key]

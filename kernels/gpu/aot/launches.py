@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kernels.attention_layout import AttentionLayout, Segment
+from kernels.gpu.attention import attention_triton
 from kernels.gpu.linear_logprobs import (
     linear_logprobs_backward_triton,
     linear_logprobs_triton,
@@ -42,6 +44,7 @@ def all_launches() -> Iterator[Launch]:
     yield from _elementwise()
     yield from _cache_writes()
     yield from _vocabulary()
+    yield from _attention()
 
 
 def _elementwise() -> Iterator[Launch]:
@@ -123,4 +126,42 @@ def _vocabulary() -> Iterator[Launch]:
     yield Launch(
         name="philox",
         run=lambda: philox_uniform_triton(empty(256, 3, dtype=torch.int64), tokens[rows]),
+    )
+
+
+def _layout(keys_per_index: int, num_queries: int) -> AttentionLayout:
+    """One sequence of two key blocks."""
+    last = 128
+    key_index = range(last // keys_per_index)
+    segment = Segment(
+        first_row=0, num_queries=num_queries, first_position=last - num_queries, key_index=key_index
+    )
+    return AttentionLayout((segment,), last, keys_per_index, torch.device("meta"))
+
+
+def _attention() -> Iterator[Launch]:
+    qkv = empty(128, HEADS + 2 * KV_HEADS, HEAD_DIM)
+    q, k, v = qkv.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    matrix = {"_attention_fwd_kernel": "bf16"}
+    yield Launch(
+        name="attention_packed",
+        run=lambda: attention_triton(q, k, v, _layout(1, 128), blocks_per_program=0),
+        matrix=matrix,
+    )
+    shape = (BLOCKS, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+
+    def decode(dtype: torch.dtype, split: int) -> None:
+        cache, scale = empty(*shape, dtype=dtype), empty(*shape[:3], dtype=torch.float32)
+        scales = None if dtype is WIDE else (scale, scale)
+        layout = _layout(BLOCK_SIZE, 1)
+        attention_triton(q, cache, cache, layout, scales=scales, blocks_per_program=split)
+
+    yield Launch(name="attention_paged", run=lambda: decode(WIDE, 0), matrix=matrix)
+    yield Launch(name="attention_split", run=lambda: decode(WIDE, 1), matrix=matrix)
+    yield Launch(name="attention_int8", run=lambda: decode(torch.int8, 0), matrix=matrix)
+    yield Launch(
+        name="attention_fp8",
+        run=lambda: decode(torch.float8_e4m3fn, 0),
+        matrix=matrix,
+        missing_on=("80", "gfx942"),
     )
