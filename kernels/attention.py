@@ -24,7 +24,8 @@ from kernels.attention_layout import (
     packed_layout,
     paged_layout,
 )
-from kernels.cpu.ops import attends_natively, attention_native
+from kernels.checks import require_dtype
+from kernels.cpu.attention import attends_natively, attention_native
 from kernels.paged_kv import PagedKV
 
 __all__ = [
@@ -52,16 +53,20 @@ def attention_reference(
 
 
 def paged_attention(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout) -> torch.Tensor:
-    """Attention of packed queries over a paged cache that already holds their own keys. Forward only.
+    """Attends from packed queries to a paged cache that already holds the keys of these queries. Forward only.
 
     Args:
         q_TND: [T, N, D].
-        cache: this layer's keys and values, of the same type or in 8 bits.
-        layout: from `paged_layout`.
+        cache: keys and values of this layer, of the type of q or int8.
+        layout: result of `paged_layout`.
 
     Returns:
         [T, N, D], the type of q.
+
+    Raises:
+        ValueError: keys, values or scales have another type or shape.
     """
+    _check_keys(q_TND, cache.keys, cache.values, cache.scales)
     if attends_natively(q_TND, cache.keys.shape[1]):
         return _native(
             q_TND, cache.keys, cache.values, layout, scales=cache.scales, lanes=cache.lanes
@@ -72,28 +77,28 @@ def paged_attention(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout
 def packed_attention(
     q_TND: torch.Tensor, k_TMD: torch.Tensor, v_TMD: torch.Tensor, layout: AttentionLayout
 ) -> torch.Tensor:
-    """Attention over packed keys, the forward bit for bit that of `paged_attention`. Differentiable.
+    """Attends over packed keys; the forward is bit for bit that of `paged_attention`. Differentiable.
 
     Args:
         q_TND: [T, N, D].
         k_TMD: [T, M, D].
         v_TMD: [T, M, D].
-        layout: from `packed_layout`; a segment's keys may lie in other segments' rows (shared prompts).
+        layout: result of `packed_layout`; the keys of a segment may lie in rows of other segments (shared prompts).
 
     Returns:
         [T, N, D], the type of q.
+
+    Raises:
+        ValueError: keys and values have another type than q, or differ in shape.
     """
+    _check_keys(q_TND, k_TMD, v_TMD, None)
     return _PackedAttention.apply(q_TND, k_TMD, v_TMD, layout)  # pyrefly: ignore
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q_TND, k_TMD, v_TMD, layout: AttentionLayout):  # pyrefly: ignore
-        if attends_natively(q_TND, k_TMD.shape[1]):
-            k_TMD, v_TMD = k_TMD.contiguous(), v_TMD.contiguous()
-            out_TND, logsumexp_TN = _native(q_TND, k_TMD, v_TMD, layout)
-        else:
-            out_TND, logsumexp_TN = fold_packed(q_TND, k_TMD, v_TMD, layout)
+        out_TND, logsumexp_TN = _packed_forward(q_TND, k_TMD, v_TMD, layout)
         ctx.save_for_backward(q_TND, k_TMD, v_TMD, out_TND, logsumexp_TN)
         ctx.layout = layout
         return out_TND
@@ -108,6 +113,39 @@ class _PackedAttention(torch.autograd.Function):
         return *grads, None
 
 
+def _packed_forward(
+    q_TND: torch.Tensor, k_TMD: torch.Tensor, v_TMD: torch.Tensor, layout: AttentionLayout
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the result, and the logsumexp of the scores [T, N]; chooses the implementation."""
+    if attends_natively(q_TND, k_TMD.shape[1]):
+        return _native(q_TND, k_TMD.contiguous(), v_TMD.contiguous(), layout)
+    return fold_packed(q_TND, k_TMD, v_TMD, layout)
+
+
+def _check_keys(
+    q_TND: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None,
+) -> None:
+    """Refuses keys and values that differ in shape, or have a type that does not fit q or their scales."""
+    if keys.shape != values.shape:
+        raise ValueError(
+            f"attention: keys and values must have one shape, got {tuple(keys.shape)} and {tuple(values.shape)}"
+        )
+    if scales is None:
+        require_dtype("attention", q_TND.dtype, keys, values)
+        return
+    require_dtype("attention", torch.int8, keys, values)
+    require_dtype("attention", torch.float32, *scales)
+    for scale in scales:
+        if scale.shape != keys.shape[:-1]:
+            raise ValueError(
+                f"attention: int8 keys {tuple(keys.shape)} need scales {tuple(keys.shape[:-1])}, got "
+                f"{tuple(scale.shape)}"
+            )
+
+
 def _native(
     q_TND: torch.Tensor,
     keys: torch.Tensor,
@@ -117,6 +155,7 @@ def _native(
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     lanes: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Calls attention in C with the tables of the layout."""
     queries_Q3, tasks_W3 = layout.queries_and_tasks
     return attention_native(
         q_TND,

@@ -10,8 +10,6 @@ from itertools import accumulate, takewhile
 
 import torch
 
-from kernels.cpu.ops import QUERIES_PER_TASK
-
 __all__ = [
     "KEY_BLOCK",
     "AttentionBucket",
@@ -22,6 +20,8 @@ __all__ = [
 ]
 
 KEY_BLOCK = 64
+_QUERIES_PER_TASK = 8
+"""Queries of a task at most; native/attention.c has the same number."""
 _JOINT_QUERIES = 4
 """Of several segments in one task. Twice as many would read shared keys half as often, and leave cores without a task."""
 
@@ -87,8 +87,8 @@ class AttentionLayout:
                     (s.first_row + j, s.first_position + j, starts[i]) for j in range(s.num_queries)
                 ]
             tasks += [
-                (begin, min(QUERIES_PER_TASK, len(queries) - begin), shared)
-                for begin in range(first, len(queries), QUERIES_PER_TASK)
+                (begin, min(_QUERIES_PER_TASK, len(queries) - begin), shared)
+                for begin in range(first, len(queries), _QUERIES_PER_TASK)
             ]
         as_integers = functools.partial(torch.tensor, dtype=torch.int64, device="cpu")
         return as_integers(queries), as_integers(tasks)

@@ -1,4 +1,4 @@
-"""y = x W^T + b, with rows that do not depend on who else is in the batch.
+"""y = x W^T + b, where a row does not depend on the other rows of the batch.
 
 Shape legend: T = rows, K = in features, N = out features. Traffic: reads T*K + N*K, writes T*N elements.
 """
@@ -6,7 +6,9 @@ Shape legend: T = rows, K = in features, N = out features. Traffic: reads T*K + 
 import torch
 from torch.nn import functional
 
-from kernels.cpu.ops import linear_native, runs_natively
+from kernels.checks import check_linear_operands, require_dtype
+from kernels.cpu.linear import linear_native
+from kernels.cpu.native_functions import runs_natively
 from kernels.numerics import as_factor, gemm_row_tile, pad_rows
 
 __all__ = ["linear", "linear_reference"]
@@ -17,7 +19,7 @@ _EXACT_TILE = 64
 def linear_reference(
     x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Ground truth: one GEMM over whatever rows there are."""
+    """Ground truth: one GEMM over all rows."""
     return functional.linear(x_TK, weight_NK, bias_N)
 
 
@@ -25,29 +27,41 @@ def linear(
     x_TK: torch.Tensor,
     weight_NK: torch.Tensor,
     bias_N: torch.Tensor | None = None,
-    panels: torch.Tensor | None = None,
+    packed_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[T, K] -> [T, N]. A row gives the same bits alone, in any batch and at any place in it. Differentiable.
+    """Maps [T, K] to [T, N]. A row gives the same bits in any batch and at any place in it. Differentiable.
 
     float32 and bfloat16 on a CPU run in C, where this holds by construction. Elsewhere the property of the GEMM library
     is probed once per (K, N, dtype, device), see `kernels.numerics`; where few rows break it, rows are padded with zeros.
 
     Args:
         x_TK: rows.
-        weight_NK: of the same type.
-        bias_N: of the same type.
-        panels: what `kernels.cpu.ops.pack_native` made of the weight, if it is used more than once.
+        weight_NK: weight of the same type.
+        bias_N: bias of the same type, or None.
+        packed_weight: result of `kernels.packed_weight.pack_weight`, or None; used only without gradients.
+
+    Raises:
+        ValueError: a size does not fit the weight, or an operand has another type.
     """
-    if runs_natively(weight_NK):
+    check_linear_operands("linear", x_TK, weight_NK, bias_N)
+    require_dtype("linear", x_TK.dtype, weight_NK)
+    if runs_natively(x_TK):
         if torch.is_grad_enabled():
             return _Linear.apply(x_TK, weight_NK, bias_N)  # pyrefly: ignore
-        return linear_native(x_TK, weight_NK, bias_N, panels)
+        return linear_native(x_TK, weight_NK, bias_N, packed_weight)
+    return _linear_tensors(x_TK, weight_NK, bias_N)
+
+
+def _linear_tensors(
+    x_TK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None
+) -> torch.Tensor:
+    """Computes `linear` by the GEMM library of any device, differentiable by autograd."""
     out_features, in_features = weight_NK.shape
     if out_features == 1:
         # a matrix times a vector: libraries then sum a row in an order that depends on its place
         two_NK = torch.cat([weight_NK, torch.zeros_like(weight_NK)])
         two_N = None if bias_N is None else torch.cat([bias_N, torch.zeros_like(bias_N)])
-        return linear(x_TK, two_NK, two_N)[:, :1]
+        return _linear_tensors(x_TK, two_NK, two_N)[:, :1]
     tile = gemm_row_tile(in_features, out_features, weight_NK.dtype, weight_NK.device)
     num_rows = x_TK.shape[0]
     if tile == 0:
@@ -75,5 +89,5 @@ class _Linear(torch.autograd.Function):
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a b, rounded once, by whichever units of this processor are faster."""
+    """Multiplies two matrices, rounded once, in the type that this processor multiplies faster."""
     return (as_factor(a) @ as_factor(b)).to(a.dtype)

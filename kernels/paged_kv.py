@@ -8,9 +8,27 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.cpu.attention import key_lanes, takes_heads
+from kernels.cpu.native_functions import is_native
 from kernels.quantize import INT8_LEVELS, quantize_rows
 
-__all__ = ["PagedKV"]
+__all__ = ["PagedKV", "cache_lanes"]
+
+
+def cache_lanes(
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    block_size: int,
+) -> int:
+    """Returns how many keys a cache interleaves (`PagedKV.lanes`) for the attention of this device; 1 for rows one by one."""
+    if not (is_native(dtype, device) and takes_heads(num_heads, num_kv_heads, head_dim)):
+        return 1
+    lanes = key_lanes(dtype)
+    return 1 if block_size % lanes else lanes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,16 @@ C computes the same bits (`kernels/cpu/native/`), so what one wrote the other ma
 
 import torch
 
-__all__ = ["INT8_LEVELS", "int8_round_trip", "quantize_activations", "quantize_rows"]
+__all__ = [
+    "INT8_LEVELS",
+    "activation_levels",
+    "int8_round_trip",
+    "quantize_activations",
+    "quantize_rows",
+]
 
 INT8_LEVELS = 127
+_MAX_LEVELS = 2**15 - 1
 _ROOT_MEAN_SQUARES = 6.0
 _SMALLEST = 1e-30  # a row below it counts as zero: its inverse would overflow
 
@@ -50,3 +57,8 @@ def int8_round_trip(x: torch.Tensor) -> torch.Tensor:
     """What is left of x after 8 bits per element and a step per row: what an int8 KV cache gives back."""
     integers, step = quantize_rows(x, INT8_LEVELS)
     return (integers * step[..., None]).to(x.dtype)
+
+
+def activation_levels(in_features: int) -> int:
+    """Returns the most levels of an activation with which the sum of `in_features` products stays below 2^31."""
+    return min(_MAX_LEVELS, (2**31 - 1) // (INT8_LEVELS * in_features))

@@ -6,7 +6,9 @@ Shape legend: T = rows, H = width. Traffic: reads and writes T*H elements.
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.cpu.ops import rms_norm_native, runs_natively
+from kernels.checks import require_dtype
+from kernels.cpu.native_functions import runs_natively
+from kernels.cpu.rms_norm import rms_norm_native
 from kernels.numerics import accumulate_dtype
 
 __all__ = ["rms_norm", "rms_norm_reference"]
@@ -22,17 +24,9 @@ def rms_norm_reference(x_TH: torch.Tensor, weight_H: torch.Tensor, *, eps: float
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-        if runs_natively(x_TH):
-            out_TH, inverse_T1 = rms_norm_native(x_TH, weight_H, eps)
-            ctx.save_for_backward(x_TH, weight_H, inverse_T1)
-            return out_TH
-        x = x_TH.to(accumulate_dtype(x_TH.dtype))
-        # 1 / sqrt, since the vectorised rsqrt differs from the scalar one at the end of a buffer
-        inverse_T1 = (
-            x.square().sum(-1, keepdim=True).div_(x.shape[-1]).add_(eps).sqrt_().reciprocal_()
-        )
+        out_TH, inverse_T1 = _forward(x_TH, weight_H, eps)
         ctx.save_for_backward(x_TH, weight_H, inverse_T1)
-        return (x * inverse_T1).to(x_TH.dtype).mul_(weight_H)
+        return out_TH
 
     @staticmethod
     @once_differentiable
@@ -48,7 +42,28 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x_TH: torch.Tensor, weight_H: torch.Tensor, *, eps: float) -> torch.Tensor:
-    """[..., H] -> [..., H], the type of x. Sums in float32 (float64 for float64). Differentiable."""
-    if not torch.is_grad_enabled() and runs_natively(x_TH):
-        return rms_norm_native(x_TH, weight_H, eps)[0]
-    return _RMSNorm.apply(x_TH, weight_H, eps)  # pyrefly: ignore
+    """Normalises rows [..., H], in the type of x. Sums in float32 (float64 for float64). Differentiable.
+
+    Raises:
+        ValueError: the weight has another size or type than the rows.
+    """
+    if weight_H.shape != x_TH.shape[-1:]:
+        raise ValueError(
+            f"rms_norm: rows of {x_TH.shape[-1]} need as many weights, got {tuple(weight_H.shape)}"
+        )
+    require_dtype("rms_norm", x_TH.dtype, weight_H)
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x_TH, weight_H, eps)  # pyrefly: ignore
+    return _forward(x_TH, weight_H, eps)[0]
+
+
+def _forward(
+    x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the result, and the inverse root mean square of each row [..., 1]; chooses the implementation."""
+    if runs_natively(x_TH):
+        return rms_norm_native(x_TH, weight_H, eps)
+    x = x_TH.to(accumulate_dtype(x_TH.dtype))
+    # 1 / sqrt, since the vectorised rsqrt differs from the scalar one at the end of a buffer
+    inverse_T1 = x.square().sum(-1, keepdim=True).div_(x.shape[-1]).add_(eps).sqrt_().reciprocal_()
+    return (x * inverse_T1).to(x_TH.dtype).mul_(weight_H), inverse_T1

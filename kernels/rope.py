@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels.cpu.ops import rope_native, runs_natively
+from kernels.checks import require_dtype
+from kernels.cpu.native_functions import runs_natively
+from kernels.cpu.rope import rope_native
 from kernels.numerics import accumulate_dtype
 
 __all__ = ["Llama3Scaling", "rope", "rope_reference", "rope_table"]
@@ -19,7 +21,7 @@ __all__ = ["Llama3Scaling", "rope", "rope_reference", "rope_table"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3Scaling:
-    """Long wavelengths are slowed down by `factor`, short ones are kept, those between are blended."""
+    """Scaling of Llama 3: divides the frequency of long wavelengths by `factor`, keeps short ones, blends those between."""
 
     factor: float
     low_freq_factor: float
@@ -35,7 +37,7 @@ def rope_table(
     scaling: Llama3Scaling | None = None,
     linear_factor: float = 1.0,
 ) -> torch.Tensor:
-    """[P, D] float32: cos of the D/2 angles, then their sin. Angles are computed in float64."""
+    """Returns [P, D] float32: cos of the D/2 angles, then their sin. Computes the angles in float64."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     frequencies = theta**-exponents / linear_factor
     if scaling is not None:
@@ -54,34 +56,49 @@ def _llama3(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
 
 
 def rope_reference(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
-    """Ground truth, and the path of every type but float32. Same contract as `rope`."""
+    """Ground truth, and the path of types and devices without a kernel. Same contract as `rope`."""
     cos, sin = cos_sin_TD.to(accumulate_dtype(x_TND.dtype))[:, None, :].chunk(2, dim=-1)
     first, second = x_TND.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x_TND.dtype)
 
 
 def rope(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
-    """Rotate the heads of each row by that row's angles.
+    """Rotates the heads of each row by the angles of that row.
 
     Args:
         x_TND: [T, N, D] queries or keys.
-        cos_sin_TD: [T, D], rows of `rope_table` at the rows' positions.
+        cos_sin_TD: [T, D] float32, rows of `rope_table` at the positions of the rows.
 
     Returns:
         [T, N, D], the type of x. Differentiable.
+
+    Raises:
+        ValueError: the heads have an odd width, or the angles another shape or type.
     """
-    if not runs_natively(x_TND):
-        return rope_reference(x_TND, cos_sin_TD)
-    if not torch.is_grad_enabled():
+    num_rows, _, head_dim = x_TND.shape
+    if head_dim % 2 or cos_sin_TD.shape != (num_rows, head_dim):
+        raise ValueError(
+            f"rope: heads {tuple(x_TND.shape)} need an even width and angles [{num_rows}, {head_dim}], got "
+            f"{tuple(cos_sin_TD.shape)}"
+        )
+    require_dtype("rope", torch.float32, cos_sin_TD)
+    if torch.is_grad_enabled():
+        return _Rope.apply(x_TND, cos_sin_TD)  # pyrefly: ignore
+    return _forward(x_TND, cos_sin_TD)
+
+
+def _forward(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
+    """Chooses the implementation."""
+    if runs_natively(x_TND):
         return rope_native(x_TND, cos_sin_TD)
-    return _Rope.apply(x_TND, cos_sin_TD)  # pyrefly: ignore
+    return rope_reference(x_TND, cos_sin_TD)
 
 
 class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TND, cos_sin_TD):  # pyrefly: ignore
         ctx.save_for_backward(cos_sin_TD)
-        return rope_native(x_TND, cos_sin_TD)
+        return _forward(x_TND, cos_sin_TD)
 
     @staticmethod
     @once_differentiable
@@ -89,4 +106,4 @@ class _Rope(torch.autograd.Function):
         (cos_sin_TD,) = ctx.saved_tensors
         cos, sin = cos_sin_TD.chunk(2, dim=-1)
         # a rotation's transpose turns the other way
-        return rope_native(grad_TND, torch.cat([cos, -sin], dim=-1)), None
+        return _forward(grad_TND, torch.cat([cos, -sin], dim=-1)), None

@@ -9,7 +9,10 @@ serial (52 ms against 12 ms for 64 x 49152).
 
 import torch
 
-from kernels.cpu.ops import VOCAB_BLOCK, runs_natively, sample_native
+from kernels.checks import require_rows
+from kernels.cpu.native_functions import runs_natively
+from kernels.cpu.vocabulary import sample_native
+from kernels.numerics import VOCAB_BLOCK
 from kernels.token_logprobs import VocabSums
 
 __all__ = ["keep_top", "sample", "sample_reference"]
@@ -24,13 +27,27 @@ def sample_reference(weights_V: torch.Tensor, uniform: float) -> int:
 
 
 def sample(sums: VocabSums, uniforms_B: torch.Tensor) -> torch.Tensor:
-    """[B] uniforms in [0, 1) -> [B] token ids. A rounding overflow takes the last token of positive weight."""
-    cumulative_BJ = sums.cumulative_TJ
-    uniforms_B = uniforms_B.to(cumulative_BJ.dtype)
+    """Draws token ids [B] with uniforms [B] in [0, 1). A rounding overflow takes the last token of positive weight.
+
+    Raises:
+        ValueError: there is not one uniform per row.
+    """
+    require_rows("sample", len(sums.logits_TV), uniforms_B)
+    uniforms_B = uniforms_B.to(sums.cumulative_TJ.dtype)
     if runs_natively(sums.logits_TV):
         return sample_native(
-            sums.logits_TV, sums.inverse_temperature_T, sums.maximum_T, cumulative_BJ, uniforms_B
+            sums.logits_TV,
+            sums.inverse_temperature_T,
+            sums.maximum_T,
+            sums.cumulative_TJ,
+            uniforms_B,
         )
+    return _sample_tensors(sums, uniforms_B)
+
+
+def _sample_tensors(sums: VocabSums, uniforms_B: torch.Tensor) -> torch.Tensor:
+    """Computes `sample` in tensor operations, on any device."""
+    cumulative_BJ = sums.cumulative_TJ
     target_B1 = uniforms_B[:, None] * cumulative_BJ[:, -1:]
     # a block of weight 0 repeats the cumulative sum before it, so it is never the first to exceed
     block_B1 = _first_above(cumulative_BJ, target_B1)
@@ -48,7 +65,7 @@ def sample(sums: VocabSums, uniforms_B: torch.Tensor) -> torch.Tensor:
 
 
 def _first_above(cumulative_BC: torch.Tensor, target_B1: torch.Tensor) -> torch.Tensor:
-    """[B, 1] index of the first column above the target; if rounding leaves none, of the last that rose."""
+    """Returns [B, 1], the first column above the target; if rounding leaves none, the last column that rose."""
     index_B1 = (cumulative_BC <= target_B1).sum(-1, keepdim=True)
     last_B1 = (cumulative_BC < cumulative_BC[:, -1:]).sum(-1, keepdim=True)
     return torch.minimum(index_B1, last_B1)
@@ -62,10 +79,10 @@ def keep_top(
     top_p_B: torch.Tensor,
     min_p_B: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits with -inf outside the kept tokens; the rest as they were.
+    """Returns the logits with -inf in place of the tokens that are not kept.
 
-    top-k keeps k tokens (0: all); top-p the fewest whose probability reaches p, of what top-k kept; min-p
-    those with at least this share of the greatest probability. Equal logits go to the smaller token id.
+    top-k keeps k tokens (0: all); top-p, of these, the fewest whose probability reaches p; min-p those with at least
+    this share of the greatest probability. Of equal logits the smaller token id is kept.
     """
     scaled = logits_BV.float() / temperatures_B[:, None]
     order_BV = scaled.sort(dim=-1, descending=True, stable=True).indices

@@ -6,7 +6,8 @@ Shape legend: T = rows, I = width of the MLP. Traffic: reads 2*T*I, writes T*I e
 import torch
 from torch.nn import functional
 
-from kernels.cpu.ops import runs_natively, swiglu_native
+from kernels.cpu.native_functions import runs_natively
+from kernels.cpu.swiglu import swiglu_native
 from kernels.numerics import accumulate_dtype
 
 __all__ = ["swiglu", "swiglu_reference"]
@@ -22,12 +23,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate_up_TI: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate_up_TI)
-        if runs_natively(gate_up_TI):
-            return swiglu_native(gate_up_TI)
-        gate, up = gate_up_TI.to(accumulate_dtype(gate_up_TI.dtype)).chunk(2, dim=-1)
-        # by exp, since the vectorised silu differs from the scalar one at the end of a thread's share
-        denominator = gate.neg().exp_().add_(1)
-        return torch.div(gate, denominator, out=denominator).mul_(up).to(gate_up_TI.dtype)
+        return _forward(gate_up_TI)
 
     @staticmethod
     def backward(ctx, grad_TI: torch.Tensor):  # pyrefly: ignore
@@ -42,7 +38,23 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def swiglu(gate_up_TI: torch.Tensor) -> torch.Tensor:
-    """[T, 2*I], gate then up -> [T, I]. One rounding, at the end. Differentiable."""
-    if not torch.is_grad_enabled() and runs_natively(gate_up_TI):
+    """Maps [T, 2*I], gate then up, to [T, I]. Rounds once, at the end. Differentiable.
+
+    Raises:
+        ValueError: the rows have an odd width.
+    """
+    if gate_up_TI.shape[-1] % 2:
+        raise ValueError(f"swiglu: rows must have an even width, got {gate_up_TI.shape[-1]}")
+    if torch.is_grad_enabled():
+        return _SwiGLU.apply(gate_up_TI)  # pyrefly: ignore
+    return _forward(gate_up_TI)
+
+
+def _forward(gate_up_TI: torch.Tensor) -> torch.Tensor:
+    """Chooses the implementation."""
+    if runs_natively(gate_up_TI):
         return swiglu_native(gate_up_TI)
-    return _SwiGLU.apply(gate_up_TI)  # pyrefly: ignore
+    gate, up = gate_up_TI.to(accumulate_dtype(gate_up_TI.dtype)).chunk(2, dim=-1)
+    # by exp, since the vectorised silu differs from the scalar one at the end of a thread's share
+    denominator = gate.neg().exp_().add_(1)
+    return torch.div(gate, denominator, out=denominator).mul_(up).to(gate_up_TI.dtype)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.cpu.ops import VOCAB_BLOCK, runs_natively, vocab_sums_native
-from kernels.numerics import accumulate_dtype
+from kernels.checks import require_rows
+from kernels.cpu.native_functions import runs_natively
+from kernels.cpu.vocabulary import vocab_sums_native
+from kernels.numerics import VOCAB_BLOCK, accumulate_dtype
 
 __all__ = [
     "VOCAB_BLOCK",
@@ -26,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocabSums:
-    """What a pass over the logits leaves; with x = logits / temperature - maximum. fp32, or float64 for float64 logits."""
+    """Result of a pass over the logits, with x = logits / temperature - maximum. fp32, or float64 for float64 logits."""
 
     logits_TV: torch.Tensor
     inverse_temperature_T: torch.Tensor
@@ -39,17 +41,17 @@ class VocabSums:
         return self.cumulative_TJ[:, -1]
 
     def scaled(self, logits_TC: torch.Tensor) -> torch.Tensor:
-        """x of some columns of the logits."""
+        """Returns x of some columns of the logits."""
         scaled = logits_TC.to(self.maximum_T.dtype) * self.inverse_temperature_T[:, None]
         return scaled.sub_(self.maximum_T[:, None])
 
     def logprobs(self, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """[T] log-probability of one token per row, in nats."""
+        """Returns [T], the log-probability of one token per row, in nats."""
         logits_T1 = self.logits_TV.gather(-1, token_ids_T[:, None])
         return self.scaled(logits_T1).squeeze(-1) - self.total_T.log()
 
     def entropy(self) -> torch.Tensor:
-        """[T], in nats; of sums made `with_moment`."""
+        """Returns [T], the entropy in nats. Needs sums computed `with_moment`."""
         assert self.moment_T is not None, "vocab_sums was asked for no moment"
         return self.total_T.log() - self.moment_T / self.total_T
 
@@ -57,26 +59,24 @@ class VocabSums:
 def vocab_sums(
     logits_TV: torch.Tensor, inverse_temperature_T: torch.Tensor, *, with_moment: bool = False
 ) -> VocabSums:
-    """Sums of [T, V] logits, each row at its own temperature. Rows of -inf alone, or with a NaN, give NaN.
+    """Sums rows of logits [T, V], each at its own temperature. A row of only -inf, or with a NaN, gives NaN.
 
-    On CPUs in C, two passes that write nothing; else in tensor operations.
+    In C on CPUs: two passes that write nothing. Elsewhere in tensor operations.
+
+    Raises:
+        ValueError: there is not one temperature per row.
     """
-    dtype = accumulate_dtype(logits_TV.dtype)
-    inverse_T = inverse_temperature_T.to(dtype)
+    require_rows("vocab_sums", len(logits_TV), inverse_temperature_T)
+    inverse_T = inverse_temperature_T.to(accumulate_dtype(logits_TV.dtype))
     if runs_natively(logits_TV):
         logits_TV = logits_TV.contiguous()
         maximum_T, cumulative_TJ, moment_T = vocab_sums_native(
             logits_TV, inverse_T, with_moment=with_moment
         )
     else:
-        scaled = logits_TV.to(dtype) * inverse_T[:, None]
-        maximum_T = scaled.amax(-1)
-        scaled -= maximum_T[:, None]
-        weights = scaled.exp()
-        cumulative_TJ = _block_sums(weights).cumsum(-1)
-        # -inf has no weight, and 0 * -inf is NaN
-        products = torch.where(weights == 0, 0, scaled * weights) if with_moment else None
-        moment_T = None if products is None else _block_sums(products).sum(-1)
+        maximum_T, cumulative_TJ, moment_T = _vocab_sums_tensors(
+            logits_TV, inverse_T, with_moment=with_moment
+        )
     return VocabSums(
         logits_TV=logits_TV,
         inverse_temperature_T=inverse_T,
@@ -86,8 +86,23 @@ def vocab_sums(
     )
 
 
+def _vocab_sums_tensors(
+    logits_TV: torch.Tensor, inverse_T: torch.Tensor, *, with_moment: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Returns maximum, cumulative sums and moment, computed in tensor operations on any device."""
+    scaled = logits_TV.to(inverse_T.dtype) * inverse_T[:, None]
+    maximum_T = scaled.amax(-1)
+    scaled -= maximum_T[:, None]
+    weights = scaled.exp()
+    cumulative_TJ = _block_sums(weights).cumsum(-1)
+    # -inf has no weight, and 0 * -inf is NaN
+    products = torch.where(weights == 0, 0, scaled * weights) if with_moment else None
+    moment_T = None if products is None else _block_sums(products).sum(-1)
+    return maximum_T, cumulative_TJ, moment_T
+
+
 def _block_sums(x_TV: torch.Tensor) -> torch.Tensor:
-    """[T, V] -> [T, J]."""
+    """Sums [T, V] by block, to [T, J]."""
     num_full = x_TV.shape[-1] // VOCAB_BLOCK
     full, tail = x_TV.tensor_split([num_full * VOCAB_BLOCK], dim=-1)
     sums = full.unflatten(-1, (num_full, VOCAB_BLOCK)).sum(-1)
@@ -105,12 +120,12 @@ def token_logprobs_reference(
 def token_logprobs(
     logits_TV: torch.Tensor, token_ids_T: torch.Tensor, *, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Log-probability of `token_ids_T[t]` under `softmax(logits_TV[t] / temperature)`. Forward only.
+    """Returns the log-probability of `token_ids_T[t]` under `softmax(logits_TV[t] / temperature)`. Forward only.
 
     Args:
         logits_TV: [T, V], any float type.
         token_ids_T: [T] int64, each in [0, V).
-        temperature: > 0; pass the sampler's, or old and new logprobs are of different policies.
+        temperature: > 0; the temperature of the sampler, or old and new log-probabilities are of different policies.
 
     Returns:
         [T] in nats, fp32 (float64 for float64).

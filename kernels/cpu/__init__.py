@@ -1,1 +1,1 @@
-"""Forward ops in C for CPUs that multiply float32 faster than bfloat16; see native.c."""
+"""Ops in C for CPUs, one launcher per op. `kernels.<op>` calls them; nothing else does."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kernels.cpu.ops import runs_natively
+from kernels.numerics import is_thread_invariant
 from rollout.config import (
     Dtype,
     EngineConfig,
@@ -119,7 +119,7 @@ class Engine:
             prepare=lambda: self._runner.prepare(self._shadow),
         )
         self._committer = Committer(self._receiver, self._scheduler, self._runner, config.on_update)
-        is_free = config.yield_threads and runs_natively(weight)  # of threads, to the last bit
+        is_free = config.yield_threads and is_thread_invariant(weight.dtype, weight.device)
         self._threads = ThreadPolicy() if is_free else contextlib.nullcontext()
         self.speculator = self._build_speculator()
         self._states: dict[str, RequestState] = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.attention import AttentionLayout, PagedKV, Segment, paged_attention, paged_layout
-from kernels.cpu.ops import cache_lanes
+from kernels.paged_kv import cache_lanes
 from rollout.core import Batch
 from rollout.models.decoder import Decoder
 from rollout.models.laid_out import LaidOutDecoder
@@ -100,7 +100,7 @@ class Runner:
             self._live = None  # its memory is used again
             self._live = LaidOutDecoder(decoder, self._caches)
         hidden_TH = self._forward(self._live, inputs)
-        return decoder.logits(hidden_TH[inputs.last_rows_R], self._live.head_panels)
+        return decoder.logits(hidden_TH[inputs.last_rows_R], self._live.packed_head)
 
     def _forward(self, laid_out: LaidOutDecoder, inputs: _Inputs) -> torch.Tensor:
         decoder, native = laid_out.decoder, laid_out.layers

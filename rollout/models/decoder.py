@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.cpu.ops import pack_native
 from kernels.int8_linear import int8_linear
 from kernels.linear import linear
+from kernels.packed_weight import pack_weight
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope, rope_table
 from kernels.swiglu import swiglu
@@ -41,8 +41,8 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: torch.Tensor, panels: torch.Tensor | None = None) -> torch.Tensor:
-        return linear(x, self.weight, self.bias, panels)
+    def forward(self, x: torch.Tensor, packed_weight: torch.Tensor | None = None) -> torch.Tensor:
+        return linear(x, self.weight, self.bias, packed_weight)
 
     def named_rows(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(suffix of its name, tensor with one row or element per output)."""
@@ -61,8 +61,8 @@ class Int8Linear(nn.Module):
         self.scale = torch.empty(out_features, dtype=torch.float32, device="cpu")
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: torch.Tensor, panels: torch.Tensor | None = None) -> torch.Tensor:
-        return int8_linear(x, self.weight, self.scale, self.bias, panels)
+    def forward(self, x: torch.Tensor, packed_weight: torch.Tensor | None = None) -> torch.Tensor:
+        return int8_linear(x, self.weight, self.scale, self.bias, packed_weight)
 
     def named_rows(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield "weight", self.weight
@@ -217,19 +217,19 @@ class Decoder(nn.Module):
         return rms_norm(x_TH, self.norm, eps=self.spec.rms_norm_eps)
 
     def logits(
-        self, hidden_TH: torch.Tensor, head_panels: torch.Tensor | None = None
+        self, hidden_TH: torch.Tensor, packed_head: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """[T, H] -> [T, vocab]; `head_panels` is what `pack_head` gave for the present weights, or None."""
+        """Maps [T, H] to [T, vocab]; `packed_head` is the result of `pack_head` for the present weights, or None."""
         if self._lm_head is None:
-            return linear(hidden_TH, self.embed_tokens, panels=head_panels)
-        return self._lm_head(hidden_TH, head_panels)
+            return linear(hidden_TH, self.embed_tokens, packed_weight=packed_head)
+        return self._lm_head(hidden_TH, packed_head)
 
     def pack_head(
         self, *, into: torch.Tensor | None = None, num_threads: int | None = None
     ) -> torch.Tensor | None:
-        """The LM head as its linear reads it; None where that is how it stands. Arguments as in `pack_native`."""
+        """Packs the LM head; returns None where its linear reads it as it is. Arguments as in `pack_weight`."""
         dtype = self.embed_tokens.dtype
-        return pack_native(self.lm_head, dtype, into=into, num_threads=num_threads)
+        return pack_weight(self.lm_head, dtype, into=into, num_threads=num_threads)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""

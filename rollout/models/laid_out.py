@@ -25,10 +25,10 @@ class LaidOutDecoder:
     ) -> None:
         self.decoder = decoder
         self.layers = native_layers(decoder, caches, num_threads=num_threads)
-        self.head_panels = decoder.pack_head(num_threads=num_threads)
+        self.packed_head = decoder.pack_head(num_threads=num_threads)
 
     def refresh(self, *, num_threads: int | None = None) -> None:
         """Lay out what the decoder holds now, in the memory of what it held before."""
         if self.layers is not None:
             self.layers.refresh(num_threads=num_threads)
-        self.decoder.pack_head(into=self.head_panels, num_threads=num_threads)
+        self.decoder.pack_head(into=self.packed_head, num_threads=num_threads)

@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 
-from kernels.cpu.ops import runs_natively, takes_heads
-from kernels.decoder_layers import DecoderLayers, LayerWeights, LinearWeights
+from kernels.decoder_layers import (
+    DecoderLayers,
+    LayerWeights,
+    LinearWeights,
+    make_decoder_layers,
+)
 from kernels.paged_kv import PagedKV
 from rollout.models.decoder import Decoder, DecoderLayer, Int8Linear, Linear
 
@@ -21,10 +25,7 @@ def native_layers(
         num_threads: that lay the matrices out; None: as many as PyTorch has.
     """
     spec = decoder.spec
-    has_heads = takes_heads(spec.num_heads, spec.num_kv_heads, spec.head_dim)
-    if not has_heads or not runs_natively(decoder.embed_tokens):
-        return None
-    return DecoderLayers(
+    return make_decoder_layers(
         list(map(layer_weights, decoder.decoder_layers)),
         caches,
         num_heads=spec.num_heads,

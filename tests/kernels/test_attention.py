@@ -11,7 +11,7 @@ from kernels.attention import (
     paged_attention,
     paged_layout,
 )
-from kernels.cpu.ops import cache_lanes
+from kernels.paged_kv import cache_lanes
 from tests.kernels.accuracy import assert_as_accurate, randn
 from tests.kernels.sequences import (
     HEAD_DIM,

@@ -15,9 +15,11 @@ from kernels.attention import (
     packed_layout,
 )
 from kernels.cpu import library
+from kernels.cpu.attention import attends_natively
 from kernels.cpu.library import native_library
-from kernels.cpu.ops import attends_natively, pack_native, runs_natively
+from kernels.cpu.native_functions import runs_natively
 from kernels.linear import linear
+from kernels.packed_weight import pack_weight
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rope import rope, rope_reference
 from kernels.swiglu import swiglu, swiglu_reference
@@ -87,8 +89,8 @@ def test_the_gate_is_right_from_one_end_of_float32_to_the_other():
         (lambda: rope(randn(3, 2, 8), randn(1, 8)), r"angles \[3, 8\]"),
         (lambda: rope(randn(3, 2, 7), randn(3, 7)), "an even width"),
         (
-            lambda: pack_native(randn(9, 8), torch.float32, into=torch.zeros(8)),
-            "panels of a weight",
+            lambda: pack_weight(randn(9, 8), torch.float32, into=torch.zeros(8)),
+            "packed form of a weight",
         ),
     ],
 )
@@ -97,14 +99,14 @@ def test_what_does_not_fit_is_refused_before_its_bytes_are_read(call, message):
         call()
 
 
-def test_panels_written_over_are_those_made_anew():
+def test_a_packed_weight_written_over_is_one_packed_anew():
     first, second = randn(19, 9), randn(19, 9, seed=1)
-    panels, expected = (pack_native(weight, torch.float32) for weight in (first, second))
-    assert panels is not None
+    packed, expected = (pack_weight(weight, torch.float32) for weight in (first, second))
+    assert packed is not None
     assert expected is not None
-    assert not torch.equal(panels, expected)
-    assert pack_native(second, torch.float32, into=panels, num_threads=2) is panels
-    assert torch.equal(panels, expected)
+    assert not torch.equal(packed, expected)
+    assert pack_weight(second, torch.float32, into=packed, num_threads=2) is packed
+    assert torch.equal(packed, expected)
 
 
 def test_strided_weights_and_biases_are_read_as_they_stand():

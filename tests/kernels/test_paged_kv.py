@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.attention import PagedKV, Segment, paged_attention, paged_layout
-from kernels.cpu.ops import cache_lanes
+from kernels.paged_kv import cache_lanes
 from tests.kernels.accuracy import randn
 
 BLOCKS, HEADS, BLOCK_SIZE, DIM = 5, 2, 16, 24
@@ -150,7 +150,7 @@ def test_caches_whose_scales_do_not_fit_are_refused_before_c_reads_them():
     segment = Segment(first_row=0, num_queries=1, first_position=3, key_index=[3])
     layout = paged_layout([segment], num_rows=1, block_size=BLOCK_SIZE)
     for keys, scales, message in (
-        (cache.keys, (cache.scales[0][:2], cache.scales[1]), "of one more dimension"),
+        (cache.keys, (cache.scales[0][:2], cache.scales[1]), "need scales"),
         (cache.keys.float(), cache.scales, "must be int8"),
         (cache.keys, (cache.scales[0].double(), cache.scales[1]), "must be float32"),
     ):

@@ -80,8 +80,8 @@ class LoRALinear(Linear):
         # a plain attribute: nothing that walks over parameters or buffers shall meet it
         self._base = base.weight.detach().clone()
 
-    def forward(self, x: torch.Tensor, panels: torch.Tensor | None = None) -> torch.Tensor:
-        assert panels is None, "the engine's, which has no adapters"
+    def forward(self, x: torch.Tensor, packed_weight: torch.Tensor | None = None) -> torch.Tensor:
+        assert packed_weight is None, "the engine's, which has no adapters"
         rows = [adapter.rows for adapter in self.each_adapter]
         factors = [factor for adapter in self.each_adapter for factor in (adapter.a, adapter.b)]
         return _LoRALinear.apply(  # pyrefly: ignore

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.cpu.library import native_library
-from kernels.cpu.ops import _functions
+from kernels.cpu.native_functions import native_functions
 from rollout.config import StorageDtype
 from rollout.models.checkpoint import load_decoder
 from rollout.models.int8 import int8_weights
@@ -240,7 +240,7 @@ def test_weights_arrive_in_pieces_from_another_thread_while_requests_run(
 @pytest.fixture
 def num_packed(monkeypatch):
     """How often a matrix was laid out since the last call, by which thread; C is asked, whoever called it."""
-    functions, threads = _functions(torch.float32), []
+    functions, threads = native_functions(torch.float32), []
 
     def counted(pack):
         def call(*args) -> None:
@@ -324,7 +324,7 @@ def test_panels_of_updates_take_turns_in_the_memory_of_two(llama, other_llama):
         run(engine, mixed_requests())
         laid_out = engine._runner._live
         assert laid_out is not None
-        assert laid_out.head_panels is not None
-        places.append(laid_out.head_panels.data_ptr())
+        assert laid_out.packed_head is not None
+        places.append(laid_out.packed_head.data_ptr())
     assert places == [places[0], places[1]] * 2 + [places[0]]
     assert places[0] != places[1]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.attention import Segment, paged_attention, paged_layout
-from kernels.decoder_layers import DecoderLayers, LinearWeights
+from kernels.decoder_layers import LinearWeights, make_decoder_layers
 from kernels.paged_kv import PagedKV
 from rollout.models.checkpoint import load_decoder
 from rollout.models.int8 import int8_decoder
@@ -121,6 +121,6 @@ def test_weights_that_c_cannot_read_are_refused(decoder):
     ):
         broken = replace(weights, qkv=LinearWeights(weight=weight))
         with pytest.raises(ValueError, match=r"contiguous torch\.(float32|bfloat16) tensors"):
-            DecoderLayers(
+            make_decoder_layers(
                 [broken], caches_of(decoder, is_int8=False)[:1], num_heads=spec.num_heads, eps=1e-5
             )
