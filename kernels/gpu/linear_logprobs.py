@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.cpu.ops import VOCAB_BLOCK
 from kernels.gpu.token_logprobs import (
     JOIN_WARPS,
     join_tiles,
@@ -21,6 +20,7 @@ from kernels.gpu.token_logprobs import (
     row_tile_stats,
     store_sums,
 )
+from kernels.numerics import VOCAB_BLOCK
 
 __all__ = [
     "TILE_V",

@@ -10,9 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.cpu.ops import VOCAB_BLOCK
 from kernels.gpu.linear_logprobs import TILE_V, head_stats_triton
 from kernels.gpu.token_logprobs import JOIN_WARPS, join_tiles, logprob_of
+from kernels.numerics import VOCAB_BLOCK
 
 __all__ = ["lm_head_sample_triton", "sample_triton"]
 

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.cpu.ops import VOCAB_BLOCK
+from kernels.numerics import VOCAB_BLOCK
 
 __all__ = [
     "JOIN_WARPS",
