@@ -67,7 +67,7 @@ def rope(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
 
     Args:
         x_TND: [T, N, D] queries or keys.
-        cos_sin_TD: [T, D] float32, rows of `rope_table` at the positions of the rows.
+        cos_sin_TD: [T, D] float32 (or float64 for float64), rows of `rope_table` at the positions of the rows.
 
     Returns:
         [T, N, D], the type of x. Differentiable.
@@ -81,7 +81,8 @@ def rope(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
             f"rope: heads {tuple(x_TND.shape)} need an even width and angles [{num_rows}, {head_dim}], got "
             f"{tuple(cos_sin_TD.shape)}"
         )
-    require_dtype("rope", torch.float32, cos_sin_TD)
+    if cos_sin_TD.dtype is not torch.float32:
+        require_dtype("rope", accumulate_dtype(x_TND.dtype), cos_sin_TD)
     if torch.is_grad_enabled():
         return _Rope.apply(x_TND, cos_sin_TD)  # pyrefly: ignore
     return _forward(x_TND, cos_sin_TD)
