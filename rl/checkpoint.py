@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from rollout.core import NotFiniteError
 from rollout.models.checkpoint import save_checkpoint
+from rollout.models.tensor_files import is_finite
 from rollout.weights.store import WeightStore
 
 __all__ = ["Checkpoint", "Checkpointer", "RunState", "load_checkpoint"]
@@ -48,11 +50,19 @@ class Checkpoint:
 class Checkpointer:
     """Writes checkpoints of one run and keeps the newest few."""
 
-    def __init__(self, run_dir: Path, *, source: Path, keep: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        source: Path,
+        keep: int,
+        write_served: Callable[[Path], None] | None = None,
+    ) -> None:
         self._store = WeightStore(run_dir / "weights")
         self._states = run_dir / "trainer"
         self._source = source
         self._keep = keep
+        self._write_served = write_served
 
     @property
     def latest(self) -> int | None:
@@ -75,18 +85,24 @@ class Checkpointer:
             trainer_state: of the learner.
             fleet_state: of the fleet.
             write_beside: adds to the directory of the weights.
+
+        Raises:
+            NotFiniteError: a weight is not finite; nothing is written.
         """
+        weights = dict(named_weights)
+        _check_finite(weights, state.policy_version)
         self._states.mkdir(parents=True, exist_ok=True)
         version = state.policy_version
         partial = self._states / f".v{version}.pt"
         saved = {"run": asdict(state), "trainer": trainer_state, "fleet": fleet_state}
         torch.save(saved, partial)
         partial.rename(_state_path(self._states, version))
-        weights = dict(named_weights)
         dtype = next(iter(weights.values())).dtype
 
         def write(directory: Path) -> None:
             save_checkpoint(weights, source=self._source, directory=directory, dtype=dtype)
+            if self._write_served is not None:
+                self._write_served(directory)
             if write_beside is not None:
                 write_beside(directory)
 
@@ -100,6 +116,15 @@ class Checkpointer:
         for path in self._states.iterdir():
             if path not in kept:
                 path.unlink()
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor], version: int) -> None:
+    for name, tensor in weights.items():
+        if not is_finite(tensor):
+            raise NotFiniteError(
+                f"{name} of version {version} holds NaN or infinite values, so the version is not kept; lower "
+                "trainer.learning_rate and go on from an earlier one"
+            )
 
 
 def load_checkpoint(run_dir: Path) -> Checkpoint:

@@ -33,7 +33,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--info", "-i", "--package", "-p", "--experimental-rerun"}
 _IS_FIRST = os.environ.get("RANK", "0") == "0"
 """Of the processes that torchrun started; the others find the same mistakes, and say nothing."""
-_FREE = ("task.params", "algorithm.params")
+_FREE = ("task.params", "algorithm.params", "model.chat_template_kwargs")
 """Keys whose own keys are those of another library, or of a user's class."""
 _PATIENCE_SECONDS = 20.0
 """Of the others: torchrun ends all as soon as one has ended, and the first may not have spoken yet."""

@@ -12,12 +12,17 @@ __all__ = [
     "Chunk",
     "Completion",
     "FinishReason",
+    "NotFiniteError",
     "Request",
     "RequestState",
     "SampleKey",
     "SamplingParams",
     "Status",
 ]
+
+
+class NotFiniteError(RuntimeError):
+    """A policy has overflowed: weights, logits or every loss hold NaN or infinite values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from rl.config import RunMode, TrainConfig
 from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
 from rl.saved_config import option_names
+from rl.served_files import ServedFiles
 from rl.stop_signal import StopSignal
 from rl.tasks.task import Task, load_task
 from rl.tracking.tracker import Tracker
@@ -135,13 +136,23 @@ def assemble(
         answers = Demonstrations(tokenizer, max_tokens=config.sampling.max_tokens)
         for index in range(min(len(train_prompts), _NUM_CHECKED)):
             answers(train_prompts[index][0])
+    served = ServedFiles(
+        model=config.model,
+        task=config.task,
+        sampling=config.sampling,
+        tokenizer=tokenizer,
+        eos_token_ids=loaded.ends.token_ids,
+        example=train_prompts[0][0],
+    )
     parts = Parts(
         train_prompts=train_prompts,
         held_out_prompts=held_out_prompts,
         fleet=fleet,
         collector=collector,
         learner=learner,
-        checkpointer=Checkpointer(run_dir, source=source, keep=config.checkpoint.keep),
+        checkpointer=Checkpointer(
+            run_dir, source=source, keep=config.checkpoint.keep, write_served=served.write
+        ),
         tracker=tracker,
         answers=answers,
     )

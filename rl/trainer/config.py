@@ -92,6 +92,8 @@ class TrainerConfig:
     muon_momentum: float = 0.95
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
+    max_skipped_steps: int = 3
+    """Steps in a row that may be skipped because a loss or the gradient is not finite; then the run ends."""
     steps_per_batch: int = 1
     """Optimiser steps on each batch, every one on as many of its groups. Above 1, ratios are to the policy before the
     first of them, which takes a forward more; with 1 they are exactly 1, and no clip is ever felt."""
@@ -126,6 +128,8 @@ class TrainerConfig:
         )
         require(0 <= self.ema_decay < 1, "trainer.ema_decay", "in [0, 1)", self.ema_decay)
         require(self.max_grad_norm > 0, "trainer.max_grad_norm", "> 0", self.max_grad_norm)
+        skipped = self.max_skipped_steps
+        require(skipped > 0, "trainer.max_skipped_steps", "> 0", skipped)
         require(self.steps_per_batch > 0, "trainer.steps_per_batch", "> 0", self.steps_per_batch)
         require(
             self.max_tokens_per_micro_batch > 0,

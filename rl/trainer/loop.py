@@ -26,6 +26,7 @@ from rl.trainer.collect.evaluation import Evaluation, evaluate
 from rl.trainer.collect.scoring import check_scores
 from rl.trainer.learn.learner import Learner
 from rl.trainer.metrics.overprovision import overprovision_metrics
+from rl.trainer.metrics.skipped_steps import SkippedSteps
 from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
 from rl.trainer.metrics.step import memory_metrics, rollout_metrics, sample_rows
 from rl.trainer.metrics.stopwatch import Stopwatch
@@ -91,6 +92,7 @@ class TrainLoop:
         )
         self._stop = stop or StopSignal()
         self._gave_up_int8 = state.gave_up_int8
+        self._skipped = SkippedSteps(config.trainer.max_skipped_steps)
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
 
@@ -130,6 +132,7 @@ class TrainLoop:
             if self._stop.requested or not self._step():
                 return False
             self._after_step()
+        self._skipped.check_end()
         return True
 
     def _is_consequence_of_stop(self, error: Exception) -> bool:
@@ -139,7 +142,8 @@ class TrainLoop:
         return is_one
 
     def _keep_last_version(self, *, is_done: bool) -> None:
-        if self._version == self._first_version and not is_done:
+        has_steps = self._version != self._first_version
+        if (not has_steps and not is_done) or self._skipped.is_all_skipped:
             return
         try:
             self._save_checkpoint()
@@ -200,6 +204,7 @@ class TrainLoop:
         if self._config.max_staleness:
             metrics |= staleness_metrics(groups, self._version)
         self._check_mismatch(metrics)
+        self._skipped.observe(metrics["optimizer/grad_norm"])
         with stopwatch("publish"):
             self._publish()
         learner.published(self._version)
@@ -256,7 +261,8 @@ class TrainLoop:
         is_last = version == config.trainer.num_steps
         if is_last or _is_due(version, config.evaluation.every_steps):
             self.last_evaluation = self._evaluate(is_full=is_last) or self.last_evaluation
-        if not is_last and _is_due(version, config.checkpoint.every_steps):
+        is_due = _is_due(version, config.checkpoint.every_steps)
+        if not is_last and is_due and not self._skipped.is_skipping:
             self._save_checkpoint()
 
     def _evaluate(self, *, is_full: bool) -> Evaluation | None:

@@ -28,6 +28,7 @@ from rl.trainer.ranks.follower import dismiss
 from rl.trainer.ranks.group import join_ranks
 from rl.trainer.ranks.ray_launch import RankError, start_ranks
 from rl.trainer.resume import check_resume, goes_on_in_place, write_config
+from rollout.core import NotFiniteError
 from rollout.weights.store import WeightStore
 
 __all__ = ["train", "train_rank"]
@@ -97,6 +98,8 @@ def _train_rank(config: TrainConfig, stop: StopSignal) -> int:
         stop.defer()
         try:
             is_done = _run(run, config, stop)
+        except NotFiniteError as error:
+            raise RunError(f"{error}{_how_to_go_on(config)}") from error
         except (ScoringError, MismatchError) as error:
             raise UserError(f"{error}. The weights so far are kept in {config.run_dir}") from error
         # ranks that got the signal as well may be gone

@@ -10,7 +10,7 @@ import torch
 from kernels.philox import philox_uniform
 from kernels.sample import keep_top, sample
 from kernels.token_logprobs import vocab_sums
-from rollout.core import RequestState, SamplingParams
+from rollout.core import NotFiniteError, RequestState, SamplingParams
 
 __all__ = ["sample_tokens"]
 
@@ -36,7 +36,7 @@ def sample_tokens(
         B token ids, and B log-probabilities (fp32) under the distribution that was drawn from.
 
     Raises:
-        RuntimeError: logits are not finite; names the request.
+        NotFiniteError: logits are not finite; names the request.
     """
     token_ids: list[int] = []
     logprobs: list[float] = []
@@ -86,7 +86,7 @@ def _check_finite(
     is_bad_B = ~total_B.isfinite()
     if bool(is_bad_B.any()):
         first = int(is_bad_B.nonzero()[0])
-        raise RuntimeError(
+        raise NotFiniteError(
             f"the logits of {int(is_bad_B.sum())} of {len(states)} draws are not finite, first those of request "
             f"{states[first].request.request_id!r} at position {positions[first]}; nothing was sampled from them. The "
             "weights in force overflow or are damaged"

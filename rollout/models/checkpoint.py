@@ -13,6 +13,7 @@ from rollout.config import Dtype
 from rollout.models.decoder import Decoder
 from rollout.models.spec import DecoderSpec, read_spec
 from rollout.models.tensor_files import INDEX, SINGLE, is_finite, read_tensors
+from rollout.weights.manifest import MANIFEST
 
 __all__ = ["empty_decoder", "load_decoder", "save_checkpoint", "torch_dtype"]
 
@@ -122,7 +123,7 @@ def save_checkpoint(
         if (
             path.is_file()
             and path.suffix in (".json", ".jinja", ".txt", ".model")
-            and path.name != INDEX
+            and path.name not in (INDEX, MANIFEST)
         ):
             shutil.copyfile(path, directory / path.name)
     config = json.loads((directory / "config.json").read_text())

@@ -80,11 +80,14 @@ def _disagreements(
 ) -> list[str]:
     of_files = default_ends(declared)
     source = GENERATION if declared.get(GENERATION) else CONFIG
+    of_token: dict[int, list[str]] = {}
+    for what, token_id in others.items():
+        if token_id is not None and token_id not in of_files:
+            of_token.setdefault(token_id, []).append(what)
     warnings = [
-        f"{what} is {names[token_id]} ({token_id}), and {source} names {_list(of_files, names) or 'none'}: each of them ends "
-        "a completion"
-        for what, token_id in others.items()
-        if token_id is not None and token_id not in of_files
+        f"{' and '.join(whats)} is {names[token_id]} ({token_id}), and {source} names "
+        f"{_list(of_files, names) or 'none'}: each of them ends a completion"
+        for token_id, whats in of_token.items()
     ]
     unused = [i for i in declared.get(CONFIG, ()) if i not in (*of_files, *others.values())]
     if unused:

@@ -58,14 +58,15 @@ def _load(directory: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes a second to import
 
     tokenizer_class = _checked_class(directory)
-    if tokenizer_class in _GENERIC_CLASSES and (directory / "tokenizer.json").is_file():
-        # AutoTokenizer would give the same, after importing 3 s of model code to find out
-        return PreTrainedTokenizerFast.from_pretrained(directory)
+    is_generic = tokenizer_class in _GENERIC_CLASSES and (directory / "tokenizer.json").is_file()
+    # AutoTokenizer would give the same, after importing 3 s of model code to find out
+    kind = PreTrainedTokenizerFast if is_generic else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, TypeError) as error:  # transformers fails in many words
+        tokenizer = kind.from_pretrained(directory)
+    except Exception as error:
         raise ValueError(
-            f"the tokenizer of {directory} cannot be loaded ({_first_line(error)}); add tokenizer.json"
+            f"the tokenizer of {directory} cannot be loaded ({type(error).__name__}: {_first_line(error)}); copy its files "
+            "again, or add tokenizer.json"
         ) from error
     if tokenizer is None:
         raise ValueError(f"model directory {directory} has no tokenizer; add tokenizer.json")
@@ -81,4 +82,4 @@ def _checked_class(directory: Path) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or "no reason given").splitlines()[0]
