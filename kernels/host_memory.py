@@ -1,7 +1,7 @@
 """Keeps freed host memory in the process.
 
 glibc hands every freed buffer above 32 MB back to the kernel, and the next one of the same size is mapped and
-zeroed anew, page by page. Logits are such buffers. Measured on the two-core machine of docs/log.md: `exp` of
+zeroed anew, page by page. Logits are such buffers. Measured on the two-core machine of docs/log: `exp` of
 [256, 49152] floats 28 ms into a fresh buffer, 8 ms into a kept one; forward and backward of 1,040 tokens 10.3 s
 and 284,000 page faults against 8.6 s and 23,000, at the same peak memory. It takes some rounds to settle.
 """

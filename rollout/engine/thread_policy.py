@@ -1,7 +1,7 @@
 """Leaves cores to busy neighbours.
 
 A parallel region ends when its last thread does, and a thread whose core somebody else has waits a time slice. Beside one
-endless loop on two cores, decoding on one thread is 1.5 to 2.5 times as fast as on two (docs/log.md). So while others
+endless loop on two cores, decoding on one thread is 1.5 to 2.5 times as fast as on two (docs/log). So while others
 keep a core busy the engine's steps run on one thread less. Only where the number of threads changes no bit of the
 forward: there, too, it is nobody's concern how many there were.
 """

@@ -18,7 +18,7 @@ from bisect import bisect
 __all__ = ["ROOT", "SuffixAutomaton"]
 
 ROOT = 0
-_NEIGHBOURS = 2  # on each side: one is worse, three are better for an unsure policy and worse for a sure one (docs/log.md)
+_NEIGHBOURS = 2  # on each side: one is worse, three are better for an unsure policy and worse for a sure one (docs/log)
 
 
 class SuffixAutomaton:
