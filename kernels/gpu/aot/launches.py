@@ -7,6 +7,7 @@ import torch
 
 from kernels.attention_layout import AttentionLayout, Segment
 from kernels.gpu.attention import attention_triton
+from kernels.gpu.attention_backward import attention_backward_triton
 from kernels.gpu.linear_logprobs import (
     linear_logprobs_backward_triton,
     linear_logprobs_triton,
@@ -147,6 +148,12 @@ def _attention() -> Iterator[Launch]:
         name="attention_packed",
         run=lambda: attention_triton(q, k, v, _layout(1, 128), blocks_per_program=0),
         matrix=matrix,
+    )
+    out, logsumexp = empty(128, HEADS, HEAD_DIM), empty(128, HEADS, dtype=torch.float32)
+    yield Launch(
+        name="attention_backward",
+        run=lambda: attention_backward_triton(out, q, k, v, out, logsumexp, _layout(1, 128)),
+        matrix={"_grad_queries_kernel": "bf16", "_grad_keys_kernel": "bf16"},
     )
     shape = (BLOCKS, KV_HEADS, BLOCK_SIZE, HEAD_DIM)
 
