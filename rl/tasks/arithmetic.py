@@ -13,7 +13,8 @@ from typing import Any
 from reasoning_gym import create_dataset
 
 from rl.tasks.config import ArithmeticConfig, Operation
-from rl.tasks.prompts import PromptForm, PromptSplit, keyed_permutation, split_prompts
+from rl.tasks.form import PromptForm
+from rl.tasks.prompts import PromptSplit, keyed_permutation, problem_of, split_prompts
 
 __all__ = ["arithmetic_prompts", "canonical_pair", "num_pairs"]
 
@@ -38,28 +39,29 @@ def arithmetic_prompts(config: ArithmeticConfig) -> PromptSplit:
         num_digits: num_pairs(num_digits, config.operations) // 2
         for num_digits in range(config.min_digits, config.max_digits + 1)
     }
-    if config.num_held_out > sum(quota.values()):
+    num_held_out = config.held_out_count(sum(quota.values()))
+    if num_held_out > sum(quota.values()):
         total = sum(num_pairs(num_digits, config.operations) for num_digits in quota)
         raise ValueError(
             f"task.num_held_out must be <= {sum(quota.values())}, half of the {total} pairs with "
             f"{config.min_digits} to {config.max_digits} digits, the rest being for training; got "
-            f"{config.num_held_out}: lower it, or raise task.max_digits"
+            f"{num_held_out}: lower it, or raise task.max_digits"
         )
     items = _draw(config)
     held_out: dict[Pair, dict[str, Any]] = {}
-    num_held_out: Counter[int] = Counter()
-    while len(held_out) < config.num_held_out:
+    held_out_by_digits: Counter[int] = Counter()
+    while len(held_out) < num_held_out:
         pair, row = next(items)
-        if pair not in held_out and num_held_out[pair.num_digits] < quota[pair.num_digits]:
+        if pair not in held_out and held_out_by_digits[pair.num_digits] < quota[pair.num_digits]:
             held_out[pair] = row
-            num_held_out[pair.num_digits] += 1
+            held_out_by_digits[pair.num_digits] += 1
     # the quota fills up with one digit first: shuffled, any first part of the held-out prompts speaks for all
     held_out_rows = list(held_out.values())
     order = keyed_permutation(len(held_out_rows), seed=config.seed, epoch=0)
     train_rows = (row for pair, row in items if pair not in held_out)
     return split_prompts(
-        train_rows=list(islice(train_rows, config.num_train)),
-        held_out_rows=[held_out_rows[i] for i in order],
+        train=[problem_of(row) for row in islice(train_rows, config.num_train)],
+        held_out=[problem_of(held_out_rows[i]) for i in order],
         form=PromptForm.of(config),
     )
 

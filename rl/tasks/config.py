@@ -8,6 +8,8 @@ from omegaconf import MISSING
 
 from rollout.config import require
 
+DEFAULT_HELD_OUT = 1000
+
 
 class Operation(Enum):
     sum = "+"
@@ -19,20 +21,29 @@ class TaskConfig:
     """Base of the `task` group."""
 
     system_prompt: str = ""
-    """Sent as the system message of every prompt; empty sends none."""
+    """Sent as the system message of every prompt that has none of its own; empty sends none."""
     user_prompt: str = "{question}"
-    """The user message of every prompt; `{question}` stands for the question."""
+    """The user message of every prompt. `{question}` stands for the question, `{column}` for that column of the row;
+    `{{column}}` and what follows a command of LaTeX, as in `\\boxed{answer}`, keep their braces."""
     reply_prefix: str = ""
-    """How every reply begins, given and not sampled; `{question}` stands for the question. Empty: not at all."""
-    num_held_out: int = 1000
-    """Prompts kept for evaluation; they are never trained on."""
+    """How every reply begins, given and not sampled, with the same placeholders. Empty: not at all."""
+    num_held_out: int | None = None
+    """Prompts kept for evaluation; they are never trained on. None: 1,000, or as many as the task can spare: of a
+    dataset's rows a tenth."""
     scorer: str = ""
     """The user's own scorer, `package.module:function` or `path/to/file.py:function`; empty: the task's own."""
     seed: int = 0
     """Of the generated or shuffled prompts; apart from the run's `seed`, so that runs share the held-out set."""
 
     def __post_init__(self) -> None:
-        require(self.num_held_out > 0, "task.num_held_out", "> 0", self.num_held_out)
+        is_count = self.num_held_out is None or self.num_held_out > 0
+        require(is_count, "task.num_held_out", "> 0", self.num_held_out)
+        require(
+            "{question}" not in self.system_prompt,
+            "task.system_prompt",
+            "without {question}, which belongs in task.user_prompt",
+            self.system_prompt,
+        )
         require(
             "{question}" in self.user_prompt,
             "task.user_prompt",
@@ -40,6 +51,12 @@ class TaskConfig:
             self.user_prompt,
         )
         require(self.seed >= 0, "task.seed", ">= 0", self.seed)
+
+    def held_out_count(self, most: int | None = None) -> int:
+        """Returns how many prompts are held out, where the task can spare at most so many; a number that is given stands."""
+        if self.num_held_out is not None:
+            return self.num_held_out
+        return DEFAULT_HELD_OUT if most is None else min(DEFAULT_HELD_OUT, most)
 
 
 @dataclass(kw_only=True)
@@ -84,16 +101,20 @@ class ReasoningGymConfig(TaskConfig):
 
 @dataclass(kw_only=True)
 class DatasetConfig(TaskConfig):
-    """Rows of a Hugging Face dataset, scored by math-verify unless `scorer` says otherwise."""
+    """Rows of a dataset, scored as mathematics unless `scorer` says otherwise."""
 
     path: str = MISSING
-    """A .jsonl, .json or .parquet file, or a hub id."""
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow; also with .gz, .bz2, .xz or .zst), a directory of such files or one
+    that `datasets` saved, a pattern such as `data/*.jsonl`, or a hub id. A file with a pattern's name is that file."""
     subset: str = ""
     """Of a hub id that has several, for example `main`."""
     split: str = "train"
+    """Name of a split, or a slice such as `train[:100]`; one file is the split that is asked for."""
     held_out_path: str = ""
-    """A file or hub id of held-out rows; empty: `num_held_out` rows are split off."""
+    """Where held-out rows are, as `path`; empty: `num_held_out` rows are split off."""
     held_out_split: str = "test"
     """Split of `held_out_path`."""
     prompt_column: str = "question"
+    """Column with texts or lists of chat messages. A dot reaches into structs and lists: `extra.question`."""
     answer_column: str = "answer"
+    """Column with the gold answers; a dot reaches into structs and lists: `reward_model.ground_truth`, `answers.0`."""

@@ -1,111 +1,181 @@
-"""Prompts from the rows of a Hugging Face dataset: a local file or a hub id."""
+"""Prompts from the rows of a file, a directory or the hub.
 
-from pathlib import Path
+A row keeps its own columns, untouched. What is asked and the gold answer stand beside it, in the prompt.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
-
+from rl.tasks.columns import describe_columns, reach
 from rl.tasks.config import DatasetConfig
-from rl.tasks.prompts import PromptForm, PromptSplit, keyed_permutation, split_prompts
+from rl.tasks.form import PromptForm
+from rl.tasks.messages import Question, to_question
+from rl.tasks.prompts import Problem, PromptSplit, keyed_permutation, split_prompts
+from rl.tasks.sources import SourceRow, read_rows
 
-__all__ = ["dataset_prompts"]
+__all__ = ["CheckAnswer", "dataset_prompts"]
 
-_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+logger = logging.getLogger("paceline")
 
-Row = dict[str, Any]
+CheckAnswer = Callable[[Any], object]
+"""Raises a ValueError, whose message is a clause, if a value is no gold answer."""
+
+_MAX_NUMBERS = 5
 
 
-def dataset_prompts(config: DatasetConfig) -> PromptSplit:
-    """Held-out rows are drawn by `config.seed` from `config.held_out_path`, or else from the training rows.
+def dataset_prompts(
+    config: DatasetConfig,
+    *,
+    check_answer: CheckAnswer | None = None,
+    needs_training: bool = True,
+) -> PromptSplit:
+    """Returns the prompts of a dataset.
 
-    A row keeps its columns; `question` and `answer` are those that the config names.
+    Held-out rows are drawn by `config.seed` from `config.held_out_path`, or else from the training rows.
+
+    Args:
+        config: of the task.
+        check_answer: called with every gold answer; None only refuses those that are missing.
+        needs_training: whether some rows must be left to train on.
 
     Raises:
-        ValueError: a file, split or column is missing, a value is null, or the rows are too few.
+        ValueError: a file, split or column is missing, a value is no prompt or no answer, or the rows are too few.
     """
-    rows = _read_rows(config, path=config.path, split=config.split, key="task.path")
+    problems = _read_problems(
+        config, path=config.path, split=config.split, key="task.path", check_answer=check_answer
+    )
     if config.held_out_path:
-        candidates = _read_rows(
+        candidates = _read_problems(
             config,
             path=config.held_out_path,
             split=config.held_out_split,
             key="task.held_out_path",
+            check_answer=check_answer,
         )
-        held_out_rows, _ = _draw_held_out(candidates, config=config)
-        train_rows = rows
+        num_held_out = config.held_out_count(len(candidates))
+        held_out, _ = _draw_held_out(candidates, num_held_out, config=config)
+        train = problems
     else:
-        held_out_rows, train_rows = _draw_held_out(rows, config=config)
-        if not train_rows:
+        num_held_out = config.held_out_count(_default_share(len(problems)))
+        held_out, train = _draw_held_out(problems, num_held_out, config=config)
+        if not train and needs_training:
             raise ValueError(
-                f"task.num_held_out must be < {len(rows)}, the rows of task.path={config.path}, so that some "
-                f"are left to train on; got {config.num_held_out}: lower it, or set task.held_out_path"
+                f"task.num_held_out must be < {len(problems)}, the rows of task.path={config.path}, so that some "
+                f"are left to train on; got {num_held_out}: lower it, or set task.held_out_path"
             )
-    return split_prompts(
-        train_rows=train_rows, held_out_rows=held_out_rows, form=PromptForm.of(config)
+        if config.num_held_out is None:
+            logger.info(
+                "held out %d of %d rows, at most a tenth; task.num_held_out says how many",
+                num_held_out,
+                len(problems),
+            )
+    form = PromptForm.of(config, hidden=config.answer_column)
+    return split_prompts(train=train, held_out=held_out, form=form, needs_training=needs_training)
+
+
+def _default_share(num_rows: int) -> int:
+    """Returns how many rows may be held out where nobody says how many: a tenth, and one at least."""
+    return max(1, num_rows // 10)
+
+
+def _draw_held_out(
+    problems: list[Problem], num_held_out: int, *, config: DatasetConfig
+) -> tuple[list[Problem], list[Problem]]:
+    """Returns the held-out problems and the others, both in the order of the data."""
+    if num_held_out > len(problems):
+        raise ValueError(
+            f"task.num_held_out must be <= {len(problems)}, the rows of "
+            f"{config.held_out_path or config.path}; got {num_held_out}: lower it"
+        )
+    order = keyed_permutation(len(problems), seed=config.seed, epoch=0)
+    drawn = set(order[:num_held_out].tolist())
+    held_out = [problem for index, problem in enumerate(problems) if index in drawn]
+    return held_out, [problem for index, problem in enumerate(problems) if index not in drawn]
+
+
+def _read_problems(
+    config: DatasetConfig, *, path: str, split: str, key: str, check_answer: CheckAnswer | None
+) -> list[Problem]:
+    rows = read_rows(path, subset=config.subset, split=split, key=key)
+    questions = _column(rows, "prompt_column", config.prompt_column, path, to_question)
+    check = check_answer or _refuse_missing
+    answers = _column(
+        rows, "answer_column", config.answer_column, path, lambda value: _checked(value, check)
     )
+    _warn_of_begun_replies(questions)
+    return [
+        Problem(question=question, answer=answer, row=row.values, origin=row.origin)
+        for row, question, answer in zip(rows, questions, answers, strict=True)
+    ]
 
 
-def _draw_held_out(rows: list[Row], *, config: DatasetConfig) -> tuple[list[Row], list[Row]]:
-    """The held-out rows and the others, both in the order of the data."""
-    if config.num_held_out > len(rows):
-        raise ValueError(
-            f"task.num_held_out must be <= {len(rows)}, the rows of "
-            f"{config.held_out_path or config.path}; got {config.num_held_out}: lower it"
-        )
-    order = keyed_permutation(len(rows), seed=config.seed, epoch=0)
-    drawn = set(order[: config.num_held_out].tolist())
-    held_out = [row for index, row in enumerate(rows) if index in drawn]
-    return held_out, [row for index, row in enumerate(rows) if index not in drawn]
+def _column(
+    rows: Sequence[SourceRow],
+    key: str,
+    column: str,
+    path: str,
+    convert: Callable[[Any], Any],
+) -> list[Any]:
+    """Returns a column's values, each converted.
 
-
-def _read_rows(config: DatasetConfig, *, path: str, split: str, key: str) -> list[Row]:
-    dataset = _load(path, subset=config.subset, split=split, key=key)
-    columns = {"prompt_column": config.prompt_column, "answer_column": config.answer_column}
-    for column_key, column in columns.items():
-        if column not in dataset.column_names:
-            raise ValueError(
-                f"task.{column_key} must be a column of {path}, got {column!r}; "
-                f"there are {', '.join(dataset.column_names)}"
-            )
-    rows: list[Row] = []
-    for number, row in enumerate(dataset.to_list(), start=1):
-        question, answer = row[config.prompt_column], row[config.answer_column]
-        if not isinstance(question, str) or answer is None:
-            raise ValueError(
-                f"row {number} of {path}, counted from 1, must have a text in {config.prompt_column!r} and a "
-                f"value in {config.answer_column!r}, got {question!r} and {answer!r}; correct or remove it"
-            )
-        rows.append({**row, "question": question, "answer": answer})
-    return rows
-
-
-def _load(path: str, *, subset: str, split: str, key: str) -> Dataset:
-    if Path(path).suffix in _FORMATS and not Path(path).is_file():
-        raise ValueError(f"{key}: there is no file {Path(path).resolve()}")
+    Raises:
+        ValueError: no row has the column, or some values cannot be converted; all such rows are counted.
+    """
     try:
-        dataset = _load_split(path, subset=subset, split=split)
-    except (FileNotFoundError, ConnectionError) as error:  # of the hub
+        values = [reach(row.values, column) for row in rows]
+    except LookupError as error:
+        raise ValueError(f"task.{key}={column} is no column of {path}: {error}") from error
+    if all(value is None for value in values) and not any(column in row.values for row in rows):
         raise ValueError(
-            f"{key} must be a .jsonl, .json or .parquet file or a hub id, got {path!r}: {error}"
-        ) from error
-    except (DatasetGenerationError, ValueError) as error:
-        cause = error.__cause__ or error
-        raise ValueError(f"{key}={path}, split {split!r}, cannot be read: {cause}") from error
-    except StopIteration:  # what an empty file raises
-        dataset = Dataset.from_list([])
-    if len(dataset) == 0:
-        raise ValueError(f"{key}={path} must have rows, got none in split {split!r}")
-    return dataset
+            f"task.{key} must be a column of {path}, got {column!r}; there are "
+            f"{describe_columns([row.values for row in rows[:100]])}"
+        )
+    converted, refused, reasons = [], [], []
+    for row, value in zip(rows, values, strict=True):
+        try:
+            converted.append(convert(value))
+        except ValueError as error:
+            refused.append((row, value))
+            reasons.append(str(error))
+    if refused:
+        row, value = refused[0]
+        raise ValueError(
+            f"{row.origin}, counted from 1, must have {_WANTED[key]} in the column {column!r}, got {value!r:.120}: "
+            f"{reasons[0]}{_others([row for row, _ in refused], total=len(rows))}"
+        )
+    return converted
 
 
-def _load_split(path: str, *, subset: str, split: str) -> Dataset:
-    file_format = _FORMATS.get(Path(path).suffix)
-    if file_format is None:
-        dataset = load_dataset(path, name=subset or None, split=split)
-    else:
-        # a file is the split that is asked for, which may be a slice such as train[:100]
-        data_files = {split.partition("[")[0]: path}
-        dataset = load_dataset(file_format, data_files=data_files, split=split)
-    assert isinstance(dataset, Dataset), f"one split must give a Dataset, got {type(dataset)}"
-    return dataset
+_WANTED = {"prompt_column": "a prompt", "answer_column": "an answer"}
+
+
+def _others(rows: Sequence[SourceRow], *, total: int) -> str:
+    """Returns how many rows are refused beside the first, and which."""
+    if len(rows) == 1:
+        return ""
+    numbers = ", ".join(str(row.number) for row in rows[:_MAX_NUMBERS])
+    more = ", ..." if len(rows) > _MAX_NUMBERS else ""
+    return f" ({len(rows)} of {total} rows are refused: {numbers}{more})"
+
+
+def _checked(value: Any, check: CheckAnswer) -> Any:
+    check(value)
+    return value
+
+
+def _refuse_missing(value: Any) -> None:
+    if value is None:
+        raise ValueError("a missing value is no answer; remove the row or correct it")
+
+
+def _warn_of_begun_replies(questions: Sequence[Question]) -> None:
+    roles = Counter(q[-1]["role"] for q in questions if not isinstance(q, str))
+    if roles["assistant"]:
+        logger.warning(
+            "%d of %d prompts end with the assistant's turn, which the policy goes on with; if that is the answer, "
+            "name a column without it in task.prompt_column",
+            roles["assistant"],
+            len(questions),
+        )

@@ -1,20 +1,24 @@
 """Prompts, their split into trained and held out, and the order in which they are trained on."""
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from rl.tasks.config import TaskConfig
+from rl.tasks.form import PromptForm
+from rl.tasks.messages import Message, Question
 
 __all__ = [
+    "Problem",
     "Prompt",
     "PromptOrder",
     "PromptSplit",
     "keyed_permutation",
     "make_prompt",
+    "problem_of",
     "split_prompts",
 ]
 
@@ -22,13 +26,27 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
+class Problem:
+    """What is asked, and what a scorer may know of it."""
+
+    question: Question
+    """As the task has it: a text, or chat messages."""
+    answer: Any
+    """The gold answer, as the task has it."""
+    row: dict[str, Any]
+    """The task's own columns, untouched."""
+    origin: str = ""
+    """Where it comes from, for people: `row 31 of problems.jsonl`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt(Problem):
+    """A problem as it is put to the policy."""
+
     prompt_id: int
     """Unique within the task: 0 and up for training prompts, then the held-out ones."""
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[Message, ...]
     """Chat messages: `role` and `content`."""
-    row: dict[str, Any]
-    """Handed to the scorer: `question`, `answer`, and what else the task knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,67 +57,65 @@ class PromptSplit:
     """Shares no question with `train`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptForm:
-    """What stands around a question."""
+def make_prompt(prompt_id: int, *, problem: Problem, form: PromptForm) -> Prompt:
+    """Returns the prompt that puts a problem in a form.
 
-    system_prompt: str = ""
-    """The system message; empty sends none."""
-    user_prompt: str = "{question}"
-    """The user message; `{question}` stands for the question."""
-    reply_prefix: str = ""
-    """How the reply begins, given and not sampled; `{question}` stands for the question."""
+    Raises:
+        ValueError: the problem and the form do not go together.
+    """
+    try:
+        messages = form.messages(problem.question, problem.row)
+    except ValueError as error:
+        origin = f" ({problem.origin})" if problem.origin else ""
+        raise ValueError(f"{error}{origin}") from error
+    return Prompt(
+        prompt_id=prompt_id,
+        messages=messages,
+        question=problem.question,
+        answer=problem.answer,
+        row=problem.row,
+        origin=problem.origin,
+    )
 
-    @classmethod
-    def of(cls, config: TaskConfig) -> Self:
-        return cls(
-            system_prompt=config.system_prompt,
-            user_prompt=config.user_prompt,
-            reply_prefix=config.reply_prefix,
-        )
 
-
-def make_prompt(prompt_id: int, *, row: dict[str, Any], form: PromptForm) -> Prompt:
-    """The prompt that asks `row["question"]`."""
-    question = row["question"]
-    messages = []
-    if form.system_prompt:
-        messages.append({"role": "system", "content": form.system_prompt})
-    messages.append({"role": "user", "content": form.user_prompt.replace("{question}", question)})
-    if form.reply_prefix:
-        begun = form.reply_prefix.replace("{question}", question)
-        messages.append({"role": "assistant", "content": begun})
-    return Prompt(prompt_id=prompt_id, messages=tuple(messages), row=row)
+def problem_of(row: dict[str, Any]) -> Problem:
+    """Returns the problem of a row that has its text in `question` and its answer in `answer`."""
+    return Problem(question=row["question"], answer=row["answer"], row=row)
 
 
 def split_prompts(
     *,
-    train_rows: Sequence[dict[str, Any]],
-    held_out_rows: Iterable[dict[str, Any]],
+    train: Sequence[Problem],
+    held_out: Iterable[Problem],
     form: PromptForm,
+    needs_training: bool = True,
 ) -> PromptSplit:
-    """Prompts of both sets; training rows that ask a held-out question are left out, and counted in the log.
+    """Returns prompts of both sets; training problems that ask a held-out question are left out, and counted in the log.
 
     Raises:
-        ValueError: nothing is left to train on.
+        ValueError: nothing is left to train on, and something must be.
     """
-    held_out_rows = list(held_out_rows)
-    held_out_questions = {row["question"] for row in held_out_rows}
-    kept_rows = [row for row in train_rows if row["question"] not in held_out_questions]
-    if not kept_rows:
+    held_out = list(held_out)
+    asked = {_identity(problem) for problem in held_out}
+    kept = [problem for problem in train if _identity(problem) not in asked]
+    if not kept and needs_training:
         raise ValueError(
-            f"all {len(train_rows)} training prompts are among the {len(held_out_rows)} held-out ones; "
+            f"all {len(train)} training prompts are among the {len(held_out)} held-out ones; "
             "lower task.num_held_out or hold out other data"
         )
-    if num_removed := len(train_rows) - len(kept_rows):
-        logger.warning(
-            "left out %d of %d training prompts: held out too", num_removed, len(train_rows)
-        )
+    if num_removed := len(train) - len(kept):
+        logger.warning("left out %d of %d training prompts: held out too", num_removed, len(train))
     prompts = [
-        make_prompt(prompt_id, row=row, form=form)
-        for prompt_id, row in enumerate([*kept_rows, *held_out_rows])
+        make_prompt(prompt_id, problem=problem, form=form)
+        for prompt_id, problem in enumerate([*kept, *held_out])
     ]
-    return PromptSplit(train=prompts[: len(kept_rows)], held_out=prompts[len(kept_rows) :])
+    return PromptSplit(train=prompts[: len(kept)], held_out=prompts[len(kept) :])
+
+
+def _identity(problem: Problem) -> str:
+    """Returns what two problems that ask the same have in common."""
+    question = problem.question
+    return question if isinstance(question, str) else json.dumps(question, default=str)
 
 
 def keyed_permutation(size: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
 from rl.tasks.config import ReasoningGymConfig
-from rl.tasks.prompts import Prompt, PromptForm, PromptSplit, make_prompt
+from rl.tasks.form import PromptForm
+from rl.tasks.prompts import Prompt, PromptSplit, make_prompt, problem_of
 
 __all__ = ["reasoning_gym_prompts"]
 
@@ -50,7 +51,7 @@ class TrainPrompts(Sequence[Prompt]):
         for offset in range(len(self)):
             row = self._dataset[(prompt_id + offset) % len(self)]
             if row["question"] not in self._held_out_questions:
-                return make_prompt(prompt_id, row=row, form=self._form)
+                return make_prompt(prompt_id, problem=problem_of(row), form=self._form)
         raise ValueError(
             f"every one of the {len(self)} training questions is among the "
             f"{len(self._held_out_questions)} held-out ones; lower task.num_held_out, raise "
@@ -65,9 +66,10 @@ def reasoning_gym_prompts(config: ReasoningGymConfig) -> PromptSplit:
         ValueError: the library has no such task, or the task refuses `config.params`.
     """
     _check_params(config)
+    num_held_out = config.held_out_count()
     held_out_seed = config.seed + _HELD_OUT_SEED_OFFSET
-    held_out_items = _create(config, seed=held_out_seed, size=config.num_held_out)
-    held_out_rows = [held_out_items[index] for index in range(config.num_held_out)]
+    held_out_items = _create(config, seed=held_out_seed, size=num_held_out)
+    held_out_rows = [held_out_items[index] for index in range(num_held_out)]
     train = TrainPrompts(
         _create(config, seed=config.seed, size=config.num_train),
         held_out_questions={row["question"] for row in held_out_rows},
@@ -75,7 +77,7 @@ def reasoning_gym_prompts(config: ReasoningGymConfig) -> PromptSplit:
     )
     _ = train[0]  # raises if there is nothing to train on
     held_out = [
-        make_prompt(prompt_id, row=row, form=PromptForm.of(config))
+        make_prompt(prompt_id, problem=problem_of(row), form=PromptForm.of(config))
         for prompt_id, row in enumerate(held_out_rows, start=len(train))
     ]
     return PromptSplit(train=train, held_out=held_out)

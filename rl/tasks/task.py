@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rl.rewards.scorer import Scorer, load_scorer
 from rl.tasks.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskConfig
@@ -19,20 +20,24 @@ class Task:
     scorer: Scorer
 
 
-def load_task(config: TaskConfig) -> Task:
-    """The task that `config` describes, with the user's own scorer if `config.scorer` names one.
+def load_task(config: TaskConfig, *, needs_training: bool = True) -> Task:
+    """Returns the task that `config` describes, with the user's own scorer if `config.scorer` names one.
+
+    Args:
+        config: of the task.
+        needs_training: whether there must be prompts to train on; an evaluation needs none.
 
     Raises:
         ValueError: the config asks for what the data, the library or the user's module cannot give.
     """
     own_scorer = load_scorer(config.scorer) if config.scorer else None
-    name, split, scorer = _build(config)
+    name, split, scorer = _build(config, needs_training=needs_training)
     if own_scorer is not None:
-        own_scorer.check_columns(list(split.train[0].row))
+        own_scorer.check_columns(list((split.train or split.held_out)[0].row))
     return Task(name=name, train=split.train, held_out=split.held_out, scorer=own_scorer or scorer)
 
 
-def _build(config: TaskConfig) -> tuple[str, PromptSplit, Scorer]:
+def _build(config: TaskConfig, *, needs_training: bool) -> tuple[str, PromptSplit, Scorer]:
     # the libraries behind the tasks take 1-2 s to import: only the chosen one is
     match config:
         case ArithmeticConfig():
@@ -47,9 +52,12 @@ def _build(config: TaskConfig) -> tuple[str, PromptSplit, Scorer]:
             scorer = ReasoningGymScorer(config.name, params=config.params)
             return config.name, reasoning_gym_prompts(config), scorer
         case DatasetConfig():
+            from rl.rewards.answers import parse_gold
             from rl.rewards.mathematics import score_mathematics
             from rl.tasks.dataset import dataset_prompts
 
-            return config.path, dataset_prompts(config), score_mathematics
+            check = None if config.scorer else partial(parse_gold, column=config.answer_column)
+            split = dataset_prompts(config, check_answer=check, needs_training=needs_training)
+            return config.path, split, score_mathematics
         case _:
             raise TypeError(f"no task for a {type(config).__name__}")

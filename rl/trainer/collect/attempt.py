@@ -52,7 +52,8 @@ class Attempt:
         self._render = render
         self._rewards: list[float] = []
         prompt = group.prompt
-        row = {**prompt.row, "messages": prompt.messages}
+        given = {"question": prompt.question, "answer": prompt.answer}
+        row = {**given, **prompt.row, "messages": prompt.messages}
         # of the group, not of the sample: siblings share their world
         seed = params.seed << 32 | group.group_id
         self._transcript: list[Message] = list(environment.start(row, seed))
@@ -103,8 +104,11 @@ class Attempt:
 
     def job(self) -> ScoreJob:
         """What the task's scorer gets: the last turn's text, and the row with the whole transcript."""
-        row = {**self.group.prompt.row, "transcript": self._transcript}
-        return ScoreJob(completion=self.rollout.text, row=row)
+        prompt = self.group.prompt
+        row = {"transcript": self._transcript, **prompt.row}  # a column of that name stays
+        return ScoreJob(
+            completion=self.rollout.text, row=row, prompt=prompt.question, answer=prompt.answer
+        )
 
     def close(self) -> None:
         """Give up a rollout that has not ended."""

@@ -23,10 +23,10 @@ class Demonstrations:
 
     def __call__(self, prompt: Prompt) -> tuple[str, list[int]]:
         """Raises `ValueError` where the row has no answer, or one that does not fit."""
-        answer = prompt.row.get("answer")
+        answer = prompt.answer
         if answer is None:
             raise ValueError(
-                f"algorithm=sft needs an answer in every prompt's row, and prompt {prompt.prompt_id} has none"
+                f"algorithm=sft needs an answer for every prompt, and prompt {prompt.prompt_id} has none"
             )
         is_begun = prompt.messages[-1]["role"] == "assistant"
         text = f" {answer}" if is_begun else str(answer)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rl.algorithms.base.correction import effective_fraction
 from rl.rollouts import Rollout, RolloutGroup
+from rl.tasks.messages import text_of_question
 from rl.trainer.learn.backend import BatchStats
 from rollout.core import FinishReason
 
@@ -100,9 +101,9 @@ def _row(group: RolloutGroup, rollout: Rollout, step: int) -> dict[str, Any]:
         "prompt_id": group.prompt.prompt_id,
         "group_id": group.group_id,
         "sample_index": rollout.sample_index,
-        "prompt": group.prompt.row["question"],
+        "prompt": text_of_question(group.prompt.question),
         "completion": rollout.text,
-        "answer": str(group.prompt.row["answer"]),
+        "answer": str(group.prompt.answer),
         "reward": rollout.reward,
         "outcome": outcome.kind.value,
         "finish_reason": rollout.turns[-1].finish_reason.value,

@@ -45,7 +45,7 @@ def rollout(
 def group(*rollouts: Rollout, prompt_id: int = 0) -> RolloutGroup:
     return RolloutGroup(
         group_id=rollouts[0].group_id,
-        prompt=Prompt(prompt_id=prompt_id, messages=(), row={"question": "1 + 1 =", "answer": "2"}),
+        prompt=Prompt(prompt_id=prompt_id, messages=(), question="1 + 1 =", answer="2", row={}),
         purpose=Purpose.TRAINING,
         rollouts=list(rollouts),
     )

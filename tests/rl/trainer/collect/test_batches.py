@@ -122,7 +122,7 @@ class Prompts:
         return NUM_PROMPTS
 
     def __getitem__(self, index):
-        prompt = Prompt(prompt_id=index, messages=(), row={"question": "", "answer": ""})
+        prompt = Prompt(prompt_id=index, messages=(), question="", answer="", row={})
         return prompt, [index]
 
 

@@ -14,7 +14,13 @@ from rollout.core import Completion, FinishReason, Request, SamplingParams
 from rollout.fleet.base import FleetStatus
 from tests.rl.trainer.rollout_factory import group, rollout
 
-PROMPT = Prompt(prompt_id=3, messages=(), row={"question": "1 + 1 =", "answer": "2"})
+PROMPT = Prompt(
+    prompt_id=3,
+    messages=(),
+    question="1 + 1 =",
+    answer="2",
+    row={"question": "1 + 1 =", "answer": "2"},
+)
 
 
 class ScriptedFleet:
@@ -185,7 +191,9 @@ def test_evaluation_keeps_the_order_of_the_prompts_and_counts_errors_as_wrong():
             ticket.outcomes = lambda: outcomes
             return ticket
 
-    other = Prompt(prompt_id=4, messages=(), row={"question": "?", "answer": "x"})
+    other = Prompt(
+        prompt_id=4, messages=(), question="?", answer="x", row={"question": "?", "answer": "x"}
+    )
     seen = []
     result = evaluate(
         Collector(ScriptedFleet(), OneRight()),

@@ -1,0 +1,89 @@
+"""Questions as chat messages: what a dataset may hold, and what is refused.
+
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 + 3 ="}]
+
+Turns of the assistant's may stand between. The text of such a list, as CSV files have it, is read as the list.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["Message", "Question", "text_of_question", "to_question"]
+
+Message = dict[str, Any]
+"""A chat message: `role`, `content`, and what else the chat template knows."""
+
+Question = str | tuple[Message, ...]
+"""A text, or chat messages."""
+
+
+def to_question(value: Any) -> Question:
+    """Returns the question that a value of a dataset holds.
+
+    Raises:
+        ValueError: it is neither a text nor chat messages, or nothing is asked; the message is a clause.
+    """
+    if isinstance(value, str):
+        messages = _messages_in(value)
+        if messages is None:
+            if not value.strip():
+                raise ValueError("an empty prompt asks nothing")
+            return value
+        value = messages
+    if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)):
+        name = "a missing value" if value is None else f"a {type(value).__name__}"
+        raise ValueError(f"{name} is no prompt, only a text or a list of chat messages is")
+    if not value:
+        raise ValueError("an empty list of chat messages asks nothing")
+    messages = tuple(_to_message(item) for item in value)
+    asked = [message["content"] for message in messages if message["role"] == "user"]
+    if not asked:
+        raise ValueError("chat messages without a user's turn ask nothing")
+    if not asked[-1].strip():
+        raise ValueError("an empty last turn of the user's asks nothing")
+    return messages
+
+
+def text_of_question(question: Question) -> str:
+    """Returns what the user asks last."""
+    if isinstance(question, str):
+        return question
+    return next(m["content"] for m in reversed(question) if m["role"] == "user")
+
+
+def _messages_in(text: str) -> list[Any] | None:
+    """Returns the chat messages that a text spells in JSON; None if it is any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    is_chat = isinstance(value, list) and all(
+        isinstance(item, dict) and {"role", "content"} <= item.keys() for item in value
+    )
+    return value if is_chat and value else None
+
+
+def _to_message(item: Any) -> Message:
+    if not isinstance(item, Mapping) or "role" not in item or "content" not in item:
+        raise ValueError(f"a chat message has a role and a content, and {item!r:.80} is none")
+    role, content = item["role"], _text_of_content(item["content"])
+    if not isinstance(role, str) or not role:
+        raise ValueError(f"the role of a chat message is a text such as user, got {role!r:.80}")
+    # a schema fills up what a message lacks
+    others = {key: value for key, value in item.items() if value is not None}
+    return {**others, "role": role, "content": content}
+
+
+def _text_of_content(content: Any) -> str:
+    """Returns the text of a content, which may be in parts: `[{"type": "text", "text": ...}]`."""
+    if isinstance(content, str):
+        return content
+    is_parts = isinstance(content, (list, tuple)) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+    )
+    if not is_parts:
+        raise ValueError(f"the content of a chat message is a text, got {content!r:.80}")
+    return "".join(part["text"] for part in content)
