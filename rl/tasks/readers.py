@@ -12,24 +12,29 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import pyarrow as pa
 
 __all__ = ["FORMATS", "Row", "format_of", "read_file", "rows_of_table"]
 
 Row = dict[str, Any]
-_T = TypeVar("_T")
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    with pa.input_stream(str(path), compression="zstd") as stream:
+        return io.BytesIO(stream.read())
+
 
 _OPENERS: dict[str, Callable[[Path], Any]] = {
-    ".gz": lambda path: gzip.open(path),
-    ".bz2": lambda path: bz2.open(path),
-    ".xz": lambda path: lzma.open(path),
-    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
 }
 
 
@@ -73,7 +78,8 @@ def rows_of_table(table: pa.Table) -> list[Row]:
     Raises:
         ValueError: two columns have the same name.
     """
-    _check_names(table.column_names)
+    if twice := _names_twice(table.column_names):
+        raise ValueError(twice)
     shortest = _replace_floats(table.schema, pa.string())
     if shortest != table.schema:
         table = table.cast(shortest).cast(_replace_floats(table.schema, pa.float64()))
@@ -126,20 +132,20 @@ def _read_csv(path: Path, split: str) -> list[Row]:
     delimiter = "\t" if format_of(path) == ".tsv" else ","
     csv.field_size_limit(2**31 - 1)  # a solution may be longer than 131,072 characters
     rows = []
-    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+    with _open(path) as file:
+        lines = (_decode(line, path, number) for number, line in enumerate(file, start=1))
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
-            _check_names(header)
-            for values in reader:
-                if not values:
-                    continue
+            if twice := _names_twice(header):
+                raise csv.Error(twice)
+            for values in filter(None, reader):
                 if len(values) != len(header):
                     raise csv.Error(
                         f"{len(values)} values, and the first line names {len(header)} columns"
                     )
                 rows.append(dict(zip(header, values, strict=True)))
-        except (csv.Error, UnicodeDecodeError, ValueError) as error:
+        except csv.Error as error:
             raise ValueError(f"{path} cannot be read: line {reader.line_num}: {error}") from error
     return rows
 
@@ -221,14 +227,14 @@ def _exact(digits: str) -> float | Decimal:
 def _unique(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) != len(pairs):
-        _check_names([key for key, _ in pairs])
+        raise ValueError(_names_twice([key for key, _ in pairs]))
     return row
 
 
-def _check_names(names: list[str]) -> None:
+def _names_twice(names: list[str]) -> str:
+    """Returns what is wrong with names of which some are there twice; empty if none are."""
     twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"the name {', '.join(map(repr, twice))} is there twice")
+    return f"the name {', '.join(map(repr, twice))} is there twice" if twice else ""
 
 
 def _object(value: Any, path: Path, number: int) -> Row:

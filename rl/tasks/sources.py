@@ -82,7 +82,7 @@ def _saved_rows(path: str, *, split: str) -> list[SourceRow]:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
-            raise ValueError(f"{path} has no split {split!r}, only {', '.join(saved)}")
+            raise ValueError(f"{path} has no split {split!r}, only {', '.join(map(str, saved))}")
         saved = saved[split]
     return _numbered(saved, source=path)
 
@@ -107,9 +107,15 @@ def _sliced(rows: list[SourceRow], *, split: str, name: str) -> list[SourceRow]:
     return [row for part in parts for row in rows[part.from_ : part.to]]
 
 
+def _may_be_hub_id(path: str) -> bool:
+    """Returns whether a path that names nothing here may name something on the hub."""
+    is_local = "/" in path and Path(path).parent.is_dir()
+    has_ending = format_of(Path(path)) or ("/" not in path and Path(path).suffix)
+    return bool(_HUB_ID.fullmatch(path)) and not is_local and not has_ending
+
+
 def _hub_rows(path: str, *, subset: str, split: str, key: str) -> list[SourceRow]:
-    is_hub_id = _HUB_ID.fullmatch(path) and not format_of(Path(path))
-    if not is_hub_id or path.count("/") == 0 and Path(path).suffix:
+    if not _may_be_hub_id(path):
         shown = path if Path(path).is_absolute() or "://" in path else Path.cwd() / path
         raise ValueError(f"{key}: there is no file {shown}")
     from datasets import Dataset, config, load_dataset

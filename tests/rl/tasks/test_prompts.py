@@ -3,11 +3,12 @@ import logging
 import pytest
 
 from rl.tasks.config import ArithmeticConfig
-from rl.tasks.prompts import PromptForm, PromptOrder, make_prompt, split_prompts
+from rl.tasks.form import PromptForm
+from rl.tasks.prompts import Problem, PromptOrder, make_prompt, problem_of, split_prompts
 
 
-def rows(*questions: str) -> list[dict[str, str]]:
-    return [{"question": question, "answer": "0"} for question in questions]
+def problems(*questions: str) -> list[Problem]:
+    return [problem_of({"question": question, "answer": "0"}) for question in questions]
 
 
 def epoch_of(order: PromptOrder, epoch: int, *, size: int) -> list[int]:
@@ -53,10 +54,10 @@ def test_order_refuses_nonsense():
 
 
 def test_the_question_may_stand_within_the_user_message():
-    (row,) = rows("6 + 3 =")
-    form = PromptForm(user_prompt="Work out {question} Only {the} number.")
-    assert make_prompt(0, row=row, form=form).messages == (
-        {"role": "user", "content": "Work out 6 + 3 = Only {the} number."},
+    (problem,) = problems("6 + 3 =")
+    form = PromptForm(user_prompt="Work out {question} Only {{the}} number, in \\boxed{}.")
+    assert make_prompt(0, problem=problem, form=form).messages == (
+        {"role": "user", "content": "Work out 6 + 3 = Only {the} number, in \\boxed{}."},
     )
 
 
@@ -68,10 +69,10 @@ def test_a_user_message_without_the_question_is_refused():
 
 
 def test_a_system_prompt_comes_first_and_an_empty_one_is_not_sent():
-    (row,) = rows("6 + 3 =")
+    (problem,) = problems("6 + 3 =")
     user = {"role": "user", "content": "6 + 3 ="}
-    assert make_prompt(0, row=row, form=PromptForm()).messages == (user,)
-    assert make_prompt(0, row=row, form=PromptForm(system_prompt="Be brief.")).messages == (
+    assert make_prompt(0, problem=problem, form=PromptForm()).messages == (user,)
+    assert make_prompt(0, problem=problem, form=PromptForm(system_prompt="Be brief.")).messages == (
         {"role": "system", "content": "Be brief."},
         user,
     )
@@ -80,19 +81,19 @@ def test_a_system_prompt_comes_first_and_an_empty_one_is_not_sent():
 def test_held_out_questions_are_not_trained_on_and_ids_go_on_after_training(caplog):
     with caplog.at_level(logging.WARNING):
         split = split_prompts(
-            train_rows=rows("a", "b", "c", "b"), held_out_rows=rows("b", "d"), form=PromptForm()
+            train=problems("a", "b", "c", "b"), held_out=problems("b", "d"), form=PromptForm()
         )
-    assert [(p.prompt_id, p.row["question"]) for p in split.train] == [(0, "a"), (1, "c")]
-    assert [(p.prompt_id, p.row["question"]) for p in split.held_out] == [(2, "b"), (3, "d")]
+    assert [(p.prompt_id, p.question) for p in split.train] == [(0, "a"), (1, "c")]
+    assert [(p.prompt_id, p.question) for p in split.held_out] == [(2, "b"), (3, "d")]
     assert "left out 2 of 4 training prompts" in caplog.text
 
 
 def test_nothing_left_to_train_on_is_an_error():
     with pytest.raises(ValueError, match="all 2 training prompts are among the 1 held-out"):
-        split_prompts(train_rows=rows("a", "a"), held_out_rows=rows("a"), form=PromptForm())
+        split_prompts(train=problems("a", "a"), held_out=problems("a"), form=PromptForm())
 
 
 def test_a_begun_reply_comes_last_and_may_repeat_the_question():
-    row = {"question": "6 + 3 =", "answer": "9"}
-    made = make_prompt(0, row=row, form=PromptForm(reply_prefix="So {question}"))
+    (problem,) = problems("6 + 3 =")
+    made = make_prompt(0, problem=problem, form=PromptForm(reply_prefix="So {question}"))
     assert made.messages[-1] == {"role": "assistant", "content": "So 6 + 3 ="}
