@@ -5,7 +5,7 @@ from rich.text import Text
 
 from rl.cli import UserError
 from rl.config import GenerateConfig
-from rl.tasks.prompts import PromptForm, make_prompt
+from rl.tasks.form import PromptForm
 from rollout.core import Completion, SamplingParams
 from rollout.engine.engine import Engine
 
@@ -25,11 +25,8 @@ def generate(config: GenerateConfig) -> None:
         user_prompt=config.user_prompt,
         reply_prefix=config.reply_prefix,
     )
-    chats = [
-        make_prompt(index, row={"question": prompt}, form=form).messages
-        for index, prompt in enumerate(config.prompts)
-    ]
     try:
+        chats = [form.messages(prompt, {}) for prompt in config.prompts]
         engine = Engine.from_config(config.model, config.engine)
         params = SamplingParams.of(config.sampling, n=config.num_samples, seed=config.seed)
         has_template = bool(engine.tokenizer.chat_template)

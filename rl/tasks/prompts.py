@@ -16,6 +16,7 @@ __all__ = [
     "Prompt",
     "PromptOrder",
     "PromptSplit",
+    "identity",
     "keyed_permutation",
     "make_prompt",
     "problem_of",
@@ -96,8 +97,8 @@ def split_prompts(
         ValueError: nothing is left to train on, and something must be.
     """
     held_out = list(held_out)
-    asked = {_identity(problem) for problem in held_out}
-    kept = [problem for problem in train if _identity(problem) not in asked]
+    asked = {identity(problem) for problem in held_out}
+    kept = [problem for problem in train if identity(problem) not in asked]
     if not kept and needs_training:
         raise ValueError(
             f"all {len(train)} training prompts are among the {len(held_out)} held-out ones; "
@@ -112,8 +113,8 @@ def split_prompts(
     return PromptSplit(train=prompts[: len(kept)], held_out=prompts[len(kept) :])
 
 
-def _identity(problem: Problem) -> str:
-    """Returns what two problems that ask the same have in common."""
+def identity(problem: Problem) -> str:
+    """Returns the text by which two problems that ask the same are known."""
     question = problem.question
     return question if isinstance(question, str) else json.dumps(question, default=str)
 

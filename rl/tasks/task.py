@@ -8,7 +8,7 @@ from rl.rewards.scorer import Scorer, load_scorer
 from rl.tasks.config import ArithmeticConfig, DatasetConfig, ReasoningGymConfig, TaskConfig
 from rl.tasks.prompts import Prompt, PromptSplit
 
-__all__ = ["Task", "load_task"]
+__all__ = ["Task", "load_prompts", "load_task"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,26 @@ def load_task(config: TaskConfig, *, needs_training: bool = True) -> Task:
         ValueError: the config asks for what the data, the library or the user's module cannot give.
     """
     own_scorer = load_scorer(config.scorer) if config.scorer else None
-    name, split, scorer = _build(config, needs_training=needs_training)
+    name, split, scorer = _build(
+        config, needs_training=needs_training, checks_answers=not config.scorer
+    )
     if own_scorer is not None:
         own_scorer.check_columns(list((split.train or split.held_out)[0].row))
     return Task(name=name, train=split.train, held_out=split.held_out, scorer=own_scorer or scorer)
 
 
-def _build(config: TaskConfig, *, needs_training: bool) -> tuple[str, PromptSplit, Scorer]:
+def load_prompts(config: TaskConfig) -> PromptSplit:
+    """Returns a task's prompts for comparison; no scorer is imported, and any answers will do.
+
+    Raises:
+        ValueError: the config asks for what the data or the library cannot give.
+    """
+    return _build(config, needs_training=False, checks_answers=False)[1]
+
+
+def _build(
+    config: TaskConfig, *, needs_training: bool, checks_answers: bool
+) -> tuple[str, PromptSplit, Scorer]:
     # the libraries behind the tasks take 1-2 s to import: only the chosen one is
     match config:
         case ArithmeticConfig():
@@ -56,7 +69,7 @@ def _build(config: TaskConfig, *, needs_training: bool) -> tuple[str, PromptSpli
             from rl.rewards.mathematics import score_mathematics
             from rl.tasks.dataset import dataset_prompts
 
-            check = None if config.scorer else partial(parse_gold, column=config.answer_column)
+            check = partial(parse_gold, column=config.answer_column) if checks_answers else None
             split = dataset_prompts(config, check_answer=check, needs_training=needs_training)
             return config.path, split, score_mathematics
         case _:

@@ -9,8 +9,8 @@ from typing import Any
 from rl.checkpoint import RunState, load_checkpoint
 from rl.config import TrainConfig
 from rl.saved_config import changed_keys, read_config, save_config, task_config_of
-from rl.tasks.prompts import Prompt, PromptOrder
-from rl.tasks.task import Task, load_task
+from rl.tasks.prompts import PromptOrder, identity
+from rl.tasks.task import Task, load_prompts
 from rl.tracking.events import cut_events_after
 from rl.trainer.config import LRSchedule, TrainerConfig
 from rl.trainer.weights.lr_schedule import learning_rate
@@ -97,8 +97,7 @@ def check_held_out(config: TrainConfig, task: Task, state: RunState) -> None:
     if before == config.task:
         return
     try:
-        # its scorer plays no part
-        prompts = load_task(replace(before, scorer="")).train
+        prompts = load_prompts(before).train
     except ValueError as error:
         logger.warning(
             "held-out prompts may have been trained on: the task of resume_from cannot be loaded (%s)",
@@ -107,18 +106,14 @@ def check_held_out(config: TrainConfig, task: Task, state: RunState) -> None:
         return
     order = PromptOrder(len(prompts), seed=int(saved["seed"]))
     num_begun = min(state.accepted_groups + state.dropped_groups, len(prompts))
-    trained = {_question(prompts[order.prompt_id(ordinal)]) for ordinal in range(num_begun)}
-    num_seen = sum(_question(prompt) in trained for prompt in task.held_out)
+    trained = {identity(prompts[order.prompt_id(ordinal)]) for ordinal in range(num_begun)}
+    num_seen = sum(identity(prompt) in trained for prompt in task.held_out)
     if num_seen:
         raise ValueError(
             f"{num_seen} of the {len(task.held_out)} held-out prompts of this task were trained on by "
             f"resume_from={config.resume_from}: accuracy on them would mean nothing; keep task.seed and task.num_held_out "
             "as they were there, hold out other data, or begin a new run from its weights and another task"
         )
-
-
-def _question(prompt: Prompt) -> str:
-    return str(prompt.row["question"])
 
 
 def _consequences(

@@ -272,6 +272,8 @@ class RecordingPool(ScriptedPool):
 ASKED = Prompt(
     prompt_id=3,
     messages=({"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "= "}),
+    question="1 + 1 =",
+    answer="2",
     row={"question": "1 + 1 =", "answer": "2"},
 )
 
