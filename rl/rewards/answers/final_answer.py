@@ -16,7 +16,7 @@ __all__ = ["final_answers"]
 
 _TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _MARKER = re.compile(
-    r"\banswers?\b(?:\s+(?:to|for|of)\b[^.\n:=]{0,80}?)?(?:\s+(?:is|are|was|equals|would be|will be|should be|must be))?"
+    r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice))\b(?:\s+(?:to|for|of)\b[^.\n:=]{0,80}?)?(?:\s+(?:is|are|was|equals|would be|will be|should be|must be))?"
     r"\s*(?:(?<=\bis)|(?<=\bare)|(?<=\bwas)|(?<=\bequals)|(?<=\bbe)|[:=])\s*:?\s*(?!not\b)(?=\S)",
     re.IGNORECASE,
 )

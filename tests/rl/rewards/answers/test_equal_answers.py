@@ -244,11 +244,12 @@ def test_other_answers_are_wrong(gold, completion):
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)
-@pytest.mark.parametrize(
-    "gold", dict.fromkeys(str(gold) for gold, _ in RIGHT if "####" not in str(gold))
-)
-def test_a_gold_answer_equals_itself_wherever_it_stands(gold, sentence):
-    assert score_mathematics(sentence.format(gold), {"answer": gold}) == 1.0
+def test_a_gold_answer_equals_itself_wherever_it_stands(sentence):
+    for gold, _ in RIGHT:
+        text = str(gold)
+        if not isinstance(gold, list) and "####" not in text:
+            completion = sentence.format(text)
+            assert score_mathematics(completion, {"answer": gold}) == 1.0, completion
 
 
 def test_the_gold_answer_given_beside_the_row_goes_before_the_rows_own():
