@@ -35,7 +35,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def factor_dtype(x: torch.Tensor) -> torch.dtype:
-    """Returns the type in which a backward multiplies x: float32 for bfloat16 on CPUs that are faster so (ADR 20)."""
+    """Returns the type in which a backward multiplies x: float32 for bfloat16 on CPUs that are faster so (ADR 18)."""
     is_widened = x.dtype == torch.bfloat16 and x.device.type == "cpu" and widens_bfloat16()
     return torch.float32 if is_widened else x.dtype
 

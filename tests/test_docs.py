@@ -33,3 +33,23 @@ def test_every_paper_of_a_file_is_in_its_row():
         missing = papers - set(re.findall(r"arxiv\.org/abs/([\d.]+\d)", row))
         # ScaleRL is named for a constant alone
         assert missing <= {"2510.13786"}, f"{path.name}: {missing}"
+
+
+ADRS = sorted((ROOT / "docs" / "adr").glob("*.md"))
+
+
+def test_decisions_are_numbered_without_gaps_and_each_says_its_status_context_and_decision():
+    assert [int(path.name[:4]) for path in ADRS] == list(range(1, len(ADRS) + 1))
+    for number, path in enumerate(ADRS, start=1):
+        text = path.read_text()
+        assert text.startswith(f"# {number}. "), path.name
+        for part in ("**Status:**", "## Context", "## Decision", "## Consequences"):
+            assert part in text, f"{path.name}: {part}"
+
+
+def test_every_relative_link_in_the_docs_leads_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            is_local = "://" not in target
+            assert not is_local or (page.parent / target).exists(), f"{page.name}: {target}"
