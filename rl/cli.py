@@ -23,6 +23,7 @@ from kernels.host_memory import keep_freed_memory
 from rl.composition import ROOTS, known_keys, options_with, register_schemas, suggest, to_config
 from rl.saved_config import base_on_run
 from rl.stop_signal import Stopped, StopSignal
+from rollout.core import NotFiniteError
 
 __all__ = ["INTERRUPTED", "RunError", "UserError", "launch"]
 
@@ -88,7 +89,7 @@ def _launch(task: Callable[[Any], int | None], *, config_name: str, schema: type
     def main(cfg: DictConfig) -> None:
         try:
             exit_codes.append(task(_config_of(cfg, root)) or 0)
-        except (UserError, RunError) as error:
+        except (UserError, RunError, NotFiniteError) as error:
             if is_sweep:
                 raise
             _fail(str(error), code=2 if isinstance(error, UserError) else 1)

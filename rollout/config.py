@@ -270,3 +270,4 @@ class SamplingConfig:
         require(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
         require(0 <= self.min_p < 1, "sampling.min_p", "in [0, 1)", self.min_p)
         require(self.max_tokens > 0, "sampling.max_tokens", "> 0", self.max_tokens)
+        require(all(self.stop), "sampling.stop", "a list of non-empty strings", self.stop)

@@ -133,7 +133,11 @@ def assemble(
     stack.callback(collector.close)
     answers = None
     if algorithm.needs.is_supervised:
-        answers = Demonstrations(tokenizer, max_tokens=config.sampling.max_tokens)
+        answers = Demonstrations(
+            tokenizer,
+            max_tokens=config.sampling.max_tokens,
+            end_of_reply=loaded.ends.end_of_reply,
+        )
         for index in range(min(len(train_prompts), _NUM_CHECKED)):
             answers(train_prompts[index][0])
     served = ServedFiles(

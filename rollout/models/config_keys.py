@@ -70,6 +70,7 @@ _READ = {
 }
 _HARMLESS = {
     "attention_dropout",  # ours has none, and neither has an engine
+    "attn_implementation",
     "auto_map",
     "bos_token_id",
     "decoder_start_token_id",
@@ -81,8 +82,11 @@ _HARMLESS = {
     "is_decoder",
     "is_llama_config",
     "label2id",
+    "max_sequence_length",
     "max_window_layers",
+    "model_max_length",
     "name_or_path",
+    "neftune_noise_alpha",
     "pad_token_id",
     "pretraining_tp",
     "problem_type",
@@ -90,6 +94,8 @@ _HARMLESS = {
     "sep_token_id",
     "task_specific_params",
     "tokenizer_class",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
     "torch_dtype",
     "transformers.js_config",
     "transformers_version",

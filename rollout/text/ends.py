@@ -32,6 +32,13 @@ class Ends:
     warnings: tuple[str, ...] = ()
 
     @property
+    def end_of_reply(self) -> int | None:
+        """The token that a reply to learn from ends with; None where nothing ends a completion."""
+        if self.end_of_turn is not None:
+            return self.end_of_turn
+        return self.token_ids[0] if self.token_ids else None
+
+    @property
     def description(self) -> str:
         """For people: "<|im_end|> (258), <|endoftext|> (256)"."""
         if not self.token_ids:
