@@ -72,7 +72,7 @@ class ServedFiles:
         return settings
 
     def _prompt(self) -> dict[str, Any]:
-        messages = list(self.example.messages)
+        messages = [dict(message) for message in self.example.messages]
         return {
             "system_prompt": self.task.system_prompt,
             "user_prompt": self.task.user_prompt,

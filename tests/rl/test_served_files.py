@@ -7,14 +7,17 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from rl.served_files import ServedFiles
 from rl.tasks.config import TaskConfig
-from rl.tasks.prompts import PromptForm, make_prompt
+from rl.tasks.form import PromptForm
+from rl.tasks.prompts import make_prompt, problem_of
 from rollout.config import ModelConfig, SamplingConfig
 from rollout.text.chat import render_chat
 from rollout.text.tokenizer import load_tokenizer
 from tests.tiny_models import save_tiny
 
 TASK = TaskConfig(system_prompt="brief", user_prompt="Q: {question}", reply_prefix="A: ")
-PROMPT = make_prompt(0, row={"question": "2 + 2"}, form=PromptForm.of(TASK))
+PROMPT = make_prompt(
+    0, problem=problem_of({"question": "2 + 2", "answer": "4"}), form=PromptForm.of(TASK)
+)
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_the_prompt_is_beside_the_weights_as_the_model_saw_it(written):
     assert content["user_prompt"] == "Q: {question}"
     assert content["reply_prefix"] == "A: "
     assert content["stop"] == ["é"]
-    assert content["example"]["messages"] == list(PROMPT.messages)
+    assert content["example"]["messages"] == [dict(m) for m in PROMPT.messages]
     assert content["example"]["prompt"].endswith("<|im_start|>assistant\nA: ")
 
 
