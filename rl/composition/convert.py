@@ -1,0 +1,67 @@
+"""Conversion of Hydra's composed node to plain dataclasses."""
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from rl.composition.keys import suggest
+
+__all__ = ["to_config"]
+
+Config = TypeVar("Config")
+
+
+def to_config(cfg: DictConfig, root: type[Config]) -> Config:
+    """Convert a composed node to dataclasses; their `__post_init__` checks ranges.
+
+    Args:
+        cfg: the composed node.
+        root: schema of the primary config.
+
+    Raises:
+        ValueError: an unknown key, with suggestions; a value out of range; a mandatory value missing; a primary config
+            that is not based on the schema.
+    """
+    unknown = list(_unknown_keys(cfg, root, prefix=""))
+    if unknown:
+        # `+key=value` passes the schema, and to_object then drops the key without a word
+        hints = "; ".join(f"unknown config key {key}{suggest(key, root)}" for key in unknown)
+        raise ValueError(hints)
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(
+            f"config keys without a value: {', '.join(missing)}; set them, {missing[0]}=..."
+        )
+    config = OmegaConf.to_object(cfg)
+    if not isinstance(config, root):
+        raise ValueError(
+            "a primary config must begin its list of defaults with a schema or with one that has it, such as train: "
+            "the types of its keys are not known otherwise"
+        )
+    return config
+
+
+def _unknown_keys(node: DictConfig, schema: type, *, prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(schema)
+    for key in node:
+        name = f"{prefix}{key}"
+        if str(key) not in hints:
+            yield name
+            continue
+        child = None if OmegaConf.is_missing(node, key) else node[key]
+        kind = _class_of(child, hints[str(key)])
+        if isinstance(child, DictConfig) and kind is not None:
+            yield from _unknown_keys(child, kind, prefix=f"{name}.")
+
+
+def _class_of(child: Any, hint: Any) -> type | None:
+    """Returns the dataclass that a node stands for; None for values and free mappings."""
+    kind = OmegaConf.get_type(child) if isinstance(child, DictConfig) else None
+    if isinstance(kind, type) and is_dataclass(kind):
+        return kind
+    is_plain = isinstance(hint, types.GenericAlias) or not is_dataclass(hint)
+    return None if is_plain else hint

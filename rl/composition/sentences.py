@@ -1,0 +1,58 @@
+"""What Hydra and OmegaConf say in a page, in one sentence."""
+
+import difflib
+import itertools
+import re
+from contextlib import contextmanager
+from collections.abc import Iterator
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from rl.composition.keys import known_keys, options_with, suggest
+
+__all__ = ["in_one_sentence"]
+
+_CHOICE = re.compile(r"Invalid value '(?P<value>.*)', expected one of \[(?P<names>.*)\]")
+_BOOLEANS = {"True": ("on", "yes"), "False": ("off", "no")}
+
+
+@contextmanager
+def in_one_sentence(root: type) -> Iterator[None]:
+    """Turn an error of composition inside the block into a `ValueError` of one sentence.
+
+    Args:
+        root: schema of the primary config, for suggestions.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_sentence(error, root)) from error
+
+
+def _sentence(error: Exception, root: type) -> str:
+    # OmegaConf, at times behind Hydra, names the key on a line of its own
+    text = f"{error}\n{error.__cause__ or ''}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
+    choice = _CHOICE.search(text)
+    if keys and choice is not None:
+        return _choice_sentence(keys[0], choice["value"], choice["names"].split(", "))
+    if not keys:
+        return " ".join(itertools.takewhile(lambda line: "search path" not in line, lines))
+    if keys[0] not in known_keys(root):
+        return f"unknown config key {keys[0]}{suggest(keys[0], root)} ({lines[0].partition(':')[0]})"
+    owners = options_with(keys[0])
+    if owners and ("is not in struct" in text or "not in '" in text):
+        return f"{keys[0]} is a key of {' or '.join(owners)} only"
+    return f"{keys[0]}: {str(error.__cause__ or error).splitlines()[0]}"
+
+
+def _choice_sentence(key: str, value: str, names: list[str]) -> str:
+    """Says which values an enum has, and which one was meant."""
+    said = f"{key} must be one of {', '.join(names)}, got {value!r}"
+    spelt = [name for name in _BOOLEANS.get(value, ()) if name in names]
+    if spelt:
+        return f"{said}; YAML reads {spelt[0]} as a truth value: quote it, '{spelt[0]}'"
+    near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.6)
+    return f"{said}; did you mean {near[0]}?" if near else said
