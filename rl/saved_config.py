@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rl.composition import register_schemas
+from rl.composition.command_line import CommandLine
+from rl.composition.schemas import register_schemas
 from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
 from rl.run_directory import run_dir_of
 from rl.tasks.config import TaskConfig
@@ -34,10 +35,6 @@ __all__ = [
     "task_config_of",
 ]
 
-_QUIET: list[Any] = [
-    {"override hydra/hydra_logging": "none"},
-    {"override hydra/job_logging": "none"},
-]
 _SAVED = "saved"
 
 
@@ -48,7 +45,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
     """
     defaults = [{group: schema} for group, schema in _schemas_of(config).items()]
     node = {
-        "defaults": ["train_schema", "hydra_settings", *defaults, "_self_", *_QUIET],
+        "defaults": ["train_schema", *defaults, "_self_"],
         **_plain(config),
     }
     names = ", ".join(f"{group}={name}" for group, name in sorted(option_names(config).items()))
@@ -69,7 +66,10 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is not YAML.
     """
-    path = run_dir / "config.yaml"
+    return _read(run_dir / "config.yaml")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
@@ -81,17 +81,19 @@ def read_config(run_dir: Path) -> dict[str, Any] | None:
     return {str(key): value for key, value in saved.items()}
 
 
-def base_on_run(config_name: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The primary config to compose, and the arguments, of a command line that may name a run.
+def base_on_run(config_name: str, line: CommandLine) -> tuple[str, list[str]]:
+    """Returns the primary config to compose, and the overrides, of a command line that may name a run.
 
     Args:
-        config_name: train, evaluate, generate, or one that has nothing to do with runs.
-        arguments: of the command line.
+        config_name: the script's own primary config.
+        line: the command line; `--config-name` may name another primary config, such as a run's.
 
     Raises:
         ValueError: the run's config.yaml cannot be read.
     """
-    arguments = list(arguments)
+    arguments = list(line.overrides)
+    if line.config_name:
+        return _base_on_file(line), arguments
     key = {"train": "resume_from", "evaluate": "model.path", "generate": "model.path"}.get(
         config_name
     )
@@ -118,6 +120,19 @@ def base_on_run(config_name: str, arguments: Sequence[str]) -> tuple[str, list[s
         node["model"] = {"dtype": saved["model"]["dtype"]}
         arguments = [argument for argument in arguments if argument != "model=hf"]
     return _store(config_name, node, schemas), arguments
+
+
+def _base_on_file(line: CommandLine) -> str:
+    """Returns the primary config that `--config-name` names; a run's own config.yaml runs again in a new directory."""
+    for directory in line.config_dirs:
+        path = directory / f"{line.config_name}.yaml"
+        saved = _read(path)
+        if saved is None or "train_schema" not in saved["defaults"] or "run_dir" not in saved:
+            continue
+        schemas = _groups(saved)
+        del saved["defaults"]
+        return _store("train", {**saved, "run_dir": "", "resume_from": ""}, schemas)
+    return line.config_name
 
 
 def changed_keys(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -183,7 +198,7 @@ def _store(config_name: str, node: dict[str, Any], schemas: Mapping[str, str]) -
         groups.append({group: _SAVED})
     if config_name == "train":
         groups += [{"experiment": None}, {"debug": None}]
-    defaults = [f"{config_name}_schema", "_self_", "hydra_settings", *groups, *_QUIET]
+    defaults = [f"{config_name}_schema", "_self_", *groups]
     name = f"{config_name}_{_SAVED}"
     store.store(name=name, node={"defaults": defaults, **node})
     return name

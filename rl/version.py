@@ -1,12 +1,14 @@
-"""The version of the project that runs: its number, and the commit where it runs from a checkout."""
+"""The version of the project that runs: its number, and the commit of the checkout, or of the wheel's source."""
 
 import functools
 import importlib.metadata
 import subprocess
 from pathlib import Path
 
-__all__ = ["commit", "version"]
+__all__ = ["commit", "version", "version_text"]
 
+_BUILT_FROM = Path(__file__).resolve().parent / "built_from.txt"
+"""The commit that a wheel was built from; a checkout does not have this file."""
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -23,8 +25,11 @@ def version() -> str:
 def commit() -> str:
     """Return the commit of the checkout that the code is imported from, with `-dirty` after local changes.
 
-    It does not depend on the working directory. Empty where the code is no checkout, as in an installed wheel, or git is missing.
+    It does not depend on the working directory. An installed wheel knows the commit that it was built
+    from. Empty where nothing says so, as in a copy without .git, or git is missing.
     """
+    if _BUILT_FROM.is_file():
+        return _BUILT_FROM.read_text(encoding="utf-8").strip()
     if not (_CHECKOUT / ".git").exists():
         return ""
     command = [
@@ -42,3 +47,8 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def version_text() -> str:
+    """Return version and commit in one line."""
+    return f"paceline {version()}" + f", commit {commit()}" * bool(commit())

@@ -73,7 +73,7 @@ class ModelConfig:
     """Variables that the chat template reads, for example `model.chat_template_kwargs.enable_thinking=false`."""
     dtype: Dtype = Dtype.auto
     """Of every forward, trainer's and engine's alike; master weights are float32. `auto`: `bfloat16` where the
-    device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else FLOAT32."""
+    device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else `float32`."""
 
     def __post_init__(self) -> None:
         if not self.path:

@@ -18,7 +18,9 @@ from omegaconf import OmegaConf
 from rl import config as rl_config
 from rl.algorithms.base import config as algorithm_config
 from rl.algorithms.registry import ALGORITHMS, make_algorithm
-from rl.composition import ROOTS, known_keys, register_schemas, to_config
+from rl.composition.convert import to_config
+from rl.composition.keys import known_keys
+from rl.composition.schemas import ROOTS, register_schemas
 from rl.config import EvaluateConfig, GenerateConfig, RunMode, TrainConfig
 from rl.rewards import config as rewards_config
 from rl.tasks import config as tasks_config
@@ -198,7 +200,10 @@ def test_a_range_error_names_key_rule_and_value(override, message):
         ("+trainer.learning_rat=1", "unknown config key trainer.learning_rat; did you mean"),
         ("learning_rate=1", "unknown config key learning_rate; did you mean trainer.learning_rate?"),
         ("algorithm.max_refills=2", "unknown config key algorithm.max_refills; it is called algorithm.max_resample_batches now"),
-        ("model=llama", "Could not find 'model/llama' Available options in 'model': hf smollm2_135m tiny"),
+        ("model=llama", "model=llama: model is one of hf, smollm2_135m, tiny"),
+        ("algorithm=rlo", "dr_grpo, grpo, gspo, maxrl, ppo, reinforce_pp, reinforce_pp_baseline, rloo, sft; did you mean rloo?"),
+        ("tracking.wandb.mode=OFFLINE", "tracking.wandb.mode must be one of offline, online, disabled, got 'OFFLINE'; did you mean offline?"),
+        ("task.operations=[SUM]", "task.operations[0] must be one of sum, difference, got 'SUM'; did you mean sum?"),
         ("trainer.num_steps=many", "trainer.num_steps: Value 'many' of type 'str' could not be converted to Integer"),
         ("fleet.num_workers=4", "fleet.num_workers is a key of fleet=ray only"),
         ("algorithm.gamma=0.9", "algorithm.gamma is a key of algorithm=ppo only"),

@@ -4,6 +4,7 @@ import ast
 import difflib
 import functools
 import inspect
+import itertools
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -93,7 +94,7 @@ def _own_docs(schema: type) -> dict[str, str]:
     tree = ast.parse(inspect.cleandoc(inspect.getsource(schema)))
     body = typing.cast("ast.ClassDef", tree.body[0]).body
     docs = {}
-    for statement, following in zip(body, body[1:], strict=False):
+    for statement, following in itertools.pairwise(body):
         is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
         if isinstance(statement, ast.AnnAssign) and is_text:
             name = ast.unparse(statement.target)

@@ -3,17 +3,19 @@
 import difflib
 import itertools
 import re
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from rl.composition.keys import known_keys, options_with, suggest
+from rl.composition.tree import groups, options
 
 __all__ = ["in_one_sentence"]
 
 _CHOICE = re.compile(r"Invalid value '(?P<value>.*)', expected one of \[(?P<names>.*)\]")
+_MISSING = re.compile(r"Could not find '(?P<group>[^']+)/(?P<option>[^'/]+)'")
 _BOOLEANS = {"True": ("on", "yes"), "False": ("off", "no")}
 
 
@@ -38,10 +40,15 @@ def _sentence(error: Exception, root: type) -> str:
     choice = _CHOICE.search(text)
     if keys and choice is not None:
         return _choice_sentence(keys[0], choice["value"], choice["names"].split(", "))
+    missing = _MISSING.search(text)
+    if missing is not None:
+        return _missing_sentence(missing["group"], missing["option"])
     if not keys:
         return " ".join(itertools.takewhile(lambda line: "search path" not in line, lines))
     if keys[0] not in known_keys(root):
-        return f"unknown config key {keys[0]}{suggest(keys[0], root)} ({lines[0].partition(':')[0]})"
+        return (
+            f"unknown config key {keys[0]}{suggest(keys[0], root)} ({lines[0].partition(':')[0]})"
+        )
     owners = options_with(keys[0])
     if owners and ("is not in struct" in text or "not in '" in text):
         return f"{keys[0]} is a key of {' or '.join(owners)} only"
@@ -55,4 +62,14 @@ def _choice_sentence(key: str, value: str, names: list[str]) -> str:
     if spelt:
         return f"{said}; YAML reads {spelt[0]} as a truth value: quote it, '{spelt[0]}'"
     near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.6)
+    return f"{said}; did you mean {near[0]}?" if near else said
+
+
+def _missing_sentence(group: str, option: str) -> str:
+    """Says which options a group has, and which one was meant."""
+    known = options(group)
+    if not known:
+        return f"there is no group {group}, asked for with {group}={option}; groups are {', '.join(groups())}"
+    near = difflib.get_close_matches(option, known, n=1, cutoff=0.6)
+    said = f"{group}={option}: {group} is one of {', '.join(known)}"
     return f"{said}; did you mean {near[0]}?" if near else said

@@ -13,7 +13,9 @@ from omegaconf import DictConfig
 __all__ = ["CONF", "QUIET_HYDRA", "composed", "groups", "options", "search_in_front"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-CONF = next(p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (p / "train.yaml").is_file())
+CONF = next(
+    p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (p / "train.yaml").is_file()
+)
 """The project's YAML files: beside rl/ in a checkout, inside it where the package is installed."""
 QUIET_HYDRA = (
     "hydra/hydra_logging=none",
@@ -53,7 +55,9 @@ def search_in_front(directories: Sequence[Path]) -> None:
 def groups() -> list[str]:
     """Returns the names of the groups: directories of YAML files."""
     roots = (*_OwnDirectories.directories, CONF)
-    names = {p.name for root in roots for p in root.iterdir() if p.is_dir() and any(p.glob("*.yaml"))}
+    names = {
+        p.name for root in roots for p in root.iterdir() if p.is_dir() and any(p.glob("*.yaml"))
+    }
     return sorted(name for name in names if not name.startswith(("_", ".")))
 
 

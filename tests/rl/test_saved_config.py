@@ -6,7 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from rl.cli import CONF
-from rl.composition import ROOTS, register_schemas, to_config
+from rl.composition.command_line import read_command_line
+from rl.composition.convert import to_config
+from rl.composition.schemas import ROOTS, register_schemas
 from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
 from rl.run_directory import run_dir_of
 from rl.saved_config import base_on_run, changed_keys, read_config, save_config, task_config_of
@@ -18,7 +20,7 @@ PLAIN = ("experiment=arithmetic_dapo", "trainer.learning_rate=3e-4", "sampling.m
 def config_of(config_name: str, *arguments: str):
     register_schemas()
     root = ROOTS[config_name]
-    name, overrides = base_on_run(config_name, arguments)
+    name, overrides = base_on_run(config_name, read_command_line(arguments))
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return to_config(compose(name, overrides=overrides), root)
 
@@ -101,8 +103,8 @@ def test_a_path_that_is_no_run_changes_nothing(tmp_path):
     for path in ("", "some/hub-id", str(tmp_path / "elsewhere")):
         assert run_dir_of(path) is None
     # of an earlier version, whose config.yaml names no schemas
-    assert base_on_run("train", [f"resume_from={tmp_path}"])[0] == "train"
-    assert base_on_run("report", ["runs=[a]"]) == ("report", ["runs=[a]"])
+    assert base_on_run("train", read_command_line([f"resume_from={tmp_path}"]))[0] == "train"
+    assert base_on_run("report", read_command_line(["runs=[a]"])) == ("report", ["runs=[a]"])
 
 
 def test_the_config_can_be_composed_again_by_hydra_itself(run):

@@ -1,0 +1,49 @@
+"""Checks of every run that a command line asks for, before the first one begins."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rl.composition.command_line import CommandLine
+from rl.composition.convert import to_config
+from rl.composition.escapes import quoted
+from rl.composition.sentences import in_one_sentence
+from rl.composition.sweeps import check_directories, runs_of
+from rl.composition.tree import composed
+
+__all__ = ["checked_runs"]
+
+_SWEEPS = "outputs/sweeps/${now:%Y-%m-%d}/${now:%H-%M-%S}"
+
+
+def checked_runs(
+    config_name: str, overrides: Sequence[str], root: type, line: CommandLine
+) -> tuple[list[list[str]], list[str]]:
+    """Compose and check every run.
+
+    Args:
+        config_name: name of the primary config.
+        overrides: those of the command line.
+        root: schema of the primary config.
+        line: the command line; where it only asks to be shown something, mandatory values may be missing.
+
+    Returns:
+        The overrides of each run of a sweep, and overrides that say where the sweep keeps its own file.
+
+    Raises:
+        ValueError: an unknown key or option, a value of the wrong type or out of range, or directories that are shared.
+    """
+    with in_one_sentence(root):
+        if not line.is_sweep:
+            cfg = composed(config_name, overrides)
+            if line.is_run:
+                to_config(cfg, root)  # pyrefly: ignore
+            return [], []
+        runs = runs_of(overrides)
+        configs = [to_config(composed(config_name, run), root) for run in runs]  # pyrefly: ignore
+    directories = [getattr(config, "run_dir", "") for config in configs]
+    if not directories or not all(directories):
+        return runs, [f"hydra.sweep.dir={_SWEEPS}"]
+    check_directories(directories, runs)
+    parents = [str(Path(directory).parent) for directory in directories]
+    return runs, [f"hydra.sweep.dir={quoted(os.path.commonpath(parents))}"]
