@@ -33,7 +33,7 @@ def read_escapes(override: str) -> str:
 
 def quoted(text: str) -> str:
     """Returns `text` as Hydra's grammar quotes it: a backslash counts as an escape only before a quote, or at the end."""
-    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + m[2].replace('"', r"\""), text) + '"'
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + m[2].replace('"', r"\""), text) + '"'
 
 
 def _meaning(text: str, *, key: str) -> str:
