@@ -38,7 +38,7 @@ class TrackingConfig:
     num_samples_per_step: int = 4
     """Rollouts of every step written to samples.jsonl and to the W&B tables."""
     curves_every_steps: int = 10
-    """curves.png is drawn every so many steps and at the end."""
+    """Steps between two drawings of curves.png, which is also drawn at the end."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,7 +1,7 @@
-"""One PNG of a run: reward and held-out accuracy, the health of the policy, and where the seconds went.
+"""Picture of a run as one PNG: reward and held-out accuracy, health of the policy, and time per phase.
 
-Drawn from the rows of events.jsonl alone, so any run, finished or not, can be drawn again. A panel whose metric no row
-has is left out, and the others take its place.
+It is drawn only from the rows of events.jsonl, so any run, finished or not, can be drawn again. A panel is left out if no row
+has its metric, and the others take its place.
 """
 
 import math
@@ -68,7 +68,7 @@ def draw_curves(events: Rows, path: Path, *, title: str) -> None:
 
 
 def curves_figure(events: Rows, *, title: str) -> "Figure":
-    """The figure of the `step` and `evaluation` rows of `events`; pyplot, and what it shows, is left alone."""
+    """Return the figure of the `step` and `evaluation` rows of `events`, without using pyplot's global state."""
     height = HEIGHT_PIXELS + _DRAFTS_PIXELS * _has(events, "speculation/proposed_tokens")
     figure = make_figure(width=WIDTH_PIXELS, height=height, title=title, subtitle=_subtitle(events))
     _draw_panels(figure, events)

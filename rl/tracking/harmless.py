@@ -1,4 +1,4 @@
-"""What is only for people to look at: a picture, a table or a line that fails costs a warning, never the run."""
+"""Guard for output that only people look at: a picture, table or line that fails costs a warning, never the run."""
 
 import logging
 from collections.abc import Generator

@@ -1,4 +1,4 @@
-"""How every figure of a project's runs looks: axes, labels, and curves made of noisy points."""
+"""Common look of all figures: axes, labels, and curves through noisy points."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def make_figure(*, width: int, height: int, title: str, subtitle: str = "") -> "Figure":
-    """An empty figure of `width` x `height` pixels; pyplot, and what it shows, is left alone."""
+    """Return an empty figure of `width` x `height` pixels, without using pyplot's global state."""
     from matplotlib.figure import Figure
 
     dpi = 100
@@ -40,7 +40,7 @@ def make_figure(*, width: int, height: int, title: str, subtitle: str = "") -> "
 
 
 def set_style(axes: "Axes", *, title: str, unit: str, last_step: int) -> None:
-    """A panel over steps."""
+    """Style a panel whose x axis is the step."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(title, loc="left", size=11.5, weight="bold", color=INK, pad=20)

@@ -1,7 +1,7 @@
-"""What the terminal shows while training: a bar with the current phase, and one permanent line per step.
+"""Terminal output of training: a bar with the current phase, and one permanent line per step.
 
-The bar is drawn when a phase begins and at most four times a second within one, never by a thread of its own: on two
-cores that thread would take time from training. Without a terminal there is no bar, only the lines.
+The bar is drawn when a phase begins and at most four times a second within a phase. No thread draws it: on two
+cores that thread would take time from training. Without a terminal there are only the lines.
 """
 
 import statistics

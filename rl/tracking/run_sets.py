@@ -90,7 +90,7 @@ def _runs_below(path: Path) -> Iterator[Path]:
 def _own_names(
     sets: Sequence[Sequence[Path]], configs: Mapping[Path, Mapping[str, Any] | None]
 ) -> list[str]:
-    """What sets the configs apart, or else the directories as far as they differ."""
+    """Return the keys in which the configs differ, or else the part of the directories that differs."""
     firsts = [configs[runs[0]] or {} for runs in sets]
     keys = sorted({key for config in firsts for key in config})
     differing = [key for key in keys if len({repr(config.get(key)) for config in firsts}) > 1]

@@ -1,4 +1,4 @@
-"""What a user sees when training is over: what was learned, some answers, and where everything is."""
+"""Summary at the end of a run: accuracy before and after, some answers, and paths of all files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Everything a run writes about itself, behind one object: events first, W&B last."""
+"""Tracker: one object for everything a run writes about itself, events first, W&B last."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class Tracker:
     """Context manager that owns events.jsonl, samples.jsonl, curves.png, the terminal and W&B of a run.
 
     `progress` is there for `begin_phase` and `advance`. Leaving the context on an exception records it as the end of a run
-    that has begun; curves are drawn and W&B is finished either way. A directory that holds events is gone on with.
+    that has begun. Curves are drawn and W&B is finished either way. Events are appended to those that the directory holds.
 
     Args:
         config: the `tracking` group.
@@ -33,7 +33,7 @@ class Tracker:
         run_config: every key of the run, for config.yaml and W&B.
         total_steps: optimiser steps of the run.
         names: names of the chosen group options for W&B, such as {"algorithm": "ppo"}, and what else runs are filtered by.
-        resumed_from: run directory whose checkpoint this run goes on from.
+        resumed_from: run directory whose checkpoint this run resumes from.
         console: the terminal.
 
     Raises:
@@ -73,7 +73,7 @@ class Tracker:
 
     @property
     def paths(self) -> dict[str, Path]:
-        """What a user may look at, by name; W&B only where it recorded something."""
+        """Files that a user may look at, by name; W&B only if it recorded something."""
         names = ("curves.png", "events.jsonl", "samples.jsonl", "config.yaml")
         paths = {Path(name).stem: self._run_dir / name for name in names}
         return paths | ({"W&B": self._wandb.directory} if self._wandb.directory else {})

@@ -1,4 +1,4 @@
-"""What W&B knows a run by: where a config key is empty, W&B's own environment variables decide, as they do for other tools."""
+"""Identity of a run in W&B. If a config key is empty, W&B's own environment variables decide, as they do for other tools."""
 
 import os
 import secrets
@@ -60,12 +60,12 @@ class WandbIdentity:
         resumed_from: Path | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Self:
-        """The identity of the run in `run_dir`.
+        """Return the identity of the run in `run_dir`.
 
         Args:
             config: keys that are set win over the environment.
-            run_dir: gives the name where nothing else does; a run that goes on in its own directory keeps its id.
-            resumed_from: run directory whose checkpoint this run goes on from; the W&B run goes on, too.
+            run_dir: gives the name if nothing else does; a run that is resumed in its own directory keeps its id.
+            resumed_from: run directory whose checkpoint this run resumes from; its W&B run continues.
             environ: holds WANDB_PROJECT, WANDB_NAME and WANDB_RUN_ID.
         """
         earlier = _read_id(run_dir) or (_read_id(resumed_from) if resumed_from else None)
@@ -80,7 +80,7 @@ class WandbIdentity:
         )
 
     def save(self, run_dir: Path) -> None:
-        """Keep the id in `run_dir`, for a run that goes on from its checkpoints."""
+        """Write the id into `run_dir`, for a run that resumes from its checkpoints."""
         path = run_dir / _ID_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, self.run_id + "\n")

@@ -37,15 +37,15 @@ MAX_WAITING_ROWS = 1000
 class WandbSink:
     """One W&B run, recorded under `run_dir/wandb`.
 
-    Mode online without a reachable server falls to recording offline, with a warning that says how to upload it later. Any
+    Mode online without a reachable server records offline instead, with a warning that says how to upload it later. Any
     later failure switches the sink off with one warning.
 
     Args:
         config: how the run is recorded, and what it is called.
-        run_dir: of the run.
+        run_dir: the run directory.
         run_config: shown as the run's config.
         console: gets the warnings.
-        resumed_from: run directory whose checkpoint this run goes on from; its W&B run goes on, too.
+        resumed_from: run directory whose checkpoint this run resumes from; its W&B run continues.
         samples_every_steps: steps whose samples make one table.
         init_timeout_seconds: limit on the start.
         finish_timeout_seconds: limit on the end.
@@ -90,7 +90,7 @@ class WandbSink:
 
     @property
     def directory(self) -> Path | None:
-        """Where W&B keeps the run on this machine, as `wandb sync` wants it; None: it never started."""
+        """Directory of the run on this machine, as `wandb sync` takes it; None if W&B never started."""
         return self._directory
 
     def log(

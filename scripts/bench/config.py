@@ -20,12 +20,12 @@ from rollout.config import (
 
 @dataclass(kw_only=True)
 class BenchRolloutConfig:
-    """Of scripts/bench/rollout."""
+    """Config of scripts.bench.rollout."""
 
     model: ModelConfig = MISSING
     engine: EngineConfig = field(default_factory=lambda: EngineConfig(kv_cache_gb=4.0))
     workloads: list[str] = field(default_factory=lambda: ["W1", "W3"])
-    """Of W1 to W6, see scripts/bench/rollout/workloads.py."""
+    """Names of workloads, W1 to W6; scripts/bench/rollout/workloads.py describes them."""
     repeats: int = 3
 
     def __post_init__(self) -> None:
@@ -34,18 +34,18 @@ class BenchRolloutConfig:
 
 @dataclass(kw_only=True)
 class BenchSpeculationConfig:
-    """Of scripts/bench/speculation."""
+    """Config of scripts.bench.speculation."""
 
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
-    """Whose training prompts are answered; for example task.name=number_sorting."""
+    """Task whose training prompts are answered, for example task.name=number_sorting."""
     engine: EngineConfig = field(
         default_factory=lambda: EngineConfig(
             kv_cache_gb=4.0, speculation=SpeculationConfig(drafter=DrafterKind.auto)
         )
     )
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
-    """Of all scenarios but `unpredictable`, which has temperature 1.5."""
+    """Sampling of all scenarios except `unpredictable`, which has temperature 1.5."""
     history_from: str = ""
     """A run directory whose newest checkpoint's past rollouts are the history of `second_epoch` and `tail`, with the prompts
     they answer; `model` should be its policy. Empty: the bench makes the first epoch itself."""
@@ -53,9 +53,9 @@ class BenchSpeculationConfig:
     concurrency: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 64, 256])
     """Requests in flight; `tail` has all of its own at once."""
     paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
-    """Where `second_epoch` and `unpredictable` run `pairs` times, as `tail` does; other cells run once."""
+    """Requests in flight at which `second_epoch` and `unpredictable` run `pairs` times, as `tail` always does; other cells run once."""
     tail_requests: int = 64
-    """Of `tail`, all at once: a training step of 8 prompts x 8 completions, as scripts.bench.train measures it."""
+    """Requests of `tail`, all at once: a training step of 8 prompts x 8 completions, as scripts.bench.train measures it."""
     tokens_per_run: int = 768
     """About how many tokens each run of a scenario decodes, at least one per request in flight."""
     pairs: int = 7
@@ -82,13 +82,13 @@ class FleetCase(Enum):
 
 @dataclass(kw_only=True)
 class BenchFleetConfig(TrainConfig):
-    """Of scripts/bench/fleet: those of a run, and what is measured. `asynchrony` runs it, at every `staleness`."""
+    """Config of scripts.bench.fleet: the keys of a run, and what is measured. `asynchrony` runs it at every `staleness`."""
 
     cases: list[FleetCase] = field(default_factory=lambda: list(FleetCase))
     receivers: list[int] = field(default_factory=lambda: [1, 2, 4])
     """`updates`: engines in processes of their own."""
     concurrency: list[int] = field(default_factory=lambda: [0, 4])
-    """`updates`: requests each of them decodes meanwhile; 0: none, the transport alone."""
+    """`updates`: requests that each receiver decodes meanwhile; 0 measures only the transport."""
     bucket_mb: float = 16.0
     """`updates`: of the transport, in MB (10^6 bytes); two buffers of it at each end."""
     staleness: list[int] = field(default_factory=lambda: [0, 1])
@@ -109,14 +109,14 @@ class BenchFleetConfig(TrainConfig):
 
 @dataclass(kw_only=True)
 class BenchDriftConfig:
-    """Of scripts/bench/drift."""
+    """Config of scripts.bench.drift."""
 
     run: str = MISSING
     """A run directory with several weights/v*."""
     versions: list[int] = field(default_factory=list)
-    """Of them; empty: all. Each is held in memory."""
+    """Versions to compare; empty takes all. Each is held in memory."""
     task: TaskConfig = MISSING
-    """Whose training prompts are answered, as the run was trained."""
+    """Task whose training prompts are answered; it must be the run's own."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     num_prompts: int = 8

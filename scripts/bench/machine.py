@@ -1,4 +1,4 @@
-"""What the machine gives: how busy others keep it, its GEMM peak, its memory bandwidth. Measured, never looked up."""
+"""Measures the machine: load by other processes, GEMM peak, memory bandwidth."""
 
 import os
 import resource
@@ -47,7 +47,7 @@ def busy_cores(seconds: float = 1.0) -> float:
 
 
 def warn_if_busy(busy: float) -> None:
-    """Say on stderr that figures are worth little, when others keep so many cores busy."""
+    """Warn on stderr that other processes keep cores busy, so that figures cannot be quoted."""
     if busy > _BUSY_CORES:
         sys.stderr.write(f"warning: other processes keep {busy:.1f} cores busy; do not quote\n")
 

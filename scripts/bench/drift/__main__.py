@@ -1,4 +1,4 @@
-"""How drafts age: acceptance against policy drift, a JSON line per pair of versions and a PNG. `python -m scripts.bench.drift run=<run> task.name=...`."""
+"""Measures how drafts age: acceptance against policy drift, as a JSON line per pair of versions and a PNG. `python -m scripts.bench.drift run=<run> task.name=...`."""
 
 import json
 from pathlib import Path

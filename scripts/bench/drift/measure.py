@@ -25,7 +25,7 @@ _BLOCK_SIZE = 64
 _HISTORY_TOKENS = 1 << 40  # all of it
 
 Answers = Mapping[tuple[int, ...], Sequence[PastRollout]]
-"""By prompt."""
+"""Past rollouts, by the token ids of their prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,11 @@ class Scorer:
 def measure_drift(
     versions: Sequence[Version], *, max_draft_tokens: int, progress: Callable[[], None]
 ) -> Iterator[dict[str, Any]]:
-    """Of each pair of versions, the earlier or the same one writing the history.
+    """Yield one result per pair of versions; the earlier version, or the same one, wrote the history.
 
     Args:
-        versions: in order.
-        max_draft_tokens: of one verification.
+        versions: policies in the order of training.
+        max_draft_tokens: limit on one draft.
         progress: called after each pair.
     """
     for i, decoding in enumerate(versions):
@@ -121,9 +121,9 @@ def replay(
     *,
     max_draft_tokens: int,
 ) -> tuple[int, int, int]:
-    """Draft tokens put to the test, those accepted, and steps, if every draft of the suffix drafter were verified.
+    """Count tested draft tokens, accepted ones and steps, as if every draft of the suffix drafter were verified.
 
-    Tokens behind the first wrong one of a draft are not put to the test, so that its length plays no part. Each answer is on its own: it knows the history of its prompt and itself, and no siblings.
+    Tokens after the first wrong one of a draft are not tested, so the length of drafts does not matter. Each answer knows the history of its prompt and its own tokens, but no siblings.
     """
     num_tested = num_accepted = num_steps = 0
     for prompt, siblings in answers.items():
@@ -156,7 +156,7 @@ def _num_tokens(answers: Answers) -> int:
 
 
 def _state(prompt: Sequence[int], key: SampleKey | None) -> RequestState:
-    """Of a request without a key: greedy."""
+    """Return the state of a greedy request, which needs no sample key."""
     return RequestState.of(
         Request(
             request_id="replayed",

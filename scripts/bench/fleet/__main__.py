@@ -1,4 +1,4 @@
-"""What a fleet costs, one JSON line per result. `python -m scripts.bench.fleet 'cases=[updates]' 'receivers=[1,2]'`; --help says more."""
+"""Measures what a fleet costs, one JSON line per result. `python -m scripts.bench.fleet 'cases=[updates]' 'receivers=[1,2]'`; --help says more."""
 
 import json
 from collections.abc import Iterator

@@ -61,7 +61,7 @@ def summarize(runs: Sequence[Sequence[_Row]]) -> dict[str, Any]:
 
 
 def _means(steps: Sequence[_Row]) -> dict[str, float]:
-    """Of what is per step, and of what is a rate over all of them."""
+    """Return means of the metrics per step, and rates over all steps."""
     seconds = _sum(steps, "seconds/step")
     num_tokens = _sum(steps, "rollout/num_tokens")
     means = {

@@ -49,22 +49,22 @@ class _Batches:
 def measure_membership(
     model: ModelConfig, engine: EngineConfig, fleet: RayFleetConfig, *, repeats: int
 ) -> dict[str, Any]:
-    """Have a worker join a fleet at its second version, leave again, and another one killed while it decodes; `repeats` times.
+    """Time a worker that joins a fleet at its second version and leaves again, and one that is killed while it decodes.
 
     Args:
-        model: loaded by every worker.
-        engine: of each.
-        fleet: how many there are, beside the joiner.
-        repeats: of both.
+        model: model of every worker.
+        engine: engine config of every worker.
+        fleet: number of workers besides the one that joins.
+        repeats: repeats of both measurements.
 
     Returns:
-        medians, least and greatest, in seconds. Join: to load, and to serve the current version, which a joiner is brought
-        to. Recovery: from the kill of one of the workers until the fleet has noticed, until others have answered all that it
-        had, until another one serves in its place. `undisturbed_seconds`: of the same requests when nobody is killed.
+        Medians, least and greatest, in seconds. Join: time to load, and to serve the current version. Recovery: time from the
+        kill until the fleet has noticed, until other workers have answered all requests of the killed one, and until a new
+        worker serves in its place. `undisturbed_seconds`: time of the same requests without a kill.
 
     Raises:
-        ValueError: one worker, whose requests nobody else could answer.
-        RuntimeError: something does not happen in 300 s.
+        ValueError: the fleet has only one worker, so no other could answer its requests.
+        RuntimeError: something does not happen within 300 s.
     """
     if fleet.num_workers < 2:
         raise ValueError(f"fleet.num_workers must be >= 2 for membership, got {fleet.num_workers}")

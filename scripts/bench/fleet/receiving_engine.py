@@ -66,7 +66,7 @@ class _ReceivingEngine:
         return {"stage": staged - start, "verify": time.perf_counter() - staged}
 
     def commit(self) -> float:
-        """Put the new weights in force between two steps; returns the seconds of that alone."""
+        """Put the new weights in force between two steps; returns how long that took, in seconds."""
         taken = SimpleQueue[float]()
 
         def commit() -> None:
@@ -80,9 +80,9 @@ class _ReceivingEngine:
         return taken.get()
 
     def steps_since(self, start: float) -> list[tuple[float, int]]:
-        """Seconds from the end of each step to the end of the next, of all since then and of `_STEPS_AFTER` more.
+        """Return the seconds from the end of each step to the end of the next, for all steps since then and `_STEPS_AFTER` more.
 
-        Each with the version of the weights behind the later one.
+        Each comes with the version of the weights that the later step used.
         """
         wanted = len(self._step_ends) + _STEPS_AFTER
         while self._concurrency and len(self._step_ends) < wanted:

@@ -32,22 +32,22 @@ def measure_updates(
     repeats: int,
     bucket_mb: float,
 ) -> dict[str, Any]:
-    """Publish `repeats` versions and two before the clock counts, each to all receivers.
+    """Publish `repeats` versions to all receivers, after two versions that are not timed.
 
     Args:
-        model: whose weights travel.
-        engine: of each receiver.
+        model: model whose weights are sent.
+        engine: engine config of each receiver.
         num_receivers: processes with an engine each.
-        concurrency: requests each decodes all the time; 0: idle engines.
-        num_threads: of each receiver.
-        repeats: of the measurement.
-        bucket_mb: of the transport.
+        concurrency: requests that each engine decodes all the time; 0 leaves engines idle.
+        num_threads: threads of each receiver.
+        repeats: timed versions.
+        bucket_mb: bucket size of the transport, in MB.
 
     Returns:
-        medians over the repeats, of the slowest receiver: seconds to digest, stage, verify, from publish to commit; ms of
-        the commit alone. Of engines that decode, ms from the end of a step to that of the next: median and longest before the
-        update, longest while it is staged and verified (its panels laid out), and of the first two with the new weights. With
-        `engine.on_update` `keep` these two are steps like any other; else prompts are computed again.
+        Medians over the repeats, of the slowest receiver: seconds to digest, to stage, to verify, and from publish to commit; ms
+        of the commit. For engines that decode also the ms from the end of a step to the end of the next: median and longest
+        before the update, longest while weights are staged, verified and packed, and the first two steps with the new weights.
+        With `engine.on_update=keep` these two are like any other; otherwise they compute prompts again.
 
     Raises:
         RuntimeError: a receiver does not hold what was sent.
@@ -152,11 +152,11 @@ class _Receiver:
         self._pipe.send((call, args))
 
     def end(self, timeout_seconds: float = 60.0) -> Any:
-        """What the call gave.
+        """Return the result of the call.
 
         Raises:
-            RuntimeError: nothing, in that time.
-            EOFError: the process ended; it has said why.
+            RuntimeError: there was no result in time.
+            EOFError: the process ended and has said why.
         """
         if not self._pipe.poll(timeout_seconds):
             raise RuntimeError(f"a receiver did not answer within {timeout_seconds:g} s")

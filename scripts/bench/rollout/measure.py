@@ -83,7 +83,7 @@ def _difference(after: EngineStats, before: EngineStats, repeats: int) -> dict[s
 def _shares(
     decoder: Decoder, counts: Mapping[str, float], seconds: float, peaks: MachinePeaks
 ) -> dict[str, float]:
-    """Of the GEMM peak: the linears' multiplications. Of the bandwidth: the weights, read once per step."""
+    """Return two shares: the linears' multiplications of the GEMM peak, and one read of the weights per step of the bandwidth."""
     weights = [m.weight for m in decoder.layers.modules() if isinstance(m, Linear | Int8Linear)]
     layer_size = sum(w.numel() for w in weights)
     head_size = decoder.lm_head.numel()

@@ -1,4 +1,4 @@
-"""Where a run's time goes: linears, attention, sampling, other."""
+"""Splits a run's time into linears, attention, sampling and the rest."""
 
 import pkgutil
 import time

@@ -1,4 +1,4 @@
-"""What the comparison with and without drafts runs: scenarios at so many requests in flight, and how long that takes."""
+"""Cells of the comparison with and without drafts: a scenario at a number of requests in flight, with its expected duration."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class Cell:
     group_size: int
     params: SamplingParams
     expected_tokens: int
-    """Of a completion."""
+    """Expected tokens of one completion."""
     pairs: int = 1
     """Runs with and without drafts, in turn."""
 
@@ -125,8 +125,8 @@ def make_cell(
 
 
 def expected_seconds(cell: Cell, costs: CostTable) -> float:
-    """Of all its runs, if drafts gain nothing; the completions of a `tail` are of all lengths alike, and so half of them are
-    in flight."""
+    """Return the expected seconds of all runs of a cell if drafts gain nothing. Lengths of a `tail` are taken as uniform, so that half of its
+    completions are in flight on average."""
     prompts = sum(costs.seconds(StepSize(len(prompt), 0, 0)) for prompt in cell.prompts)
     in_flight, steps = (
         cell.concurrency,

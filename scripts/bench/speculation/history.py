@@ -1,4 +1,4 @@
-"""What the comparison with and without drafts takes from a training run: its past rollouts, and the prompts they answer."""
+"""Inputs of the comparison that come from a training run: its past rollouts, and the prompts they answer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ _DRAFTER = "SuffixDrafter"
 
 
 def past_rollouts(run_dir: Path) -> Mapping[str, Any]:
-    """What the speculator of a run's newest checkpoint kept.
+    """Return the past rollouts that the speculator of a run's newest checkpoint kept.
 
     Raises:
         ValueError: no checkpoint, or none with past rollouts.
@@ -32,7 +32,7 @@ def past_rollouts(run_dir: Path) -> Mapping[str, Any]:
 
 
 def mean_tokens(past: Mapping[str, Any]) -> float:
-    """Of a past rollout."""
+    """Return the mean number of tokens of a past rollout."""
     lengths = [len(token_ids) for *_, token_ids in past[_DRAFTER]["rollouts"]]
     return sum(lengths) / len(lengths)
 

@@ -93,7 +93,7 @@ def serve(engine: Engine, requests: Iterable[Request], concurrency: int) -> dict
 
 @dataclass(slots=True)
 class _Runs:
-    """Of one side of the comparison."""
+    """Runs of one side of the comparison, with drafts or without."""
 
     speeds: list[float] = field(default_factory=list)  # tokens/s
     last: dict[str, Completion] = field(default_factory=dict)
@@ -123,7 +123,7 @@ class _Runs:
             self.stats.append(speculator.take_stats())
 
     def total(self, name: str) -> float:
-        """Of a count of the speculator."""
+        """Return the sum of one of the speculator's counts over all runs."""
         return sum(getattr(stats, name) for stats in self.stats)
 
     def over_expected(self, what: str) -> float | None:
