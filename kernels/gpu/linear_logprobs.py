@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.gpu.linear import TILE_K, TILE_T, product_tile
 from kernels.gpu.token_logprobs import (
     JOIN_WARPS,
     join_tiles,
@@ -29,40 +30,10 @@ __all__ = [
     "linear_logprobs_triton",
 ]
 
-TILE_T, TILE_V, TILE_H = 128, 128, 64
+TILE_V = 128
 _FORWARD_ROWS = 8192
 _GRADIENT_ELEMENTS = 1 << 27
 """Elements of the gradient of the logits that are held at a time: 256 MB in bfloat16."""
-
-
-@triton.jit
-def _logits_tile(
-    hidden_ptr,
-    weight_ptr,
-    rows,
-    columns,
-    num_rows,
-    vocab_size,
-    width,
-    stride_t,
-    stride_v,
-    TILE_H: tl.constexpr,
-):
-    """[rows, columns] of hidden @ weight^T in fp32."""
-    is_row, is_column = rows < num_rows, columns < vocab_size
-    inner = tl.arange(0, TILE_H)
-    # int64: column * stride passes 2**31 at V = 256k, H = 8,192
-    from_hidden = hidden_ptr + rows.to(tl.int64)[:, None] * stride_t + inner[None, :]
-    from_weight = weight_ptr + columns.to(tl.int64)[None, :] * stride_v + inner[:, None]
-    total = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
-    for start in range(0, width, TILE_H):
-        is_inner = inner < width - start
-        hidden = tl.load(from_hidden + start, mask=is_row[:, None] & is_inner[None, :], other=0.0)
-        weight = tl.load(
-            from_weight + start, mask=is_inner[:, None] & is_column[None, :], other=0.0
-        )
-        total = tl.dot(hidden, weight, total, input_precision="ieee")
-    return total
 
 
 @triton.jit
@@ -82,7 +53,7 @@ def _head_stats_kernel(
     num_tiles,
     TILE_T: tl.constexpr,
     TILE_V: tl.constexpr,
-    TILE_H: tl.constexpr,
+    TILE_K: tl.constexpr,
 ):
     # neighbouring programs read the same columns of the weight
     num_row_tiles = tl.cdiv(num_rows, TILE_T)
@@ -90,7 +61,7 @@ def _head_stats_kernel(
     rows = row_tile * TILE_T + tl.arange(0, TILE_T)
     columns = tile * TILE_V + tl.arange(0, TILE_V)
     is_row, is_column = rows < num_rows, (columns < vocab_size)[None, :]
-    logits = _logits_tile(
+    logits = product_tile(
         hidden_ptr,
         weight_ptr,
         rows,
@@ -100,7 +71,7 @@ def _head_stats_kernel(
         width,
         stride_t,
         stride_v,
-        TILE_H,
+        TILE_K,
     )
     if logits_ptr is not None:
         place = rows.to(tl.int64)[:, None] * vocab_size + columns[None, :]
@@ -164,14 +135,14 @@ def _grad_logits_kernel(
     stride_v,
     TILE_T: tl.constexpr,
     TILE_V: tl.constexpr,
-    TILE_H: tl.constexpr,
+    TILE_K: tl.constexpr,
 ):
     num_row_tiles = tl.cdiv(num_rows, TILE_T)
     tile, row_tile = tl.program_id(0) // num_row_tiles, tl.program_id(0) % num_row_tiles
     rows = row_tile * TILE_T + tl.arange(0, TILE_T)
     columns = tile * TILE_V + tl.arange(0, TILE_V)
     is_row = rows < num_rows
-    logits = _logits_tile(
+    logits = product_tile(
         hidden_ptr,
         weight_ptr,
         rows,
@@ -181,7 +152,7 @@ def _grad_logits_kernel(
         width,
         stride_t,
         stride_v,
-        TILE_H,
+        TILE_K,
     )
     inverse_temperature = tl.load(inverse_temperature_ptr + rows, mask=is_row, other=0.0)
     maximum = tl.load(maximum_ptr + rows, mask=is_row, other=0.0)
@@ -234,7 +205,7 @@ def head_stats_triton(
         num_tiles,
         TILE_T=TILE_T,
         TILE_V=TILE_V,
-        TILE_H=TILE_H,
+        TILE_K=TILE_K,
         num_warps=8,
         num_stages=3,
         enable_fp_fusion=False,
@@ -317,7 +288,7 @@ def _grad_logits(
         weight_VH.stride(0),
         TILE_T=TILE_T,
         TILE_V=TILE_V,
-        TILE_H=TILE_H,
+        TILE_K=TILE_K,
         num_warps=8,
         num_stages=3,
         enable_fp_fusion=False,

@@ -8,6 +8,7 @@ import torch
 from kernels.attention_layout import AttentionLayout, Segment
 from kernels.gpu.attention import attention_triton
 from kernels.gpu.attention_backward import attention_backward_triton
+from kernels.gpu.linear import linear_triton
 from kernels.gpu.linear_logprobs import (
     linear_logprobs_backward_triton,
     linear_logprobs_triton,
@@ -46,6 +47,7 @@ def all_launches() -> Iterator[Launch]:
     yield from _cache_writes()
     yield from _vocabulary()
     yield from _attention()
+    yield from _linears()
 
 
 def _elementwise() -> Iterator[Launch]:
@@ -171,4 +173,16 @@ def _attention() -> Iterator[Launch]:
         run=lambda: decode(torch.float8_e4m3fn, 0),
         matrix=matrix,
         missing_on=("80", "gfx942"),
+    )
+
+
+def _linears() -> Iterator[Launch]:
+    x, weight, bias = empty(TOKENS, HIDDEN), empty(HIDDEN, HIDDEN), empty(HIDDEN)
+    matrix = {"_linear_kernel": "bf16", "_linear_descriptor_kernel": "bf16"}
+    yield Launch(name="linear", run=lambda: linear_triton(x, weight, bias), matrix=matrix)
+    head = empty(VOCABULARY, HIDDEN)
+    yield Launch(
+        name="lm_head",
+        run=lambda: linear_triton(x, head, out_dtype=torch.float32),
+        matrix=matrix,
     )
