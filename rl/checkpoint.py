@@ -48,7 +48,15 @@ class Checkpoint:
 
 
 class Checkpointer:
-    """Writes checkpoints of one run and keeps the newest few."""
+    """Writes checkpoints of one run and keeps the newest few.
+
+    Args:
+        run_dir: of the run.
+        source: the model that the run began with.
+        keep: checkpoints kept.
+        grace_seconds: how long older weights stay for readers after a newer version; trainer states do not.
+        write_served: adds what a service needs to the directory of the weights.
+    """
 
     def __init__(
         self,
@@ -56,6 +64,7 @@ class Checkpointer:
         *,
         source: Path,
         keep: int,
+        grace_seconds: float = 0.0,
         write_served: Callable[[Path], None] | None = None,
     ) -> None:
         self._store = WeightStore(run_dir / "weights")
@@ -63,6 +72,7 @@ class Checkpointer:
         self._source = source
         self._keep = keep
         self._write_served = write_served
+        self._grace_seconds = grace_seconds
 
     @property
     def latest(self) -> int | None:
@@ -93,10 +103,8 @@ class Checkpointer:
         _check_finite(weights, state.policy_version)
         self._states.mkdir(parents=True, exist_ok=True)
         version = state.policy_version
-        partial = self._states / f".v{version}.pt"
         saved = {"run": asdict(state), "trainer": trainer_state, "fleet": fleet_state}
-        torch.save(saved, partial)
-        partial.rename(_state_path(self._states, version))
+        _save_state(saved, _state_path(self._states, version))
         dtype = next(iter(weights.values())).dtype
 
         def write(directory: Path) -> None:
@@ -106,13 +114,19 @@ class Checkpointer:
             if write_beside is not None:
                 write_beside(directory)
 
-        path = self._store.publish(version, write)
-        self._store.remove_old(self._keep)
+        try:
+            path = self._store.publish(version, write)
+        except Exception:
+            # nobody can resume from a state without its weights
+            _state_path(self._states, version).unlink()
+            raise
+        self._store.remove_old(self._keep, grace_seconds=self._grace_seconds)
         self._remove_old_states()
         return path
 
     def _remove_old_states(self) -> None:
-        kept = {_state_path(self._states, version) for version in self._store.versions()}
+        newest = self._store.versions()[-self._keep :]
+        kept = {_state_path(self._states, version) for version in newest}
         for path in self._states.iterdir():
             if path not in kept:
                 path.unlink()
@@ -146,6 +160,19 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
         trainer_state=saved["trainer"],
         fleet_state=saved["fleet"],
     )
+
+
+def _save_state(saved: Mapping[str, Any], path: Path) -> None:
+    """Write a file that is there whole or not at all, and that takes no room if it could not be written."""
+    partial = path.with_name(f".{path.name}")
+    try:
+        # torch's own writer does not say that a disk is full
+        with partial.open("wb") as file:
+            torch.save(saved, file)
+        partial.rename(path)
+    except Exception:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _state_path(directory: Path, version: int) -> Path:

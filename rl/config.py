@@ -42,10 +42,16 @@ class CheckpointConfig:
     """Write a checkpoint every so many steps and at the end; 0: at the end alone."""
     keep: int = 2
     """Checkpoints kept; older ones are removed after a newer one is complete."""
+    grace_seconds: float = 60.0
+    """Time that older weights stay for readers that follow `LATEST`, after a newer version was announced. A reader that takes
+    longer holds a lease (`WeightStore.reading`)."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps", ">= 0", self.every_steps)
         require(self.keep > 0, "checkpoint.keep", "> 0", self.keep)
+        require(
+            self.grace_seconds >= 0, "checkpoint.grace_seconds", ">= 0", self.grace_seconds
+        )
 
 
 @dataclass(kw_only=True)

@@ -96,12 +96,12 @@ class Tracker:
             stack.callback(self.progress.__exit__, kind, error, trace)
             stack.callback(lambda: self._wandb.finish(exit_code=self._exit_code))
             stack.callback(self.progress.begin_phase, "finishing")
-            stack.callback(self._samples.close)
-            stack.callback(self._events.close)
+            stack.callback(self._close_logs)
             stack.callback(self._draw_curves)
             if error is not None and self._has_begun:
                 status = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-                self.run_end(status, exit_code=self._exit_code)
+                with self._harmless("the record of the error"):  # which may be that of a full disk
+                    self.run_end(status, exit_code=self._exit_code)
 
     def run_start(self, fields: Mapping[str, Any]) -> None:
         self._has_begun = True
@@ -133,6 +133,12 @@ class Tracker:
         """Record how the run ended, here and at W&B: with the exit code of its process."""
         self._exit_code = exit_code
         self._events.write("run_end", {**fields, "exit_code": exit_code})
+
+    def _close_logs(self) -> None:
+        for log in (self._samples, self._events):
+            # every row was flushed when it was written, and what failed then was raised then
+            with self._harmless("closing the logs"):
+                log.close()
 
     def _draw_curves(self) -> None:
         with self._harmless("curves.png"):

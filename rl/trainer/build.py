@@ -155,7 +155,11 @@ def assemble(
         collector=collector,
         learner=learner,
         checkpointer=Checkpointer(
-            run_dir, source=source, keep=config.checkpoint.keep, write_served=served.write
+            run_dir,
+            source=source,
+            keep=config.checkpoint.keep,
+            grace_seconds=config.checkpoint.grace_seconds,
+            write_served=served.write,
         ),
         tracker=tracker,
         answers=answers,

@@ -93,6 +93,7 @@ class TrainLoop:
         self._stop = stop or StopSignal()
         self._gave_up_int8 = state.gave_up_int8
         self._skipped = SkippedSteps(config.trainer.max_skipped_steps)
+        self._save_failed = False
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
 
@@ -142,8 +143,8 @@ class TrainLoop:
         return is_one
 
     def _keep_last_version(self, *, is_done: bool) -> None:
-        has_steps = self._version != self._first_version
-        if (not has_steps and not is_done) or self._skipped.is_all_skipped:
+        nothing_new = self._version == self._first_version and not is_done
+        if nothing_new or self._save_failed or self._skipped.is_all_skipped:
             return
         try:
             self._save_checkpoint()
@@ -309,6 +310,7 @@ class TrainLoop:
             dropped_groups=self._batches.num_dropped,
             gave_up_int8=self._gave_up_int8,
         )
+        self._save_failed = True  # until it is done: what failed once is not tried again at the end
         with stopwatch("checkpoint"):
             path: Path = self._parts.checkpointer.save(
                 state,
@@ -317,6 +319,7 @@ class TrainLoop:
                 fleet_state=self._parts.fleet.state_dict(),
                 write_beside=learner.write_beside,
             )
+        self._save_failed = False
         fields: Mapping[str, Any] = {
             "step": self._version,
             "policy_version": self._version,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rl.cli import INTERRUPTED, RunError, UserError
 from rl.config import TrainConfig
+from rl.disk_full import is_disk_full
 from rl.run_directory import claim_run_dir
 from rl.stop_signal import Stopped, StopSignal
 from rl.tracking.answers import AnswerPair, pair_answers
@@ -62,6 +63,10 @@ def train(config: TrainConfig) -> int:
             if stop.requested:
                 return INTERRUPTED
             raise RunError(f"{error}{_how_to_go_on(config)}") from error
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise RunError(_disk_is_full(config)) from error
 
 
 def train_rank(config: TrainConfig) -> int:
@@ -173,6 +178,16 @@ def _stopped_at_once(config: TrainConfig, signal: Stopped) -> str:
     if version is None:
         return f"stopped by {signal} before the first step; run_dir={config.run_dir} is free again"
     return f"stopped by {signal} at once; resume_from={config.run_dir} goes on from step {version}"
+
+
+def _disk_is_full(config: TrainConfig) -> str:
+    version = _latest(config)
+    if version is None:
+        return f"the disk of run_dir={config.run_dir} is full, and no checkpoint was kept; make room, or choose another run_dir"
+    return (
+        f"the disk of run_dir={config.run_dir} is full; the checkpoint of step {version} is kept: make room, and "
+        f"resume_from={config.run_dir} goes on from it"
+    )
 
 
 def _how_to_go_on(config: TrainConfig) -> str:

@@ -3,7 +3,8 @@
     root/v7/{config.json, model.safetensors, ..., manifest.json}
     root/LATEST                                                     holds "v7"
 
-One process publishes; any number follow `LATEST`. A version appears in this order: filled beside, made durable,
+One process publishes; any number follow `LATEST`: an old version stays for a grace time,
+and as long as a reader holds a lease on it. A version appears in this order: filled beside, made durable,
 renamed, announced in `LATEST`. A crash leaves the earlier `LATEST` in force; the next `publish` removes what the
 killed run left, also a version that was renamed but never announced.
 """
@@ -11,12 +12,16 @@ killed run left, also a version that was renamed but never announced.
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from safetensors import safe_open
 
 from rollout.weights.atomic import publish_directory, write_text_atomically
+from rollout.weights.lease import hold_lease, is_held
 from rollout.weights.manifest import MANIFEST, FileSpec, Manifest, TensorSpec, describe_tensor
 
 
@@ -41,10 +46,14 @@ class WeightStore:
         self._remove_leftovers(version)
         staged = self.root / f".v{version}.staged"
         staged.mkdir()
-        write(staged)
-        _check_checkpoint(staged)
-        manifest = _describe(staged, version)
-        (staged / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        try:
+            write(staged)
+            _check_checkpoint(staged)
+            manifest = _describe(staged, version)
+            (staged / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        except Exception:
+            shutil.rmtree(staged)  # a disk may be full
+            raise
         target = self.root / f"v{version}"
         publish_directory(staged, target)
         write_text_atomically(self.root / "LATEST", f"v{version}\n")
@@ -97,14 +106,39 @@ class WeightStore:
                 f"weights {self.path(version)} differ from their {MANIFEST}: {'; '.join(files + tensors)}"
             )
 
-    def remove_old(self, keep: int) -> None:
-        """Remove all but the `keep` newest versions; keep >= 1, so the latest always stays."""
+    def remove_old(self, keep: int, *, grace_seconds: float = 0.0, now: float | None = None) -> None:
+        """Remove old versions but the `keep` newest, those that readers may have begun to load, and those that they hold.
+
+        Args:
+            keep: >= 1, so the latest always stays.
+            grace_seconds: how long a version stays after a newer one: whoever has just read `LATEST` can load it.
+            now: the time in seconds since the epoch; None: as the clock says.
+
+        Raises:
+            ValueError: keep is < 1.
+        """
         if keep < 1:
             raise ValueError(f"keep must be >= 1, the latest version always stays, got {keep}")
-        for version in self.versions()[:-keep]:
+        now = time.time() if now is None else now
+        versions = self.versions()
+        newer = dict(pairwise(versions))
+        for version in versions[:-keep]:
+            superseded_at = (self.path(newer[version]) / MANIFEST).stat().st_mtime
+            if now - superseded_at < grace_seconds or is_held(self.path(version), now=now):
+                continue
             # renamed first: no reader finds half a version
             removed = self.path(version).rename(self.root / f".v{version}.removed")
             shutil.rmtree(removed)
+
+    @contextmanager
+    def reading(self, version: int) -> Generator[Path]:
+        """Keep a version from being removed while the block runs; gives its directory.
+
+        Raises:
+            ValueError: not published, or removed.
+        """
+        with hold_lease(self.path(version)):
+            yield self.path(version)  # asked again: it may have been removed before the lease was there
 
     def _directories(self) -> list[int]:
         versions = (_parse(path.name) for path in self.root.iterdir() if path.is_dir())
@@ -112,7 +146,7 @@ class WeightStore:
 
     def _remove_leftovers(self, next_version: int) -> None:
         """What killed runs left: half-filled and half-removed directories, versions never announced."""
-        partial = [p for p in self.root.iterdir() if re.fullmatch(r"\.v\d+\.\w+", p.name)]
+        partial = [p for p in self.root.iterdir() if re.fullmatch(r"\.v\d+\.(staged|removed)", p.name)]
         unannounced = [self.root / f"v{v}" for v in self._directories() if v >= next_version]
         for path in partial + unannounced:
             shutil.rmtree(path)

@@ -56,6 +56,16 @@ def test_old_versions_go_with_their_trainer_state_and_the_newest_stay(tmp_path, 
     assert checkpointer.latest == 5
 
 
+def test_weights_stay_a_grace_time_for_who_follows_latest_and_large_trainer_states_do_not(
+    tmp_path, source
+):
+    checkpointer = Checkpointer(tmp_path / "run", source=source, keep=1, grace_seconds=1000)
+    for version in (1, 2, 3):
+        save(checkpointer, source, version)
+    names = sorted(p.name for p in (tmp_path / "run").rglob("v*"))
+    assert names == ["v1", "v2", "v3", "v3.pt"]
+
+
 def test_resuming_from_a_directory_without_a_checkpoint_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"resume_from must be a run directory with a checkpoint"):
         load_checkpoint(tmp_path)

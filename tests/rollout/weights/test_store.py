@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rollout.weights import atomic
+from rollout.weights import lease as lease_module
 from rollout.weights import store as store_module
 from rollout.weights.manifest import describe_tensor
 from rollout.weights.store import WeightStore
@@ -277,3 +280,55 @@ def test_sharded_weights_are_all_in_the_manifest(store):
     store.publish(0, write)
     assert {spec.name for spec in store.manifest(0).tensors} == tensors(0).keys()
     store.verify(0)
+
+
+def superseded_at(store: WeightStore, version: int) -> float:
+    return (store.path(version + 1) / "manifest.json").stat().st_mtime
+
+
+def test_who_has_just_read_latest_can_load_that_version_for_a_grace_time(filled):
+    end = superseded_at(filled, 1) + 60
+    filled.remove_old(keep=1, grace_seconds=60, now=end - 1)
+    assert filled.versions() == [0, 1, 2]
+    assert load_file(filled.path(1) / "model.safetensors")
+    filled.remove_old(keep=1, grace_seconds=60, now=end + 1)
+    assert filled.versions() == [2]
+
+
+def test_a_version_is_not_removed_under_a_reader_and_goes_when_it_has_left(filled):
+    later = superseded_at(filled, 1) + 1
+    with filled.reading(0) as path, filled.reading(0):
+        filled.remove_old(keep=1, now=later)
+        assert filled.versions() == [0, 2], "of those without a reader none is kept"
+        assert load_file(path / "model.safetensors")
+        filled.publish(3, writer(3))
+        assert filled.versions() == [0, 2, 3], "a publication leaves leases alone"
+    filled.remove_old(keep=1, now=later)
+    assert names(filled) == {"LATEST", "v3"}
+
+
+def test_a_lease_is_renewed_while_its_reader_lives_and_void_after_it_died(filled, monkeypatch):
+    monkeypatch.setattr(lease_module, "_RENEWAL_SECONDS", 0.01)
+    with filled.reading(0):
+        (lease,) = filled.root.glob(".v0.*.lease")
+        os.utime(lease, (0, 0))
+        deadline = time.monotonic() + 10
+        while lease.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        filled.remove_old(keep=1)
+        assert filled.versions() == [0, 2]
+    dead = filled.root / ".v0.killed.lease"
+    dead.touch()
+    filled.remove_old(keep=1, now=dead.stat().st_mtime + 61)
+    assert names(filled) == {"LATEST", "v2"}
+
+
+def test_a_reader_that_may_not_write_reads_without_a_lease(filled, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with filled.reading(1) as path:
+        assert load_file(path / "model.safetensors")
+    with pytest.raises(ValueError, match="holds no version 7"), filled.reading(7):
+        pass
