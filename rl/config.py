@@ -49,9 +49,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps", ">= 0", self.every_steps)
         require(self.keep > 0, "checkpoint.keep", "> 0", self.keep)
-        require(
-            self.grace_seconds >= 0, "checkpoint.grace_seconds", ">= 0", self.grace_seconds
-        )
+        require(self.grace_seconds >= 0, "checkpoint.grace_seconds", ">= 0", self.grace_seconds)
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
     train.py     resume_from=<run>            the run's config, in the run's directory, with the command line on top
     evaluate.py  model.path=<run or weights>  its task, prompt, sampling (greedily), engine, limits on scorers
-    generate.py  model.path=<run or weights>  its prompt, sampling, engine
+    generate.py  model.path=<run or weights>  its prompt, sampling, engine; of weights that were copied, their prompt and sampling
 
 What a run saved becomes a primary config of Hydra, with an option `saved` in each group. So overrides mean what they
 always mean: `key=value` changes a key, `group=option` replaces a group, `experiment=...` is laid over all.
@@ -25,6 +25,7 @@ from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
 from rl.run_directory import run_dir_of
 from rl.tasks.config import TaskConfig
 from rl.version import commit, version
+from rollout.models.json_file import read_json
 
 __all__ = [
     "base_on_run",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 _SAVED = "saved"
+_FORM = ("system_prompt", "user_prompt", "reply_prefix")
+"""Keys of what stands around a question."""
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -97,27 +100,21 @@ def base_on_run(config_name: str, line: CommandLine) -> tuple[str, list[str]]:
     key = {"train": "resume_from", "evaluate": "model.path", "generate": "model.path"}.get(
         config_name
     )
-    value = None if key is None else _value_of(key, arguments)
-    run_dir = Path(value) if value and key == "resume_from" else run_dir_of(value or "")
-    saved = None if run_dir is None else read_config(run_dir)
-    if saved is None:
+    value = _value_of(key, arguments) if key else None
+    if not value:
         return config_name, arguments
-    schemas = _groups(saved)
-    del saved["defaults"]
-    match config_name:
-        case "train":
-            node = {**saved, "run_dir": str(run_dir), "resume_from": str(run_dir)}
-        case "evaluate":
-            node = _of_schema(saved, EvaluateConfig)
-            node["sampling"] = {**saved["sampling"], "temperature": 0.0}
-        case _:
-            form = {
-                key: saved["task"][key] for key in ("system_prompt", "user_prompt", "reply_prefix")
-            }
-            node = {**_of_schema(saved, GenerateConfig), **form}
-    if config_name != "train":
-        # of the model that the run began with, only its type stays
-        node["model"] = {"dtype": saved["model"]["dtype"]}
+    run_dir = Path(value) if key == "resume_from" else run_dir_of(value)
+    saved = read_config(run_dir) if run_dir else None
+    if saved is not None:
+        schemas = _groups(saved)
+        del saved["defaults"]
+        saved |= {"run_dir": str(run_dir), "resume_from": str(run_dir)}
+        node = _node_for(config_name, saved)
+    elif config_name == "generate" and (Path(value) / "prompt.json").is_file():
+        schemas, node = {}, _published_node(Path(value))
+    else:
+        return config_name, arguments
+    if key == "model.path":
         arguments = [argument for argument in arguments if argument != "model=hf"]
     return _store(config_name, node, schemas), arguments
 
@@ -133,6 +130,35 @@ def _base_on_file(line: CommandLine) -> str:
         del saved["defaults"]
         return _store("train", {**saved, "run_dir": "", "resume_from": ""}, schemas)
     return line.config_name
+
+
+def _node_for(config_name: str, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a script takes of a run's config."""
+    if config_name == "train":
+        return dict(saved)
+    is_evaluation = config_name == "evaluate"
+    node = _of_schema(saved, EvaluateConfig if is_evaluation else GenerateConfig)
+    # the weights are those of the command line
+    node["model"] = {key: value for key, value in saved["model"].items() if key != "path"}
+    if is_evaluation:
+        node["sampling"] = {**saved["sampling"], "temperature": 0.0}
+    else:
+        node |= {key: saved["task"][key] for key in _FORM}
+    return node
+
+
+def _published_node(directory: Path) -> dict[str, Any]:
+    """What generate.py takes of published weights that have left their run: the files that were written for a service."""
+    prompt = read_json(directory / "prompt.json")
+    generation = read_json(directory / "generation_config.json")
+    sampling = {
+        "temperature": generation["temperature"] if generation.get("do_sample") else 0.0,
+        "max_tokens": generation["max_new_tokens"],
+        "stop": prompt["stop"],
+        **{key: generation[key] for key in ("top_k", "top_p", "min_p") if key in generation},
+    }
+    model = {"chat_template_kwargs": prompt["chat_template_kwargs"]}
+    return {"model": model, "sampling": sampling, **{key: prompt[key] for key in _FORM}}
 
 
 def changed_keys(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, tuple[Any, Any]]:

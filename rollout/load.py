@@ -12,6 +12,7 @@ from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
 from rollout.text.ends import Ends, resolve_ends
 from rollout.text.tokenizer import check_vocabulary, load_tokenizer
+from rollout.weights.lease import hold_lease
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -46,9 +47,10 @@ def load_model(
     Raises:
         ValueError: what is wrong with the files, or between tokenizer and embedding.
     """
-    tokenizer = load_tokenizer(directory, model)
-    ends = resolve_ends(directory, tokenizer)
-    decoder = load_decoder(weights or directory, dtype=dtype, device=device)
+    with hold_lease(directory), hold_lease(weights or directory):
+        tokenizer = load_tokenizer(directory, model)
+        ends = resolve_ends(directory, tokenizer)
+        decoder = load_decoder(weights or directory, dtype=dtype, device=device)
     check_vocabulary(tokenizer, decoder.spec.vocab_size, directory)
     for warning in ends.warnings:
         logger.warning("%s", warning)

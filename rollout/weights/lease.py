@@ -1,6 +1,6 @@
 """Read leases: files beside a published version that say that a reader is still at it.
 
-    root/.v7.<id>.lease     renewed while its reader lives; void a minute after that died
+root/.v7.<id>.lease     renewed while its reader lives; void a minute after that died
 """
 
 import threading
@@ -18,11 +18,14 @@ _LEASE_SECONDS = 60.0
 
 @contextmanager
 def hold_lease(directory: Path) -> Generator[None]:
-    """Hold a lease on a version while the block runs; none where its store cannot be written to.
+    """Hold a lease on a version while the block runs; none where its store cannot be written to, or where nothing is published.
 
     Args:
-        directory: of the version.
+        directory: of the version, or any other one.
     """
+    if not (directory.parent / "LATEST").is_file():
+        yield
+        return
     lease = directory.with_name(f".{directory.name}.{uuid4().hex}.lease")
     try:
         lease.touch()

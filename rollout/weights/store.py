@@ -106,7 +106,9 @@ class WeightStore:
                 f"weights {self.path(version)} differ from their {MANIFEST}: {'; '.join(files + tensors)}"
             )
 
-    def remove_old(self, keep: int, *, grace_seconds: float = 0.0, now: float | None = None) -> None:
+    def remove_old(
+        self, keep: int, *, grace_seconds: float = 0.0, now: float | None = None
+    ) -> None:
         """Remove old versions but the `keep` newest, those that readers may have begun to load, and those that they hold.
 
         Args:
@@ -138,7 +140,9 @@ class WeightStore:
             ValueError: not published, or removed.
         """
         with hold_lease(self.path(version)):
-            yield self.path(version)  # asked again: it may have been removed before the lease was there
+            yield self.path(
+                version
+            )  # asked again: it may have been removed before the lease was there
 
     def _directories(self) -> list[int]:
         versions = (_parse(path.name) for path in self.root.iterdir() if path.is_dir())
@@ -146,7 +150,9 @@ class WeightStore:
 
     def _remove_leftovers(self, next_version: int) -> None:
         """What killed runs left: half-filled and half-removed directories, versions never announced."""
-        partial = [p for p in self.root.iterdir() if re.fullmatch(r"\.v\d+\.(staged|removed)", p.name)]
+        partial = [
+            p for p in self.root.iterdir() if re.fullmatch(r"\.v\d+\.(staged|removed)", p.name)
+        ]
         unannounced = [self.root / f"v{v}" for v in self._directories() if v >= next_version]
         for path in partial + unannounced:
             shutil.rmtree(path)

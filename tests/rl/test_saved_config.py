@@ -1,5 +1,6 @@
 """A run's own config: written, read again, and the base of what goes on from it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,30 @@ def test_it_answers_prompts_as_it_was_trained_to(run):
     assert (config.system_prompt, config.user_prompt) == ("Calculate.", "{question}")
     assert config.reply_prefix == "{question}"
     assert (config.sampling.max_tokens, config.sampling.temperature) == (9, 1.0)
+
+
+def test_published_weights_that_have_left_their_run_are_asked_as_their_files_say(tmp_path):
+    prompt = {
+        "system_prompt": "Add.", "user_prompt": "What is {question}?", "reply_prefix": "", "stop": ["."],
+        "chat_template_kwargs": {"enable_thinking": False}, "example": {},
+    }  # fmt: skip
+    (tmp_path / "prompt.json").write_text(json.dumps(prompt))
+    generation = {
+        "do_sample": True,
+        "temperature": 0.7,
+        "max_new_tokens": 11,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    config: GenerateConfig = config_of("generate", f"model.path={tmp_path}")
+    assert (config.system_prompt, config.user_prompt) == ("Add.", "What is {question}?")
+    sampling = config.sampling
+    assert (sampling.temperature, sampling.max_tokens, sampling.stop) == (0.7, 11, ["."])
+    assert config.model.chat_template_kwargs == {"enable_thinking": False}
+    generation["do_sample"] = False
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert config_of("generate", f"model.path={tmp_path}").sampling.temperature == 0
 
 
 def test_a_path_that_is_no_run_changes_nothing(tmp_path):
