@@ -7,6 +7,7 @@
 The trainer state is written first, so that every version that LATEST has ever named can be resumed.
 """
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +15,7 @@ from typing import Any
 
 import torch
 
-from rollout.core import NotFiniteError
 from rollout.models.checkpoint import save_checkpoint
-from rollout.models.tensor_files import is_finite
 from rollout.weights.store import WeightStore
 
 __all__ = ["Checkpoint", "Checkpointer", "RunState", "load_checkpoint"]
@@ -95,16 +94,12 @@ class Checkpointer:
             trainer_state: of the learner.
             fleet_state: of the fleet.
             write_beside: adds to the directory of the weights.
-
-        Raises:
-            NotFiniteError: a weight is not finite; nothing is written.
         """
-        weights = dict(named_weights)
-        _check_finite(weights, state.policy_version)
         self._states.mkdir(parents=True, exist_ok=True)
         version = state.policy_version
         saved = {"run": asdict(state), "trainer": trainer_state, "fleet": fleet_state}
         _save_state(saved, _state_path(self._states, version))
+        weights = dict(named_weights)
         dtype = next(iter(weights.values())).dtype
 
         def write(directory: Path) -> None:
@@ -132,15 +127,6 @@ class Checkpointer:
                 path.unlink()
 
 
-def _check_finite(weights: Mapping[str, torch.Tensor], version: int) -> None:
-    for name, tensor in weights.items():
-        if not is_finite(tensor):
-            raise NotFiniteError(
-                f"{name} of version {version} holds NaN or infinite values, so the version is not kept; lower "
-                "trainer.learning_rate and go on from an earlier one"
-            )
-
-
 def load_checkpoint(run_dir: Path) -> Checkpoint:
     """A run's latest.
 
@@ -153,7 +139,14 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
         raise ValueError(
             f"resume_from must be a run directory with a checkpoint, got {str(run_dir)!r}"
         )
-    saved = torch.load(_state_path(run_dir / "trainer", version), weights_only=True, mmap=True)
+    path = _state_path(run_dir / "trainer", version)
+    try:
+        saved = torch.load(path, weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is missing, truncated or damaged ({str(error).splitlines()[0]}); copy the run again, or go on from "
+            "its weights: model.path=<run>/weights/v<version>"
+        ) from error
     return Checkpoint(
         weights=store.path(version),
         state=RunState(**saved["run"]),

@@ -30,6 +30,7 @@ from rl.trainer.metrics.skipped_steps import SkippedSteps
 from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
 from rl.trainer.metrics.step import memory_metrics, rollout_metrics, sample_rows
 from rl.trainer.metrics.stopwatch import Stopwatch
+from rl.trainer.weights.finite import check_finite
 from rollout.config import StorageDtype
 from rollout.core import SamplingParams
 from rollout.fleet.base import Fleet
@@ -254,6 +255,7 @@ class TrainLoop:
         if self._is_int8:
             named_weights = int8_weights(named_weights)
         update = make_update(self._version + 1, named_weights)
+        check_finite(update.tensors, version=self._version + 1)
         self._parts.fleet.update_weights(update)
         self._version += 1
 

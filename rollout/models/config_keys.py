@@ -37,7 +37,10 @@ ARCHITECTURES = {
         has_own_keys=("sliding_window",),
     ),
     "Qwen2ForCausalLM": Architecture(
-        model_type="qwen2", max_positions=32768, num_kv_heads=32, has_own_keys=_WINDOWED
+        model_type="qwen2",
+        max_positions=32768,
+        num_kv_heads=32,
+        has_own_keys=("attention_bias", *_WINDOWED),
     ),
     "Qwen3ForCausalLM": Architecture(
         model_type="qwen3",

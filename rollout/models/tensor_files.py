@@ -1,5 +1,6 @@
 """Reads the safetensors files of a model directory; an error names the file, and a manifest's digests are compared."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def read_tensor_file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         ValueError: the file is truncated or damaged.
     """
+    _check_file_digest(path)
     try:
         with safe_open(str(path), framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -54,6 +56,24 @@ def read_tensor_file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         raise ValueError(
             f"{path} is truncated or damaged ({error}); copy or download the file again"
         ) from error
+
+
+def _check_file_digest(path: Path) -> None:
+    """Compare a file in a folder of a published version (ema/, adapter/) with the digest in that version's manifest."""
+    manifest = path.parent.parent / MANIFEST
+    if not manifest.is_file():
+        return
+    name = f"{path.parent.name}/{path.name}"
+    files = read_json(manifest).get("files") or ()
+    for spec in files:
+        if isinstance(spec, Mapping) and spec.get("name") == name:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if spec.get("sha256") != digest:
+                raise ValueError(
+                    f"{path} is not what was published: its bytes differ from the digest in {manifest}; copy the version "
+                    "again"
+                )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

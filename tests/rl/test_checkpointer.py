@@ -69,3 +69,16 @@ def test_weights_stay_a_grace_time_for_who_follows_latest_and_large_trainer_stat
 def test_resuming_from_a_directory_without_a_checkpoint_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"resume_from must be a run directory with a checkpoint"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("keeps", [0.0, 0.5])
+def test_a_truncated_trainer_state_is_named(tmp_path, source, keeps):
+    save(Checkpointer(tmp_path, source=source, keep=2), source, 3)
+    path = tmp_path / "trainer" / "v3.pt"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keeps)])
+    with pytest.raises(ValueError, match=f"{path} is missing, truncated or damaged"):
+        load_checkpoint(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path} is missing"):
+        load_checkpoint(tmp_path)

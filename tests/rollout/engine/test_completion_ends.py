@@ -112,6 +112,20 @@ def test_a_stop_string_ends_a_completion_and_its_text_before_the_string(
     assert (completion.text, completion.finish_reason) == (text, FinishReason.STOP)
 
 
+@pytest.mark.parametrize("stop", [("<|im_end|>",), ("zz", "<|im_end|>"), ("i<|im_end|>",)])
+def test_a_special_token_in_a_stop_string_ends_a_completion(llama, monkeypatch, stop):
+    script = [*b"hi", 258, *b"no"]
+    monkeypatch.setattr(
+        verification,
+        "sample_tokens",
+        lambda _l, _r, states, _p: ([script[states[0].num_output]], [0]),
+    )
+    request = make_request("a", prompt(3), ignore_eos=True, stop=stop)
+    (completion,) = run(make_engine(llama), [request]).values()
+    assert (completion.token_ids, completion.finish_reason) == (script[:3], FinishReason.STOP)
+    assert completion.text == ("h" if "i" in stop[0][:1] else "hi")
+
+
 def test_a_stop_string_that_the_prompt_begins_is_not_one(llama, says):
     says("op> on")
     request = make_request("a", b"<st", stop=("<stop>",), max_tokens=6)

@@ -327,6 +327,22 @@ def test_a_published_version_is_compared_with_its_digests(published):
     load_decoder(published, dtype=torch.float32)
 
 
+def test_a_folder_of_a_published_version_is_compared_with_the_versions_digests(tmp_path, qwen2):
+    def write(directory):
+        weights = dict(load_decoder(qwen2, dtype=torch.float32).hf_tensors())
+        for target in (directory, directory / "ema"):
+            target.mkdir(exist_ok=True)
+            save_checkpoint(weights, source=qwen2, directory=target, dtype=torch.float32)
+
+    path = WeightStore(tmp_path / "weights").publish(3, write) / "ema" / "model.safetensors"
+    load_decoder(path.parent, dtype=torch.float32)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} is not what was published"):
+        load_decoder(path.parent, dtype=torch.float32)
+
+
 def test_a_tensor_that_the_manifest_has_and_the_files_lack_is_named(published):
     tensors = load_file(published / "model.safetensors")
     del tensors["model.norm.weight"]
