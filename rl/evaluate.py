@@ -14,8 +14,9 @@ from rl.tasks.task import Task, load_task
 from rl.tracking.answers import pair_answers
 from rl.tracking.harmless import Harmless
 from rl.tracking.summary import print_summary
+from rl.trainer.checks import check_context
 from rl.trainer.collect.collector import Collector
-from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rl.trainer.collect.encoded_prompts import EncodedPrompts, leave_out_long
 from rl.trainer.collect.evaluation import Evaluation, evaluate
 from rl.trainer.collect.scoring import ScoringError, check_scores
 from rl.trainer.metrics.step import sample_rows
@@ -35,15 +36,24 @@ def evaluate_model(config: EvaluateConfig) -> None:
         RunError: more completions than `reward.max_error_rate` allows could not be scored.
     """
     try:
-        task = load_task(config.task)
+        task = load_task(config.task, needs_training=False)
         model = resolve_model(config.model)
         engine = Engine.from_config(config.model, config.engine)
+        task = leave_out_long(task, config.task, engine.tokenizer)
+        prompts = EncodedPrompts(task.held_out, engine.tokenizer)
+        check_context(
+            prompts,
+            len(prompts),
+            max_tokens=config.sampling.max_tokens,
+            max_context_tokens=engine.max_context_tokens,
+            what="held-out",
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     console, harmless = Console(), Harmless()
     with harmless("the plan"):
         _print_plan(console, config, task, model)
-    evaluation = _evaluate(console, config, task, engine)
+    evaluation = _evaluate(console, config, task, engine, prompts)
     try:
         problem = check_scores(evaluation.groups, max_error_rate=config.reward.max_error_rate)
     except ScoringError as error:
@@ -60,8 +70,13 @@ def evaluate_model(config: EvaluateConfig) -> None:
             console.print(Text(f"{problem}; they count as wrong", "yellow"), soft_wrap=True)
 
 
-def _evaluate(console: Console, config: EvaluateConfig, task: Task, engine: Engine) -> Evaluation:
-    prompts = EncodedPrompts(task.held_out, engine.tokenizer)
+def _evaluate(
+    console: Console,
+    config: EvaluateConfig,
+    task: Task,
+    engine: Engine,
+    prompts: EncodedPrompts,
+) -> Evaluation:
     reward = config.reward
     with (
         ScorerPool(

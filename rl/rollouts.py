@@ -120,6 +120,11 @@ class Rollout:
         return self.turns[-1].text if self.turns else ""
 
     @property
+    def prompt_ids(self) -> list[int]:
+        """Tokens of the prompt."""
+        return self.log.token_ids[: self.num_prompt_tokens]
+
+    @property
     def num_sampled_tokens(self) -> int:
         return sum(self.log.loss_mask)
 

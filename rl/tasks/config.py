@@ -118,3 +118,11 @@ class DatasetConfig(TaskConfig):
     """Column with texts or lists of chat messages. A dot reaches into structs and lists: `extra.question`."""
     answer_column: str = "answer"
     """Column with the gold answers; a dot reaches into structs and lists: `reward_model.ground_truth`, `answers.0`."""
+    max_prompt_tokens: int = 0
+    """Prompts of more tokens are left out, and counted. 0: one that leaves no room for a completion is an error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.max_prompt_tokens >= 0, "task.max_prompt_tokens", ">= 0", self.max_prompt_tokens
+        )

@@ -75,11 +75,16 @@ def curves_figure(events: Rows, *, title: str) -> "Figure":
     return figure
 
 
-def _panels() -> list[list[_Panel]]:
+def _panels(events: Rows) -> list[list[_Panel]]:
     reward = _Panel("Reward", "mean of a step", "reward/mean", _draw_trend)
     accuracy = _Panel(
         "Held-out accuracy", "% of prompts, greedy", "evaluation/accuracy", _draw_accuracy
     )
+    if any("evaluation/reward_mean" in e and "evaluation/accuracy" not in e for e in events):
+        # scores below 0 or above 1 are no shares
+        accuracy = _Panel(
+            "Held-out reward", "mean score, greedy", "evaluation/reward_mean", _draw_trend
+        )
     length = _Panel("Completion length", "tokens, mean", "rollout/length_mean", _draw_length)
     entropy = _Panel("Entropy", "nats per token", "policy/entropy", _draw_trend)
     speed = _Panel("Rollout speed", "tokens/s", "rollout/tokens_per_second", _draw_trend)
@@ -114,7 +119,7 @@ def _panels() -> list[list[_Panel]]:
 
 
 def _draw_panels(figure: "Figure", events: Rows) -> None:
-    rows = [[panel for panel in row if _has(events, panel.key)] for row in _panels()]
+    rows = [[panel for panel in row if _has(events, panel.key)] for row in _panels(events)]
     rows = [row for row in rows if row]
     if not rows:
         figure.text(0.5, 0.5, "nothing recorded yet", size=14, color=MUTED, ha="center")

@@ -29,6 +29,7 @@ SAMPLE_COLUMNS = (
     "outcome",
     "finish_reason",
     "num_tokens",
+    "rendered_prompt",  # as the model saw it, special tokens too
 )
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -75,17 +75,20 @@ class Progress:
 
     def evaluation_line(self, metrics: Mapping[str, float]) -> None:
         """Print the line of one evaluation, with the points gained since the first."""
-        accuracy = metrics["evaluation/accuracy"]
         text = Text.assemble(
             ("eval  ", "cyan"),
             (f"{int(metrics['step']):>{len(str(self._total_steps))}}/{self._total_steps}", "bold"),
-            ("  held-out accuracy ", "dim"),
-            (f"{accuracy:.1%}", "bold cyan"),
         )
-        if self._first_accuracy is not None:
-            text.append(f" ({100 * (accuracy - self._first_accuracy):+.1f} points)", "cyan")
+        accuracy = metrics.get("evaluation/accuracy")
+        if accuracy is None:  # scores below 0 or above 1
+            text.append("  held-out reward ", "dim")
+            text.append(f"{metrics['evaluation/reward_mean']:.3f}", "bold cyan")
         else:
-            self._first_accuracy = accuracy
+            text.append("  held-out accuracy ", "dim").append(f"{accuracy:.1%}", "bold cyan")
+            if self._first_accuracy is None:
+                self._first_accuracy = accuracy
+            else:
+                text.append(f" ({100 * (accuracy - self._first_accuracy):+.1f} points)", "cyan")
         if "evaluation/num_prompts" in metrics:
             text.append(f"  of {metrics['evaluation/num_prompts']:,.0f} prompts", "dim")
         if "evaluation/length_mean" in metrics:

@@ -19,6 +19,7 @@ def print_summary(
     after: Mapping[str, float] | None,
     answers: Sequence[AnswerPair],
     paths: Mapping[str, Path],
+    answers_title: str = "Answers to held-out prompts",
 ) -> None:
     """Print the summary.
 
@@ -28,12 +29,17 @@ def print_summary(
         after: the last evaluation's metrics.
         answers: those of the prompts that both evaluations have; a few are shown.
         paths: what a user may want to open, by name; under "W&B" the directory that `wandb sync` uploads.
+        answers_title: what the answers are.
     """
     width = min(console.width, MAX_WIDTH)
-    _print_section(console, "Held-out accuracy", width=width)
-    console.print(_accuracy_text(before, after, answers), width=width)
+    if _has_accuracy(before) and _has_accuracy(after):
+        _print_section(console, "Held-out accuracy", width=width)
+        console.print(_accuracy_text(before, after, answers), width=width)
+    else:
+        _print_section(console, "Held-out reward", width=width)
+        console.print(_reward_text(before, after), width=width)
     if answers:
-        _print_section(console, "Answers to held-out prompts", width=width)
+        _print_section(console, answers_title, width=width)
         print_answers(console, choose_answers(answers), width=width)
     _print_section(console, "Files", width=width)
     label_width = max(map(len, paths), default=0) + 2
@@ -55,6 +61,19 @@ def print_summary(
 def _print_section(console: Console, title: str, *, width: int) -> None:
     console.print()
     console.print(Rule(Text(title, "bold"), align="left", style="dim"), width=width)
+
+
+def _has_accuracy(metrics: Mapping[str, float] | None) -> bool:
+    """Returns whether the scores of an evaluation are shares; true of none."""
+    return metrics is None or "evaluation/accuracy" in metrics
+
+
+def _reward_text(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> Text:
+    """The mean of scores that are no shares, since some are below 0 or above 1."""
+    means = [f"{m['evaluation/reward_mean']:.3f}" for m in (before, after) if m is not None]
+    total = sum(m["evaluation/num_prompts"] for m in (after or before,) if m is not None)
+    note = f"  mean score of {total:,.0f} prompts; some scores are below 0 or above 1"
+    return Text.assemble("  ", (" -> ".join(means), "bold"), (note, "dim"))
 
 
 def _accuracy_text(

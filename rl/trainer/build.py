@@ -19,11 +19,12 @@ from rl.served_files import ServedFiles
 from rl.stop_signal import StopSignal
 from rl.tasks.task import Task, load_task
 from rl.tracking.tracker import Tracker
-from rl.trainer.checks import check_config, check_prompts
+from rl.trainer.checks import check_budget, check_config, check_context
 from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.demonstrations import Demonstrations
-from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rl.trainer.collect.encoded_prompts import EncodedPrompts, leave_out_long
 from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
+from rl.trainer.first_prompt import first_prompt_plan
 from rl.trainer.learn.build import make_learner
 from rl.trainer.learn.learner import Learner
 from rl.trainer.loop import Parts, TrainLoop
@@ -93,14 +94,18 @@ def assemble(
     dtype = torch_dtype(config.model.dtype, "cpu")
     loaded = load_model(source, dtype=dtype, model=config.model, weights=start.weights)
     decoder, tokenizer = loaded.decoder, loaded.tokenizer
+    task = leave_out_long(task, config.task, tokenizer)
     train_prompts = EncodedPrompts(task.train, tokenizer)
     held_out_prompts = EncodedPrompts(task.held_out, tokenizer)
     limit = min(config.engine.max_context_tokens, decoder.spec.max_positions)
     for what, prompts in (("training", train_prompts), ("held-out", held_out_prompts)):
         # prompts that are generated when asked for may be slow to make: the first ones speak for the rest
         count = len(prompts) if isinstance(prompts.prompts, list) else _NUM_CHECKED
-        lengths = prompts.lengths(count)
-        check_prompts(config, lengths, max_context_tokens=limit, what=what)
+        max_tokens = config.sampling.max_tokens
+        longest = check_context(
+            prompts, count, max_tokens=max_tokens, max_context_tokens=limit, what=what
+        )
+        check_budget(config, longest, max_context_tokens=limit)
     learner = make_learner(
         config,
         algorithm,
@@ -165,7 +170,7 @@ def assemble(
         answers=answers,
     )
     plan = _plan(config, algorithm.needs, task, decoder, train_prompts.lengths(_NUM_CHECKED))
-    plan["ends at"] = loaded.ends.description
+    plan |= {"ends at": loaded.ends.description, **first_prompt_plan(train_prompts)}
     if config.resume_from:
         plan |= resume_plan(config, start.state)
     if ranks.count > 1:

@@ -2,15 +2,15 @@
 
 import importlib.util
 import logging
-from collections.abc import Sequence
 
 from rl.algorithms.base.algorithm import Needs
 from rl.algorithms.base.config import KLEstimator, KLPlacement, RatioBase
 from rl.config import RunMode, TrainConfig
 from rl.tracking.config import WandbMode
 from rl.tracking.wandb_identity import wandb_mode
+from rl.trainer.collect.encoded_prompts import EncodedPrompts
 
-__all__ = ["check_config", "check_prompts"]
+__all__ = ["check_budget", "check_config", "check_context"]
 
 logger = logging.getLogger("paceline")
 
@@ -103,27 +103,58 @@ def _check_staleness(config: TrainConfig) -> None:
         )
 
 
-def check_prompts(
-    config: TrainConfig, lengths: Sequence[int], *, max_context_tokens: int, what: str
-) -> None:
-    """Refuse prompts that leave no room for a completion, or make samples that fit no micro-batch.
+def check_context(
+    prompts: EncodedPrompts, count: int, *, max_tokens: int, max_context_tokens: int, what: str
+) -> int:
+    """Refuse prompts that leave no room for a completion; say where a completion has less room than it may have.
 
     Args:
-        config: of the run.
-        lengths: tokens of each prompt.
+        prompts: of a task.
+        count: how many of them are looked at, the first ones.
+        max_tokens: of a completion.
         max_context_tokens: of the engine and the model, whichever is less.
         what: the prompts' name in the error.
 
+    Returns:
+        Tokens of the longest prompt.
+
     Raises:
-        ValueError: with the longest prompt.
+        ValueError: with the longest prompt, and where it comes from.
     """
+    lengths = prompts.lengths(count)
     longest = max(lengths)
+    prompt = prompts.prompts[lengths.index(longest)]
     if longest >= max_context_tokens:
+        cure = f", or leave such rows out: task.max_prompt_tokens={max_context_tokens - 1}"
         raise ValueError(
-            f"the longest of the {what} prompts has {longest} tokens (prompt {lengths.index(longest)}), and the "
-            f"context holds {max_context_tokens} with its completion; raise engine.max_context_tokens if the model "
-            "allows it, or leave the prompt out"
+            f"the longest of the {what} prompts has {longest} tokens "
+            f"({prompt.origin or f'prompt {prompt.prompt_id}'}), and the context holds {max_context_tokens} with its "
+            f"completion; raise engine.max_context_tokens if the model allows it{cure if prompt.origin else ''}"
         )
+    if longest + max_tokens > max_context_tokens:
+        logger.warning(
+            "sampling.max_tokens=%d is more than fits: the context holds %d tokens, and the longest of the %s prompts has "
+            "%d, so that its completion ends after %d",
+            max_tokens,
+            max_context_tokens,
+            what,
+            longest,
+            max_context_tokens - longest,
+        )
+    return longest
+
+
+def check_budget(config: TrainConfig, longest: int, *, max_context_tokens: int) -> None:
+    """Refuse prompts that make samples that fit no micro-batch.
+
+    Args:
+        config: of the run.
+        longest: tokens of the longest prompt.
+        max_context_tokens: of the engine and the model, whichever is less.
+
+    Raises:
+        ValueError: with the tokens of the longest sample.
+    """
     sample = min(longest + config.sampling.max_tokens, max_context_tokens)
     budget = config.trainer.max_tokens_per_micro_batch
     if sample > budget:

@@ -97,6 +97,8 @@ class TrainLoop:
         self._save_failed = False
         self.first_evaluation: Evaluation | None = None
         self.last_evaluation: Evaluation | None = None
+        self.last_groups: Sequence[RolloutGroup] = ()
+        """Groups of the last step."""
 
     @property
     def policy_version(self) -> int:
@@ -188,7 +190,12 @@ class TrainLoop:
                 metrics["rollout/tokens_per_second"] = metrics["fleet/tokens_per_second"]
             metrics |= self._predicted_staleness(batch, metrics)
         header = {"step": self._version, "policy_version": self._version}
-        samples = sample_rows(groups, step=self._version)
+        render = self._parts.train_prompts.render
+        samples = [
+            {**row, "rendered_prompt": render(group.rollouts[0].prompt_ids)}
+            for group, row in zip(groups, sample_rows(groups, step=self._version), strict=True)
+        ]
+        self.last_groups = groups
         self._parts.tracker.step({**header, **metrics}, samples)
         return True
 

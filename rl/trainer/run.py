@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rl.cli import INTERRUPTED, RunError, UserError
-from rl.config import TrainConfig
+from rl.config import RunMode, TrainConfig
 from rl.disk_full import is_disk_full
 from rl.run_directory import claim_run_dir
 from rl.stop_signal import Stopped, StopSignal
@@ -23,7 +23,7 @@ from rl.trainer.collect.evaluation import Evaluation
 from rl.trainer.collect.scoring import ScoringError
 from rl.trainer.config import TrainerBackend
 from rl.trainer.metrics.mismatch import MismatchError
-from rl.trainer.metrics.step import sample_rows
+from rl.trainer.metrics.step import all_rows, sample_rows
 from rl.trainer.ranks.checks import check_launch
 from rl.trainer.ranks.follower import dismiss
 from rl.trainer.ranks.group import join_ranks
@@ -147,11 +147,16 @@ def _print_summary(console: Console, run: Run, config: TrainConfig) -> None:
         "checkpoint": run_dir / "weights" / f"v{loop.policy_version}",
         **run.tracker.paths,
     }
+    answers, title = _answers(first, last, step=loop.policy_version), "Answers to held-out prompts"
+    if config.mode is RunMode.rollout_only:
+        rows = all_rows(loop.last_groups, step=loop.policy_version)
+        answers, title = pair_answers(None, rows), "Scored completions of the last step"
     print_summary(
         console,
         before=first.metrics() if first else None,
         after=last.metrics() if last else None,
-        answers=_answers(first, last, step=loop.policy_version),
+        answers=answers,
+        answers_title=title,
         paths={name: path for name, path in paths.items() if path.exists()},
     )
 

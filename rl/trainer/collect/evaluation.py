@@ -1,4 +1,4 @@
-"""Greedy accuracy on held-out prompts."""
+"""Greedy answers to held-out prompts, and what they score."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,34 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """`accuracy` is the mean score; a completion that could not be scored counts as wrong, and is counted."""
+    """Scored answers. One that could not be scored counts as 0, and is counted."""
 
     groups: list[RolloutGroup]
-    accuracy: float
-    num_correct: float
+    scores: list[float]
+    """One per prompt."""
     num_unscored: int
     length_mean: float
 
+    @property
+    def reward_mean(self) -> float:
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The mean score as a share of right answers; None where some score is no share, below 0 or above 1."""
+        return self.reward_mean if all(0 <= score <= 1 for score in self.scores) else None
+
     def metrics(self) -> dict[str, float]:
+        """Returns the mean reward and, where it is one, the accuracy."""
+        shares: dict[str, float] = {}
+        if self.accuracy is not None:
+            shares = {
+                "evaluation/accuracy": self.accuracy,
+                "evaluation/num_correct": sum(self.scores),
+            }
         return {
-            "evaluation/accuracy": self.accuracy,
-            "evaluation/num_correct": self.num_correct,
+            **shares,
+            "evaluation/reward_mean": self.reward_mean,
             "evaluation/num_unscored": self.num_unscored,
             "evaluation/length_mean": self.length_mean,
             "evaluation/num_prompts": len(self.groups),
@@ -76,11 +92,9 @@ def evaluate(
     versions = {version for r in rollouts for version in r.log.policy_versions} - {NO_VERSION}
     if len(versions) > 1:
         raise RuntimeError(f"an evaluation must be of one policy, got versions {sorted(versions)}")
-    correct = sum(r.reward for r in rollouts if r.reward is not None)
     return Evaluation(
         groups=groups,
-        accuracy=correct / len(rollouts),
-        num_correct=correct,
+        scores=[0.0 if r.reward is None else r.reward for r in rollouts],
         num_unscored=count_unscored(groups)[0],
         length_mean=sum(r.num_sampled_tokens for r in rollouts) / len(rollouts),
     )

@@ -10,7 +10,14 @@ from rl.tasks.messages import text_of_question
 from rl.trainer.learn.backend import BatchStats
 from rollout.core import FinishReason
 
-__all__ = ["is_uniform", "memory_metrics", "rollout_metrics", "sample_rows", "training_metrics"]
+__all__ = [
+    "all_rows",
+    "is_uniform",
+    "memory_metrics",
+    "rollout_metrics",
+    "sample_rows",
+    "training_metrics",
+]
 
 _OF_FRESH_TOKENS = ("mismatch/k3", "mismatch/logprob_difference_mean")
 
@@ -88,8 +95,13 @@ def memory_metrics() -> dict[str, float]:
 
 
 def sample_rows(groups: Sequence[RolloutGroup], *, step: int) -> list[dict[str, Any]]:
-    """The first rollout of each group, as rows for people to read."""
+    """Returns the first rollout of each group, as rows for people to read."""
     return [_row(group, group.rollouts[0], step) for group in groups]
+
+
+def all_rows(groups: Sequence[RolloutGroup], *, step: int) -> list[dict[str, Any]]:
+    """Returns every rollout of the groups, as rows for people to read."""
+    return [_row(group, rollout, step) for group in groups for rollout in group.rollouts]
 
 
 def _row(group: RolloutGroup, rollout: Rollout, step: int) -> dict[str, Any]:

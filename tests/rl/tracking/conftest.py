@@ -16,6 +16,7 @@ def make_sample() -> Callable[..., Row]:
             "step": 1, "policy_version": 1, "prompt_id": 7, "group_id": 3, "sample_index": 0,
             "prompt": "13 + 4 = ?", "completion": "17", "answer": "17", "reward": 1.0,
             "outcome": "score", "finish_reason": "stop", "num_tokens": 2,
+ "rendered_prompt": "<|user|>12 + 35 =<|assistant|>",
         }  # fmt: skip
         return row | changes
 

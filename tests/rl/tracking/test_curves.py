@@ -186,3 +186,13 @@ def test_lengths_of_all_that_were_begun_are_drawn_beside_those_of_the_kept(event
     axes = _axes(curves_figure(events, title="run"), "rollout/length_mean")
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     assert drawn["all begun, at least"] == [31.5] * 20
+
+
+def test_scores_that_are_no_shares_are_drawn_as_a_reward() -> None:
+    events = [
+        {"event": "evaluation", "step": 0, "evaluation/reward_mean": -1.0},
+        {"event": "evaluation", "step": 9, "evaluation/reward_mean": 2.0},
+    ]
+    titles = [axes.get_title(loc="left") for axes in curves_figure(events, title="run").axes]
+    assert any("Held-out reward" in title for title in titles)
+    assert not any("accuracy" in title for title in titles)

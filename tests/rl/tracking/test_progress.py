@@ -117,3 +117,11 @@ def test_a_disabled_bar_leaves_only_the_lines_on_a_terminal(make_step) -> None:
         progress.begin_phase("rollout")
         progress.step_line(make_step(1))
     assert "rollout" not in _written(console).replace("(rollout", "")
+
+
+def test_an_evaluation_whose_scores_are_no_shares_shows_their_mean() -> None:
+    console = _pipe()
+    with Progress(60, console=console) as progress:
+        progress.evaluation_line({"step": 0, "evaluation/reward_mean": -1.5})
+    assert "held-out reward -1.500" in _written(console)
+    assert "%" not in _written(console)

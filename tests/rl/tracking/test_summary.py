@@ -127,3 +127,13 @@ def test_a_path_stays_in_one_piece_and_an_offline_run_says_how_to_upload_it(tmp_
     assert any(line.endswith(f"wandb sync {offline}") for line in lines)
     lines = _print(paths={"W&B": Path("wandb") / "run-1"}).splitlines()
     assert not any("wandb sync" in line for line in lines)
+
+
+def test_scores_that_are_no_shares_are_told_as_a_mean_reward(make_evaluation) -> None:
+    after = {"evaluation/reward_mean": -0.75, "evaluation/num_prompts": 40}
+    text = _print(after=after)
+    assert "Held-out reward" in text
+    assert "-0.750  mean score of 40 prompts" in text
+    assert "%" not in text
+    before = {**make_evaluation(0, 0.25), "evaluation/reward_mean": 0.25}
+    assert "0.250 -> -0.750" in _print(before=before, after=after)
