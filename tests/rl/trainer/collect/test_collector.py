@@ -202,7 +202,7 @@ def test_evaluation_keeps_the_order_of_the_prompts_and_counts_errors_as_wrong():
         progress=lambda done, total: seen.append((done, total)),
     )
     assert [g.prompt.prompt_id for g in result.groups] == [4, 3, 3]
-    assert (result.accuracy, result.scores, result.num_unscored) == (2 / 3, [1.0, 0.0, 1.0], 1)
+    assert (result.accuracy, result.scores, result.num_unscored) == (2 / 3, [0.0, 1.0, 1.0], 1)
     assert seen[-1] == (3, 3)
 
 
