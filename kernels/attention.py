@@ -6,9 +6,9 @@ its own maximum; blocks are joined by a left fold in block order:
     m' = max(m, m_j)    l' = l e^(m - m') + l_j e^(m_j - m')    o' = o e^(m - m') + o_j e^(m_j - m')
 
 A block that a row may not see folds in as an exact no-op. So a row does not depend on its batch, on chunking,
-on padding, or on prefill versus decode, and trainer and engine agree bit for bit. float32 on a CPU runs in C
-(`kernels/cpu/native/`), where keys are read where they lie; all else in tensor operations
-(`kernels.attention_fold`). The two differ in the last bits, and one process uses one of them throughout.
+on padding, or on prefill versus decode, and trainer and engine agree bit for bit. On a CPU it runs in C
+(`kernels/cpu/native/`), on a GPU in Triton (`kernels/gpu/`), where keys are read where they lie; all else in tensor
+operations (`kernels.attention_fold`). They differ in the last bits, and one process uses one of them throughout.
 
 Shape legend: T = packed rows, N = query heads, M = KV heads, G = N / M, D = width of a head.
 """
@@ -24,6 +24,7 @@ from kernels.attention_layout import (
     packed_layout,
     paged_layout,
 )
+from kernels.backends import runs_in_triton
 from kernels.checks import require_dtype
 from kernels.cpu.attention import attends_natively, attention_native
 from kernels.paged_kv import PagedKV
@@ -71,6 +72,10 @@ def paged_attention(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout
         return _native(
             q_TND, cache.keys, cache.values, layout, scales=cache.scales, lanes=cache.lanes
         )[0]
+    if runs_in_triton(q_TND):
+        from kernels.gpu.attention import attention_triton
+
+        return attention_triton(q_TND, cache.keys, cache.values, layout, scales=cache.scales)[0]
     return fold_paged(q_TND, cache, layout)
 
 
@@ -107,6 +112,11 @@ class _PackedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_TND):  # pyrefly: ignore
         q_TND, k_TMD, v_TMD, out_TND, logsumexp_TN = ctx.saved_tensors
+        if runs_in_triton(q_TND):
+            from kernels.gpu.attention_backward import attention_backward_triton
+
+            inputs = (q_TND, k_TMD, v_TMD, out_TND, logsumexp_TN)
+            return *attention_backward_triton(grad_TND, *inputs, ctx.layout), None
         grads = fold_packed_backward(
             grad_TND, q_TND, (k_TMD, v_TMD), out_TND, logsumexp_TN, ctx.layout
         )
@@ -119,6 +129,10 @@ def _packed_forward(
     """Returns the result, and the logsumexp of the scores [T, N]; chooses the implementation."""
     if attends_natively(q_TND, k_TMD.shape[1]):
         return _native(q_TND, k_TMD.contiguous(), v_TMD.contiguous(), layout)
+    if runs_in_triton(q_TND):
+        from kernels.gpu.attention import attention_triton
+
+        return attention_triton(q_TND, k_TMD, v_TMD, layout)
     return fold_packed(q_TND, k_TMD, v_TMD, layout)
 
 

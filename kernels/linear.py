@@ -6,12 +6,13 @@ Shape legend: T = rows, K = in features, N = out features. Traffic: reads T*K + 
 import torch
 from torch.nn import functional
 
+from kernels.backends import runs_in_triton
 from kernels.checks import check_linear_operands, require_dtype
 from kernels.cpu.linear import linear_native
 from kernels.cpu.native_functions import runs_natively
 from kernels.numerics import as_factor, gemm_row_tile, pad_rows
 
-__all__ = ["linear", "linear_reference"]
+__all__ = ["head_logits", "linear", "linear_reference"]
 
 _EXACT_TILE = 64
 
@@ -31,7 +32,7 @@ def linear(
 ) -> torch.Tensor:
     """Maps [T, K] to [T, N]. A row gives the same bits in any batch and at any place in it. Differentiable.
 
-    float32 and bfloat16 on a CPU run in C, where this holds by construction. Elsewhere the property of the GEMM library
+    In C on a CPU, and in Triton on a GPU, this holds by construction. Elsewhere the property of the GEMM library
     is probed once per (K, N, dtype, device), see `kernels.numerics`; where few rows break it, rows are padded with zeros.
 
     Args:
@@ -45,11 +46,44 @@ def linear(
     """
     check_linear_operands("linear", x_TK, weight_NK, bias_N)
     require_dtype("linear", x_TK.dtype, weight_NK)
+    if not (runs_natively(x_TK) or runs_in_triton(x_TK)):
+        return _linear_tensors(x_TK, weight_NK, bias_N)
+    if torch.is_grad_enabled():
+        return _Linear.apply(x_TK, weight_NK, bias_N)  # pyrefly: ignore
+    return _forward(x_TK, weight_NK, bias_N, packed_weight)
+
+
+def head_logits(
+    hidden_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    packed_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiplies by an LM head, [T, K] to [T, vocabulary], for the sampler and for the loss alike. Forward only.
+
+    In Triton logits are float32. Elsewhere they have the type of the rows: on a CPU float32 products are 4 times slower.
+    """
+    check_linear_operands("head_logits", hidden_TK, weight_NK, None)
+    require_dtype("head_logits", hidden_TK.dtype, weight_NK)
+    if runs_in_triton(hidden_TK):
+        from kernels.gpu.linear import linear_triton
+
+        return linear_triton(hidden_TK, weight_NK, out_dtype=torch.float32)
+    with torch.no_grad():
+        return linear(hidden_TK, weight_NK, packed_weight=packed_weight)
+
+
+def _forward(
+    x_TK: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    packed_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Chooses between the implementations in which a row does not depend on the others."""
     if runs_natively(x_TK):
-        if torch.is_grad_enabled():
-            return _Linear.apply(x_TK, weight_NK, bias_N)  # pyrefly: ignore
         return linear_native(x_TK, weight_NK, bias_N, packed_weight)
-    return _linear_tensors(x_TK, weight_NK, bias_N)
+    from kernels.gpu.linear import linear_triton
+
+    return linear_triton(x_TK, weight_NK, bias_N)
 
 
 def _linear_tensors(
@@ -75,7 +109,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TK, weight_NK, bias_N):  # pyrefly: ignore
         ctx.save_for_backward(x_TK, weight_NK)
-        return linear_native(x_TK, weight_NK, bias_N)
+        return _forward(x_TK, weight_NK, bias_N)
 
     @staticmethod
     def backward(ctx, grad_TN):  # pyrefly: ignore

@@ -4,18 +4,20 @@
     d logits = g (onehot(token) - softmax(x)) / temperature,   recomputed chunk by chunk
 
 Shape legend: T = rows, H = width, V = vocabulary. Memory: one [chunk, V] in fp32 instead of several [T, V].
-The forward is `kernels.linear` and `kernels.token_logprobs`, bit for bit what the sampler computes.
+The forward is `kernels.linear.head_logits` and `kernels.token_logprobs`, bit for bit what the sampler computes.
 """
 
 import torch
 
-from kernels.linear import linear
+from kernels.backends import runs_in_triton
+from kernels.linear import head_logits
 from kernels.numerics import accumulate_dtype, as_factor, factor_dtype
 from kernels.token_logprobs import vocab_sums
 
 __all__ = ["linear_logprobs", "linear_logprobs_reference"]
 
-_CHUNK_ELEMENTS = 1 << 23  # of [rows, V]: 32 MB in fp32
+_CHUNK_ELEMENTS = 1 << 23  # of [rows, V]: 32 MB in fp32, on a CPU
+_GPU_CHUNK_ELEMENTS = 1 << 27
 
 
 def linear_logprobs_reference(
@@ -37,7 +39,7 @@ class _LinearLogprobs(torch.autograd.Function):
     def forward(ctx, hidden_TH, weight_VH, token_ids_T, inverse_temperature):  # pyrefly: ignore
         chunks = [
             _chunk_forward(hidden_TH[rows], weight_VH, token_ids_T[rows], inverse_temperature)
-            for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0])
+            for rows in _chunks(hidden_TH, weight_VH)
         ]
         logprobs_T, entropy_T, maximum_T, total_T = map(torch.cat, zip(*chunks, strict=True))
         ctx.save_for_backward(hidden_TH, weight_VH, token_ids_T, maximum_T, total_T)
@@ -53,7 +55,7 @@ class _LinearLogprobs(torch.autograd.Function):
         dtype = accumulate_dtype(weight_VH.dtype)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
         factor_VH = as_factor(weight_VH)
-        for rows in _chunks(hidden_TH.shape[0], weight_VH.shape[0]):
+        for rows in _chunks(hidden_TH, weight_VH):
             grad_logits = _chunk_backward(
                 grad_logprobs_T[rows],
                 hidden_TH[rows],
@@ -90,7 +92,7 @@ def _chunk_forward(
     inverse_temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """[T] log-probabilities, entropies, and maxima and totals of `VocabSums`."""
-    logits_TV = linear(hidden_TH, weight_VH)
+    logits_TV = head_logits(hidden_TH, weight_VH)
     inverse_T = logits_TV.new_full((len(logits_TV),), inverse_temperature, dtype=torch.float64)
     sums = vocab_sums(logits_TV, inverse_T, with_moment=True)
     # a copy: the total is a slice of all blocks' sums
@@ -107,17 +109,24 @@ def _chunk_backward(
 ) -> torch.Tensor:
     """[T, V] gradient of the logits; `sums` are their maxima and totals."""
     maximum_T, total_T = sums
+    if runs_in_triton(hidden_TH):
+        from kernels.gpu.linear_logprobs import grad_logits_triton
+
+        inverse_T = torch.full_like(maximum_T, inverse_temperature)
+        per_row = (inverse_T, token_ids_T, maximum_T, total_T, grad_logprobs_T)
+        return grad_logits_triton(hidden_TH, weight_VH, *per_row).to(factor_dtype(weight_VH))
     grad_T1 = grad_logprobs_T[:, None] * inverse_temperature
-    logits = linear(hidden_TH, weight_VH).to(maximum_T.dtype).mul_(inverse_temperature)
+    logits = head_logits(hidden_TH, weight_VH).to(maximum_T.dtype).mul_(inverse_temperature)
     weights = logits.sub_(maximum_T[:, None]).exp_()
     grad_logits = weights.mul_(-grad_T1 / total_T[:, None])
     grad_logits.scatter_add_(-1, token_ids_T[:, None], grad_T1)
     return grad_logits.to(factor_dtype(weight_VH))
 
 
-def _chunks(num_rows: int, vocab_size: int) -> list[slice]:
-    size = max(64, _CHUNK_ELEMENTS // vocab_size)
-    return [slice(start, start + size) for start in range(0, max(num_rows, 1), size)]
+def _chunks(hidden_TH: torch.Tensor, weight_VH: torch.Tensor) -> list[slice]:
+    elements = _GPU_CHUNK_ELEMENTS if hidden_TH.is_cuda else _CHUNK_ELEMENTS
+    size = max(64, elements // weight_VH.shape[0])
+    return [slice(start, start + size) for start in range(0, max(len(hidden_TH), 1), size)]
 
 
 def linear_logprobs(

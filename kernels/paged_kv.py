@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.backends import runs_in_triton
 from kernels.cpu.attention import key_lanes, takes_heads
 from kernels.cpu.native_functions import is_native
 from kernels.quantize import INT8_LEVELS, quantize_rows
@@ -74,6 +75,11 @@ class PagedKV:
         offsets_T: torch.Tensor,
     ) -> None:
         """Put row t at offset `offsets_T[t]` of block `block_ids_T[t]`."""
+        if runs_in_triton(k_TMD) and self.lanes == 1:
+            from kernels.gpu.paged_kv import write_kv_triton
+
+            places = (block_ids_T, offsets_T)
+            return write_kv_triton(k_TMD, v_TMD, *places, self.keys, self.values, self.scales)
         if self.lanes > 1:
             keys, values = self._interleaved()
             lane_T = offsets_T % self.lanes

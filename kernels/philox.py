@@ -6,6 +6,8 @@ worker, in any batch, after any crash.
 
 import torch
 
+from kernels.backends import is_interpreting
+
 __all__ = ["philox_uniform"]
 
 _MASK = 0xFFFFFFFF
@@ -38,6 +40,10 @@ def philox_uniform(sample_keys_B3: torch.Tensor, positions_B: torch.Tensor) -> t
     Returns:
         [B] float32, multiples of 2**-24.
     """
+    if positions_B.is_cuda or is_interpreting():
+        from kernels.gpu.philox import philox_uniform_triton
+
+        return philox_uniform_triton(sample_keys_B3, positions_B)
     seed, group_id, sample_index = sample_keys_B3.unbind(-1)
     counter = torch.stack(
         [positions_B & _MASK, sample_index & _MASK, group_id & _MASK, (group_id >> 32) & _MASK]

@@ -6,6 +6,7 @@ Shape legend: T = rows, H = width. Traffic: reads and writes T*H elements.
 import torch
 from torch.autograd.function import once_differentiable
 
+from kernels.backends import runs_in_triton
 from kernels.checks import require_dtype
 from kernels.cpu.native_functions import runs_natively
 from kernels.cpu.rms_norm import rms_norm_native
@@ -32,6 +33,10 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_TH: torch.Tensor):  # pyrefly: ignore
         x_TH, weight_H, inverse_T1 = ctx.saved_tensors
+        if runs_in_triton(x_TH):
+            from kernels.gpu.rms_norm import rms_norm_backward_triton
+
+            return *rms_norm_backward_triton(grad_TH, x_TH, weight_H, inverse_T1), None
         dtype = inverse_T1.dtype
         normed = x_TH.to(dtype) * inverse_T1
         grad = grad_TH.to(dtype)
@@ -63,6 +68,10 @@ def _forward(
     """Returns the result, and the inverse root mean square of each row [..., 1]; chooses the implementation."""
     if runs_natively(x_TH):
         return rms_norm_native(x_TH, weight_H, eps)
+    if runs_in_triton(x_TH):
+        from kernels.gpu.rms_norm import rms_norm_triton
+
+        return rms_norm_triton(x_TH, weight_H, eps=eps)[:2]
     x = x_TH.to(accumulate_dtype(x_TH.dtype))
     # 1 / sqrt, since the vectorised rsqrt differs from the scalar one at the end of a buffer
     inverse_T1 = x.square().sum(-1, keepdim=True).div_(x.shape[-1]).add_(eps).sqrt_().reciprocal_()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
+from kernels.backends import runs_in_triton
 from kernels.checks import require_dtype
 from kernels.cpu.native_functions import runs_natively
 from kernels.cpu.rope import rope_native
@@ -92,6 +93,10 @@ def _forward(x_TND: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
     """Chooses the implementation."""
     if runs_natively(x_TND):
         return rope_native(x_TND, cos_sin_TD)
+    if runs_in_triton(x_TND):
+        from kernels.gpu.rope import rope_triton
+
+        return rope_triton(x_TND, cos_sin_TD)
     return rope_reference(x_TND, cos_sin_TD)
 
 

@@ -9,6 +9,7 @@ serial (52 ms against 12 ms for 64 x 49152).
 
 import torch
 
+from kernels.backends import runs_in_triton
 from kernels.checks import require_rows
 from kernels.cpu.native_functions import runs_natively
 from kernels.cpu.vocabulary import sample_native
@@ -34,14 +35,19 @@ def sample(sums: VocabSums, uniforms_B: torch.Tensor) -> torch.Tensor:
     """
     require_rows("sample", len(sums.logits_TV), uniforms_B)
     uniforms_B = uniforms_B.to(sums.cumulative_TJ.dtype)
+    operands = (
+        sums.logits_TV,
+        sums.inverse_temperature_T,
+        sums.maximum_T,
+        sums.cumulative_TJ,
+        uniforms_B,
+    )
     if runs_natively(sums.logits_TV):
-        return sample_native(
-            sums.logits_TV,
-            sums.inverse_temperature_T,
-            sums.maximum_T,
-            sums.cumulative_TJ,
-            uniforms_B,
-        )
+        return sample_native(*operands)
+    if runs_in_triton(sums.logits_TV):
+        from kernels.gpu.sample import sample_triton
+
+        return sample_triton(*operands)
     return _sample_tensors(sums, uniforms_B)
 
 

@@ -6,6 +6,7 @@ Shape legend: T = rows, I = width of the MLP. Traffic: reads 2*T*I, writes T*I e
 import torch
 from torch.nn import functional
 
+from kernels.backends import runs_in_triton
 from kernels.cpu.native_functions import runs_natively
 from kernels.cpu.swiglu import swiglu_native
 from kernels.numerics import accumulate_dtype
@@ -28,6 +29,10 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_TI: torch.Tensor):  # pyrefly: ignore
         (gate_up_TI,) = ctx.saved_tensors
+        if runs_in_triton(gate_up_TI):
+            from kernels.gpu.swiglu import swiglu_backward_triton
+
+            return swiglu_backward_triton(grad_TI, gate_up_TI)
         dtype = accumulate_dtype(gate_up_TI.dtype)
         gate, up = gate_up_TI.to(dtype).chunk(2, dim=-1)
         grad = grad_TI.to(dtype)
@@ -54,6 +59,10 @@ def _forward(gate_up_TI: torch.Tensor) -> torch.Tensor:
     """Chooses the implementation."""
     if runs_natively(gate_up_TI):
         return swiglu_native(gate_up_TI)
+    if runs_in_triton(gate_up_TI):
+        from kernels.gpu.swiglu import swiglu_triton
+
+        return swiglu_triton(gate_up_TI)
     gate, up = gate_up_TI.to(accumulate_dtype(gate_up_TI.dtype)).chunk(2, dim=-1)
     # by exp, since the vectorised silu differs from the scalar one at the end of a thread's share
     denominator = gate.neg().exp_().add_(1)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.backends import runs_in_triton
 from kernels.checks import require_rows
 from kernels.cpu.native_functions import runs_natively
 from kernels.cpu.vocabulary import vocab_sums_native
@@ -61,7 +62,7 @@ def vocab_sums(
 ) -> VocabSums:
     """Sums rows of logits [T, V], each at its own temperature. A row of only -inf, or with a NaN, gives NaN.
 
-    In C on CPUs: two passes that write nothing. Elsewhere in tensor operations.
+    In C on CPUs and in Triton on GPUs: passes that write nothing as large as the logits.
 
     Raises:
         ValueError: there is not one temperature per row.
@@ -71,6 +72,12 @@ def vocab_sums(
     if runs_natively(logits_TV):
         logits_TV = logits_TV.contiguous()
         maximum_T, cumulative_TJ, moment_T = vocab_sums_native(
+            logits_TV, inverse_T, with_moment=with_moment
+        )
+    elif runs_in_triton(logits_TV):
+        from kernels.gpu.token_logprobs import vocab_sums_triton
+
+        maximum_T, cumulative_TJ, moment_T = vocab_sums_triton(
             logits_TV, inverse_T, with_moment=with_moment
         )
     else:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import torch
 
+from kernels.backends import is_interpreting
 from kernels.cpu.library import native_library
 
 __all__ = ["is_native", "native_functions", "runs_natively"]
@@ -51,7 +52,7 @@ def runs_natively(x: torch.Tensor) -> bool:
 
 def is_native(dtype: torch.dtype, device: torch.device) -> bool:
     """Returns whether the launchers take tensors of this type on this device."""
-    return device.type == "cpu" and native_library(dtype) is not None
+    return device.type == "cpu" and not is_interpreting() and native_library(dtype) is not None
 
 
 @functools.cache

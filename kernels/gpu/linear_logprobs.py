@@ -25,6 +25,7 @@ from kernels.numerics import VOCAB_BLOCK
 
 __all__ = [
     "TILE_V",
+    "grad_logits_triton",
     "head_stats_triton",
     "linear_logprobs_backward_triton",
     "linear_logprobs_triton",
@@ -263,17 +264,24 @@ def linear_logprobs_backward_triton(
     grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
     for rows in _chunks(hidden_TH.shape[0], max(TILE_T, _GRADIENT_ELEMENTS // vocab_size)):
         per_row = (inverse_temperature_T, token_ids_T, *sums, grad_logprobs_T)
-        grad_logits = _grad_logits(hidden_TH[rows], weight_VH, *(x[rows] for x in per_row))
+        grad_logits = grad_logits_triton(hidden_TH[rows], weight_VH, *(x[rows] for x in per_row))
         grad_hidden[rows] = grad_logits @ weight_VH
         grad_weight += grad_logits.T @ hidden_TH[rows]
         del grad_logits  # before the next one is made
     return grad_hidden, grad_weight.to(weight_VH.dtype)
 
 
-def _grad_logits(
-    hidden_TH: torch.Tensor, weight_VH: torch.Tensor, *per_row: torch.Tensor
+def grad_logits_triton(
+    hidden_TH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    inverse_temperature_T: torch.Tensor,
+    token_ids_T: torch.Tensor,
+    maximum_T: torch.Tensor,
+    total_T: torch.Tensor,
+    grad_logprobs_T: torch.Tensor,
 ) -> torch.Tensor:
-    """[T, V], the type of hidden; `per_row`: inverse temperatures, token ids, maxima, totals, gradients."""
+    """Gradient of the logits [T, V], in the type of hidden; logits are computed again, tile by tile."""
+    per_row = (inverse_temperature_T, token_ids_T, maximum_T, total_T, grad_logprobs_T)
     (num_rows, width), vocab_size = hidden_TH.shape, weight_VH.shape[0]
     out_TV = torch.empty(num_rows, vocab_size, dtype=hidden_TH.dtype, device=hidden_TH.device)
     _grad_logits_kernel[(triton.cdiv(vocab_size, TILE_V) * triton.cdiv(num_rows, TILE_T),)](

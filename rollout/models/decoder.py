@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.int8_linear import int8_linear
-from kernels.linear import linear
+from kernels.linear import head_logits, linear
 from kernels.packed_weight import pack_weight
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope, rope_table
@@ -221,7 +221,9 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """Maps [T, H] to [T, vocab]; `packed_head` is the result of `pack_head` for the present weights, or None."""
         if self._lm_head is None:
-            return linear(hidden_TH, self.embed_tokens, packed_weight=packed_head)
+            return head_logits(hidden_TH, self.embed_tokens, packed_head)
+        if isinstance(self._lm_head, Linear):
+            return head_logits(hidden_TH, self._lm_head.weight, packed_head)
         return self._lm_head(hidden_TH, packed_head)
 
     def pack_head(
