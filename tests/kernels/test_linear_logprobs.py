@@ -179,7 +179,7 @@ def test_the_backward_computes_the_logits_again_in_the_same_chunks(monkeypatch):
         seen.append(len(hidden))
         return linear(hidden, weight)
 
-    monkeypatch.setattr(kernels.linear_logprobs, "linear", counted)
+    monkeypatch.setattr(kernels.linear_logprobs, "head_logits", counted)
     hidden, weight, token_ids = make_head(130, 40)
     logprobs, _ = linear_logprobs(hidden.requires_grad_(), weight, token_ids)
     assert seen == [64, 64, 2]
