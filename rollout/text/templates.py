@@ -64,12 +64,26 @@ def _template(tokenizer: Any, choice: str) -> str:
         return named[choice]
     path = Path(choice).expanduser()
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return _read(path)
     names = sorted({*_BY_NAME, *(name for name in named if named[name])})
     raise ValueError(
         f"model.chat_template must be the path of a Jinja file, Jinja text, or one of {', '.join(names)}, got {choice!r}, "
         "and there is no such file"
     )
+
+
+def _read(path: Path) -> str:
+    try:
+        template = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"model.chat_template must be a text in UTF-8, got {str(path)!r}: {error}"
+        ) from error
+    if not template.strip():
+        raise ValueError(
+            f"model.chat_template must be a Jinja file, got {str(path)!r}, which is empty"
+        )
+    return template
 
 
 def _starts_with_bos(tokenizer: Any) -> bool:
@@ -90,11 +104,11 @@ def _with_arguments(template: str, arguments: Mapping[str, Any]) -> str:
                 f"model.chat_template_kwargs must hold variables that the chat template reads, got {name!r}, "
                 "which it does not mention or is given by the framework"
             )
+    # a newline after a block is trimmed, so the template begins a line and keeps its own first characters
     defaults = [
-        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif -%}}"
+        f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
         for name, value in arguments.items()
     ]
-    # the newline of a comment that ends a line would be trimmed with it
     return "".join(defaults) + template
 
 

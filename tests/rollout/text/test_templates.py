@@ -82,6 +82,28 @@ def test_a_template_reads_the_very_value_of_an_argument(value):
     assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == direct
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    start=st.text(st.sampled_from("\n \t-x"), max_size=6),
+    block=st.sampled_from(["{% if x %}A\n{% endif %}\n", "{%- if x -%}A{%- endif -%}", "{# c #}\n", "{{ x }}\n", ""]),
+)  # fmt: skip
+def test_an_argument_changes_nothing_but_its_variable(start, block):
+    template = start + block + "{{ messages[0].content }}{{ x }}\n"
+    tokenizer = byte_tokenizer(template)
+    direct = tokenizer.apply_chat_template(MESSAGES, tokenize=False, x=True)
+    set_chat_template(tokenizer, "", {"x": True})
+    assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == direct
+
+
+@pytest.mark.parametrize(("content", "rule"), [(b"", "is empty"), (b"\xff{{", "UTF-8")])
+def test_a_file_that_is_no_template_is_named(tmp_path, content, rule):
+    path = tmp_path / "x.jinja"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rule) as error:
+        rendered(CHATML, str(path))
+    assert str(path) in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("own", "arguments", "message"),
     [
