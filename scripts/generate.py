@@ -1,14 +1,6 @@
-"""Completions in the terminal. `python scripts/generate.py 'prompts=["12 + 35 ="]' num_samples=4`."""
+"""Print completions. `python scripts/generate.py 'prompts=["12 + 35 ="]' num_samples=4`."""
 
-from rl.cli import launch
-from rl.config import GenerateConfig
-
-
-def generate(config: GenerateConfig) -> None:
-    from rl.generate import generate  # torch takes seconds, and a mistake is found before
-
-    generate(config)
-
+from rl.main import run_command
 
 if __name__ == "__main__":
-    launch(generate, config_name="generate")
+    run_command("generate")

@@ -1,14 +1,6 @@
-"""Train a policy. `python scripts/train.py experiment=arithmetic`; every key: `--cfg job`."""
+"""Train a policy. `python scripts/train.py experiment=arithmetic`; every key: `--keys`."""
 
-from rl.cli import launch
-from rl.config import TrainConfig
-
-
-def train(config: TrainConfig) -> int:
-    from rl.trainer.run import train  # torch takes seconds, and a mistake is found before
-
-    return train(config)
-
+from rl.main import run_command
 
 if __name__ == "__main__":
-    launch(train, config_name="train")
+    run_command("train")

@@ -16,6 +16,7 @@ __all__ = ["in_one_sentence"]
 
 _CHOICE = re.compile(r"Invalid value '(?P<value>.*)', expected one of \[(?P<names>.*)\]")
 _MISSING = re.compile(r"Could not find '(?P<group>[^']+)/(?P<option>[^'/]+)'")
+_PRIMARY = re.compile(r"Cannot find primary config '[^']*'")
 _BOOLEANS = {"True": ("on", "yes"), "False": ("off", "no")}
 
 
@@ -43,6 +44,9 @@ def _sentence(error: Exception, root: type) -> str:
     missing = _MISSING.search(text)
     if missing is not None:
         return _missing_sentence(missing["group"], missing["option"])
+    primary = _PRIMARY.search(text)
+    if primary is not None:
+        return f"{primary[0]} in conf/ or in the directories of --config-dir"
     if not keys:
         return " ".join(itertools.takewhile(lambda line: "search path" not in line, lines))
     if keys[0] not in known_keys(root):

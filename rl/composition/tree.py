@@ -34,7 +34,7 @@ class _OwnDirectories(SearchPathPlugin):
     directories: tuple[Path, ...] = ()
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for directory in reversed(self.directories):
+        for directory in self.directories:
             main = SearchPathQuery(provider="main")
             search_path.prepend("command-line", f"file://{directory}", anchor=main)
 
