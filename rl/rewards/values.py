@@ -12,6 +12,9 @@ __all__ = ["MAX_SCORE", "to_score"]
 MAX_SCORE = 1e15
 """Largest magnitude of a score: sums of a million squares of it are finite in float32."""
 
+_NUMBERS = (int, float, Fraction, Decimal)
+_float = float  # a scorer may replace the builtin
+
 
 def to_score(value: Any) -> float:
     """Returns the score as a float.
@@ -25,11 +28,9 @@ def to_score(value: Any) -> float:
     number = value["score"] if isinstance(value, Mapping) and "score" in value else value
     if getattr(number, "ndim", None) == 0 and hasattr(number, "item"):
         number = number.item()
-    if (
-        isinstance(number, (int, float, Fraction, Decimal)) and number == number
-    ):  # NaN is not itself
+    if isinstance(number, _NUMBERS) and number == number:  # NaN is not itself
         if abs(number) <= MAX_SCORE:
-            return float(number)
+            return _float(number)
         if isinstance(number, int) or math.isfinite(number):
             raise ValueError(
                 f"a score must lie in [{-MAX_SCORE:g}, {MAX_SCORE:g}], so that means and variances are finite, "

@@ -1,5 +1,6 @@
 """What a scorer may change about its process and must not hand on to the next job."""
 
+import builtins
 import decimal
 import os
 import resource
@@ -32,6 +33,9 @@ class ProcessState:
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._limits = {limit: resource.getrlimit(limit) for limit in _LIMITS}
         self._streams = (sys.stdin, sys.stdout, sys.stderr)
+        self._builtins = dict(vars(builtins))
+        self._path = tuple(sys.path)
+        self._environment = dict(os.environ)
         self._recursion_limit = sys.getrecursionlimit()
         self._decimal_context = decimal.getcontext().copy()
         self._threads = set(threading.enumerate())
@@ -55,7 +59,12 @@ class ProcessState:
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         sys.stdin, sys.stdout, sys.stderr = self._streams
+        vars(builtins).update(self._builtins)
+        sys.path += [folder for folder in self._path if folder not in sys.path]
+        for name in self._environment.keys() - os.environ.keys():
+            os.environ[name] = self._environment[name]
         sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
         sys.setprofile(None)
         sys.setrecursionlimit(max(self._recursion_limit, sys.getrecursionlimit()))
         decimal.setcontext(self._decimal_context.copy())

@@ -9,13 +9,13 @@ speak for it: a child has no socket, and ends where the scorer returns.
 """
 
 import os
-import pickle
 import resource
 import select
 import signal
 import socket
 import sys
 import traceback
+from pickle import loads
 from threading import Thread
 from typing import Any
 
@@ -46,7 +46,7 @@ def main(fd: int, *, memory_limit_bytes: int) -> None:
     scorer = _load_scorer(connection)
     state = ProcessState(fd)
     while block := receive_block(connection):
-        job_id, pickled_job = pickle.loads(block)
+        job_id, pickled_job = loads(block)
         outcome = score_job(scorer, pickled_job=pickled_job)
         if _getpid() != pid:
             _exit(0)  # a child that the scorer forked, and in which it returned or raised
@@ -66,9 +66,7 @@ def main(fd: int, *, memory_limit_bytes: int) -> None:
 def score_job(scorer: BoundScorer, *, pickled_job: bytes) -> ScoreOutcome:
     """The score, or an ERROR with what the scorer raised; ends the process if memory ran out."""
     try:
-        return ScoreOutcome(
-            kind=OutcomeKind.SCORE, score=to_score(scorer(pickle.loads(pickled_job)))
-        )
+        return ScoreOutcome(kind=OutcomeKind.SCORE, score=to_score(scorer(loads(pickled_job))))
     except MemoryError:
         # what the scorer still holds would starve the next jobs
         _exit(OUT_OF_MEMORY_EXIT_CODE)
@@ -88,7 +86,7 @@ def _load_scorer(connection: socket.socket) -> BoundScorer:
     pid = _getpid()
     problem, bound = "", None
     try:
-        scorer: Any = pickle.loads(receive_block(connection))
+        scorer: Any = loads(receive_block(connection))
         if isinstance(scorer, PreparedScorer):
             scorer.prepare()
         bound = bind_scorer(scorer.function if isinstance(scorer, ImportedScorer) else scorer)
@@ -113,19 +111,27 @@ def _limit_memory(num_bytes: int) -> None:
 def _leave_stop_signals_to_parent() -> None:
     """Survive stop signals; what a scorer forks gets their defaults back, so that it can be terminated."""
     for number in STOP_SIGNALS:
-        signal.signal(number, _ignore)  # a handler, unlike SIG_IGN, is not inherited by programs
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, STOP_SIGNALS
-    )  # the parent blocked them for the start
-    os.register_at_fork(after_in_child=_end_at_stop_signals)
+        signal.signal(number, _pass)  # a handler, unlike SIG_IGN, is not inherited by programs
+    _unblock_stop_signals()  # the parent blocked them for the start
+    # blocked while a process forks, lest Python drops what the child gets before it has the defaults
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS),
+        after_in_parent=_unblock_stop_signals,
+        after_in_child=_end_at_stop_signals,
+    )
 
 
-def _ignore(*_: object) -> None: ...
+def _pass(*_: object) -> None: ...
+
+
+def _unblock_stop_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _end_at_stop_signals() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    _unblock_stop_signals()
 
 
 def _die_with_parent(fd: int) -> None:
