@@ -22,11 +22,12 @@ _COMPLETION_NAMES = ("completion", "response", "solution_str")
 _LISTS = ("completions", "prompts")
 _SOURCES: dict[str, _Source] = {
     **dict.fromkeys(_COMPLETION_NAMES, lambda job: job.completion),
-    "row": lambda job: {**_gold_columns(job), **job.row},
+    "row": lambda job: {**_our_columns(job), **job.row},
     "answer": lambda job: job.named("answer"),
     "ground_truth": lambda job: job.named("answer"),
     "question": lambda job: job.named("question"),
     "prompt": lambda job: job.named("question"),
+    "transcript": lambda job: job.transcript,
     "data_source": lambda job: job.row.get("data_source", "dataset"),
     "extra_info": lambda job: job.row.get("extra_info", job.row),
 }
@@ -160,8 +161,9 @@ class _ListValues:
         return [(name, self[name]) for name in names if name not in _NEVER_COLUMNS]
 
 
-def _gold_columns(job: ScoreJob) -> dict[str, Any]:
-    return {"question": job.named("question"), "answer": job.named("answer")}
+def _our_columns(job: ScoreJob) -> dict[str, Any]:
+    columns = {"question": job.named("question"), "answer": job.named("answer")}
+    return columns | ({"transcript": job.transcript} if job.transcript else {})
 
 
 async def _wait_for(awaitable: Any) -> Any:

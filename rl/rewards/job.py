@@ -19,6 +19,9 @@ class ScoreJob:
     answer: Any = None
     """The gold answer as the dataset holds it; None stands for `row["answer"]`."""
 
+    transcript: Sequence[dict[str, Any]] = ()
+    """Messages of the whole conversation, the completion last; empty where there was only one turn to see."""
+
     def named(self, name: str) -> Any:
         """Returns `question` or `answer`, from the job or else from the row."""
         given = self.prompt if name == "question" else self.answer

@@ -37,6 +37,7 @@ _EXPRESSION = re.compile(
     rf"|((?<![\w.\\])[-+\u2212]?\s?{_OPERAND}(?:\s*{_OPERATOR}\s*[({{]?[-\u2212]?{_OPERAND}[)}}]?)*)(\s?[^\W\d_]+(?:\^\{{?\d\}}?|[²³])?)?",
     re.DOTALL,
 )
+_DISPLAY = re.compile(r"\\\[.+?\\\]|\$\$.+?\$\$", re.DOTALL)
 _CHOICE = re.compile(r"\(([A-J])\)")
 _MAX_CHARS = 20_000
 
@@ -54,8 +55,14 @@ def final_answers(completion: str) -> list[str]:
         return [last.strip().partition("\n")[0]]
     text = text[-_MAX_CHARS:].replace("**", "").replace("__", "").strip()
     if markers := list(_MARKER.finditer(text)):
-        return _phrases(text[markers[-1].end() :].partition("\n")[0])
+        return _phrases(_first_line(text[markers[-1].end() :]))
     return _undelimited(text)
+
+
+def _first_line(text: str) -> str:
+    """Returns the first line, or the formula set apart that begins there."""
+    display = _DISPLAY.match(text)
+    return display[0] if display else text.partition("\n")[0]
 
 
 def _phrases(line: str) -> list[str]:

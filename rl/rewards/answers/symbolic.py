@@ -21,6 +21,7 @@ _NAMES = re.compile(
 _ARITHMETIC = re.compile(r"[\d\s.,+\-*/()^!%$={}÷]*")
 # what sympy would compute until it is killed: towers, and powers or factorials of many digits
 _ENDLESS = re.compile(r"\^[^+\-*/=]*\^|\*\*|\^\s*\{?\s*[-+(]*\d{4,}|\d{4,}\s*\)*\s*!|!\s*\)*\s*!")
+_DATE_OR_CODE = re.compile(r"\d+(?:[-./]\d+){2,}|\d+-\d+")  # read as text, not as differences
 _UNIT_AT_END = re.compile(
     r"\s*\\(?:text|mathrm|mbox|textrm)\s*\{([^{}]*)\}\s*(\^\s*\{?\s*\d\s*\}?)?\s*\$?\s*$"
 )
@@ -29,6 +30,8 @@ _UNIT_AT_END = re.compile(
 def is_formula(plain: str) -> bool:
     """Whether a plain text is a formula that can be computed with, not words."""
     if not plain or len(plain) > _MAX_CHARS or _ENDLESS.search(plain):
+        return False
+    if _DATE_OR_CODE.fullmatch(plain):
         return False
     return not re.search("[a-zA-Z]{3}", _NAMES.sub(" ", plain))
 

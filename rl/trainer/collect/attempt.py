@@ -103,11 +103,14 @@ class Attempt:
         return ScoreOutcome(kind=OutcomeKind.SCORE, score=sum(self._rewards))
 
     def job(self) -> ScoreJob:
-        """What the task's scorer gets: the last turn's text, and the row with the whole transcript."""
+        """What the task's scorer gets: the last turn's text, the prompt's data, and the whole transcript."""
         prompt = self.group.prompt
-        row = {"transcript": self._transcript, **prompt.row}  # a column of that name stays
         return ScoreJob(
-            completion=self.rollout.text, row=row, prompt=prompt.question, answer=prompt.answer
+            completion=self.rollout.text,
+            row=prompt.row,
+            prompt=prompt.question,
+            answer=prompt.answer,
+            transcript=self._transcript,
         )
 
     def close(self) -> None:

@@ -33,6 +33,16 @@ def test_a_row_without_an_answer_column_holds_the_gold_answer():
     assert row == {"final": 4, "question": MESSAGES, "answer": 4}
 
 
+def test_the_transcript_comes_by_name_and_in_the_row_unless_a_column_has_that_name():
+    job = ScoreJob(completion="4", row={"answer": "4"}, transcript=MESSAGES)
+    assert (
+        call(lambda completion, transcript, row: (transcript, row["transcript"]), job)
+        == (MESSAGES,) * 2
+    )
+    own = ScoreJob(completion="4", row={"answer": "4", "transcript": "own"}, transcript=MESSAGES)
+    assert call(lambda completion, row: row["transcript"], own) == "own"
+
+
 def test_columns_and_the_gold_answer_come_by_name():
     def score(response, ground_truth, answer, question, *, level, tries=7):
         return response, ground_truth, answer, question, level, tries

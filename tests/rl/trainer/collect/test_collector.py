@@ -300,15 +300,13 @@ def test_a_scorer_gets_the_last_text_and_the_whole_transcript(worlds):
     ask(Collector(ScriptedFleet(), pool, World, render=render))
     (job,) = pool.jobs
     assert job.completion == "0"
-    assert job.row == {
-        **ASKED.row,
-        "transcript": [
-            {"role": "user", "content": "1 + 1 ="},
-            {"role": "assistant", "content": "= 0"},
-            {"role": "user", "content": "50"},
-            {"role": "assistant", "content": "0"},
-        ],
-    }
+    assert job.row == ASKED.row
+    assert job.transcript == [
+        {"role": "user", "content": "1 + 1 ="},
+        {"role": "assistant", "content": "= 0"},
+        {"role": "user", "content": "50"},
+        {"role": "assistant", "content": "0"},
+    ]
     assert len(ASKED.messages) == 2, "the prompt's own messages are left alone"
 
 
