@@ -1,6 +1,6 @@
 """What is scored: one completion, with everything that a scorer may ask for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,12 @@ class ScoreJob:
     completion: str
     row: dict[str, Any] = field(default_factory=dict)
     """The dataset's own columns, as the file holds them."""
-    prompt: str | Sequence[dict[str, Any]] = ""
+    prompt: str | Sequence[Mapping[str, Any]] = ""
     """The question as the dataset holds it: a text or chat messages; empty stands for `row["question"]`."""
     answer: Any = None
     """The gold answer as the dataset holds it; None stands for `row["answer"]`."""
 
-    transcript: Sequence[dict[str, Any]] = ()
+    transcript: Sequence[Mapping[str, Any]] = ()
     """Messages of the whole conversation, the completion last; empty where there was only one turn to see."""
 
     def named(self, name: str) -> Any:
