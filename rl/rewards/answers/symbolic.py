@@ -19,8 +19,11 @@ _NAMES = re.compile(
     rf"\\(?:begin|end)\{{\w+\}}|\\[a-zA-Z]+|(?<![a-zA-Z])(?:{_FUNCTIONS})(?![a-zA-Z])"
 )
 _ARITHMETIC = re.compile(r"[\d\s.,+\-*/()^!%$={}÷]*")
-# what sympy would compute until it is killed: towers, and powers or factorials of many digits
-_ENDLESS = re.compile(r"\^[^+\-*/=]*\^|\*\*|\^\s*\{?\s*[-+(]*\d{4,}|\d{4,}\s*\)*\s*!|!\s*\)*\s*!")
+# what sympy may compute until it is killed: towers, powers of sums, powers and factorials of many digits, series
+_ENDLESS = re.compile(
+    r"\^[^+\-*/=]*\^|\*\*|[)}\]]\s*\^\s*\{?\s*\d{2,}|\^\s*\{?\s*[-+(]*\d{4,}|\d{4,}\s*\)*\s*!|[!})]\s*\)*\s*!"
+    r"|\\(?:sum|prod|i*int|oint|lim)(?![a-z])|binom\D*\d{4,}"
+)
 _DATE_OR_CODE = re.compile(r"\d+(?:[-./]\d+){2,}|\d+-\d+")  # read as text, not as differences
 _UNIT_AT_END = re.compile(
     r"\s*\\(?:text|mathrm|mbox|textrm)\s*\{([^{}]*)\}\s*(\^\s*\{?\s*\d\s*\}?)?\s*\$?\s*$"
@@ -33,7 +36,7 @@ def is_formula(plain: str) -> bool:
         return False
     if _DATE_OR_CODE.fullmatch(plain):
         return False
-    return not re.search("[a-zA-Z]{3}", _NAMES.sub(" ", plain))
+    return not re.search(r"[a-zA-Z]{3}|[a-zA-Z]{2}\s+[a-zA-Z]{2}", _NAMES.sub(" ", plain))
 
 
 def is_arithmetic(plain: str) -> bool:
