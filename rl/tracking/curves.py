@@ -81,10 +81,8 @@ def _panels(events: Rows) -> list[list[_Panel]]:
         "Held-out accuracy", "% of prompts, greedy", "evaluation/accuracy", _draw_accuracy
     )
     if any("evaluation/reward_mean" in e and "evaluation/accuracy" not in e for e in events):
-        # scores below 0 or above 1 are no shares
-        accuracy = _Panel(
-            "Held-out reward", "mean score, greedy", "evaluation/reward_mean", _draw_trend
-        )
+        key = "evaluation/reward_mean"  # scores below 0 or above 1 are no shares
+        accuracy = _Panel("Held-out reward", "mean score, greedy", key, _draw_trend)
     length = _Panel("Completion length", "tokens, mean", "rollout/length_mean", _draw_length)
     entropy = _Panel("Entropy", "nats per token", "policy/entropy", _draw_trend)
     speed = _Panel("Rollout speed", "tokens/s", "rollout/tokens_per_second", _draw_trend)

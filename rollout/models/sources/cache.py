@@ -14,12 +14,23 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 
     Processes that ask at the same time wait for the first. A build that is killed or raises leaves no
     `target`; what it left beside it is removed by the next one.
+
+    Raises:
+        ValueError: the directory of the cache cannot be made, or not be written.
     """
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = target.with_name(f".{target.name}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise ValueError(
+            f"the cache of models, {target.parent}, cannot be written: {error.strerror}; set PACELINE_CACHE to a "
+            "directory that can"
+        ) from error
     staged = target.with_name(f".{target.name}.building")
-    with _locked(target.with_name(f".{target.name}.lock")):
+    with _locked(lock):
         if target.is_dir():  # another process was first
             return target
         if staged.exists():  # of a killed build: we hold the lock

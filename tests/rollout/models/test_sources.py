@@ -367,3 +367,9 @@ def test_smollm2_answers_and_reads_english(converted):
     )
     # 6.3 when it was written; 54 with the rows of q and k left in GGUF's order
     assert model(english, labels=english).loss.exp() < 12
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cache of models, .*file.* set PACELINE_CACHE"):
+        build_once(tmp_path / "file" / "models" / "tiny", lambda directory: None)
