@@ -17,6 +17,7 @@ from typing import Self
 __all__ = ["STOP_SIGNALS", "StopSignal", "Stopped"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_BLAME_SECONDS = 1.0
 _ECHO_SECONDS = 1.0
 """A SIGINT that comes so soon after the first is the same one: a terminal and a launcher both deliver it."""
 
@@ -48,6 +49,10 @@ class StopSignal:
     def defer(self) -> None:
         """From now on, let a signal only set `requested`."""
         self._is_deferring = True
+
+    def explains_failure(self) -> bool:
+        """Whether something that failed just now did so because the processes of the job were told to stop."""
+        return self.comes_within(_BLAME_SECONDS)
 
     def comes_within(self, seconds: float) -> bool:
         """Whether a signal came or comes in so many seconds.

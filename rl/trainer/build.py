@@ -132,7 +132,7 @@ def assemble(
         )
     )
     pool = stack.enter_context(_pool(config, task))
-    fleet = _fleet(config, decoder, tokenizer, start, stack)
+    fleet = _fleet(config, decoder, tokenizer, start, stack, stop or StopSignal())
     fleet.load_state_dict(start.fleet_state)
     collector = Collector(fleet, pool)
     stack.callback(collector.close)
@@ -245,7 +245,12 @@ def _take_weights(decoder: Decoder, learner: Learner, *, is_resumed: bool) -> No
 
 
 def _fleet(
-    config: TrainConfig, decoder: Decoder, tokenizer: Any, start: Checkpoint, stack: ExitStack
+    config: TrainConfig,
+    decoder: Decoder,
+    tokenizer: Any,
+    start: Checkpoint,
+    stack: ExitStack,
+    stop: StopSignal,
 ) -> Fleet:
     state = start.state
     if config.mode is RunMode.train_only:
@@ -274,6 +279,7 @@ def _fleet(
         policy_version=state.policy_version,
         digest=update.manifest.digest,
         history_tokens=history_tokens(engine_config),
+        is_stopping=stop.explains_failure,
     )
     return stack.enter_context(fleet).start()
 

@@ -41,9 +41,6 @@ __all__ = ["Parts", "TrainLoop"]
 
 logger = logging.getLogger("paceline")
 
-_BLAME_SECONDS = 1.0
-"""A signal that comes so soon after an error is taken for its cause."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -137,10 +134,10 @@ class TrainLoop:
                 return False
             self._after_step()
         self._skipped.check_end()
-        return True
+        return not self._stop.requested
 
     def _is_consequence_of_stop(self, error: Exception) -> bool:
-        is_one = self._stop.comes_within(_BLAME_SECONDS)
+        is_one = self._stop.explains_failure()
         if is_one:
             logger.info("%s, so this is no failure: %s", self._stop.name, error)
         return is_one
@@ -263,7 +260,12 @@ class TrainLoop:
             named_weights = int8_weights(named_weights)
         update = make_update(self._version + 1, named_weights)
         check_finite(update.tensors, version=self._version + 1)
-        self._parts.fleet.update_weights(update)
+        try:
+            self._parts.fleet.update_weights(update)
+        except RuntimeError as error:
+            # the step is made, and its weights can be kept, whatever became of the workers
+            if not self._is_consequence_of_stop(error):
+                raise
         self._version += 1
 
     def _after_step(self) -> None:
@@ -277,7 +279,8 @@ class TrainLoop:
 
     def _evaluate(self, *, is_full: bool) -> Evaluation | None:
         config = self._config
-        if config.evaluation.every_steps == 0 or config.mode is RunMode.train_only:
+        is_off = config.evaluation.every_steps == 0 or config.mode is RunMode.train_only
+        if is_off or self._stop.requested:
             return None
         held_out = self._parts.held_out_prompts
         count = len(held_out)

@@ -13,8 +13,8 @@ from threading import Thread
 import pytest
 
 from rl.tracking.events import read_events
-from tests.e2e.runs import ANYTHING, ROOT, command, steps_of, train
-from tests.rollout.fleet.processes import descendants
+from tests.e2e.runs import ANYTHING, ROOT, command, log_of, start, steps_of, train, wait_for_step
+from tests.rollout.fleet.processes import descendants, wait_for_end_of
 
 SLOW_SCORER = """\
 import subprocess, time
@@ -141,3 +141,28 @@ def test_a_signal_while_python_still_imports_is_one_line(tmp_path, seconds):
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert output.replace("\n", " ").lower().count("stopped by sigterm") == 1, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [("fleet=ray",), ("trainer.num_processes=2", "checkpoint.every_steps=1")],
+    ids=["workers", "ranks"],
+)
+def test_a_job_of_many_processes_that_is_told_to_stop_blames_none_of_them(tmp_path, overrides):
+    run_dir = tmp_path / "run"
+    before = descendants()
+    run = start(run_dir, *ENDLESS, ANYTHING, *overrides)
+    wait_for_step(run_dir, 2)
+    job = descendants() - before
+    for pid in sorted(job):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    assert run.wait(60) == 130
+    log = log_of(run_dir).read_text()
+    assert "Stopped by SIGTERM after step" in log
+    assert "error:" not in log
+    last = read_events(run_dir / "events.jsonl")[-1]
+    assert (last["status"], last["exit_code"]) == ("interrupted", 130)
+    assert (run_dir / "weights" / "LATEST").exists()
+    assert not wait_for_end_of(job)

@@ -6,7 +6,7 @@ workers on a clock of their own.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,6 +42,7 @@ class WorkerFleet:
         digest: of those weights.
         history_tokens: of past answers, at most, for the drafts of workers that join or begin anew; 0 where drafts have no
             history.
+        is_stopping: asked before a lost worker is replaced: whether its loss is part of the end of the whole job.
     """
 
     is_concurrent = True
@@ -54,8 +55,10 @@ class WorkerFleet:
         policy_version: int,
         digest: str,
         history_tokens: int = 0,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._pool = pool
+        self._is_stopping = is_stopping
         self._config = config
         self._weights = WeightsInForce(
             pool, version=policy_version, digest=digest, start_seconds=config.start_seconds
@@ -220,6 +223,8 @@ class WorkerFleet:
         if state is WorkerState.LEAVING:
             return
         self._last_loss = f"{worker_id} is gone: {reason}"
+        if self._is_stopping():
+            raise RuntimeError(f"{self._last_loss}; it is not replaced, since the run stops")
         logger.warning("%s; its %d requests go to others", self._last_loss, num_requests)
         self._num_replaced += 1
         if self._num_replaced > self._config.max_replacements:

@@ -501,3 +501,16 @@ def test_a_fleet_that_loses_too_many_workers_gives_up_and_says_why():
     pool.kill("worker-1")
     with pytest.raises(RuntimeError, match=r"fleet\.max_replacements=1 allows.*it was killed"):
         drain(fleet)
+
+
+def test_a_worker_that_is_lost_because_the_job_stops_is_not_replaced():
+    pool = SimulatedPool()
+    fleet = make_fleet(pool)
+    fleet._is_stopping = lambda: True
+    fleet.submit(batch(0))
+    pool.kill("worker-0")
+    with pytest.raises(
+        RuntimeError, match=r"worker-0 is gone: .*not replaced, since the run stops"
+    ):
+        drain(fleet)
+    assert list(fleet.workers) == ["worker-1"]
