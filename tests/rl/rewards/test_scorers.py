@@ -134,3 +134,21 @@ def test_a_scorer_that_cannot_be_used_is_refused_in_one_sentence(code, message, 
     path.write_text(code)
     with pytest.raises(ValueError, match=message):
         load_scorer(f"{path}:score")
+
+
+def test_scorers_written_for_verl_and_trl_work_as_they_are(tmp_path):
+    (tmp_path / "others.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info):\n"
+        "    return solution_str == ground_truth\n"
+        "async def reward(prompts, completions, level, **columns):\n"
+        "    return [float(c == a and l == 3) for c, a, l in zip(completions, columns['answer'], level)]\n"
+    )
+    for name in ("compute_score", "reward"):
+        scorer = load_scorer(f"{tmp_path}/others.py:{name}")
+        scorer.check_columns(["level", "answer"])
+        jobs = [
+            ScoreJob(completion=text, row={"level": 3, "answer": "4"}, prompt="2 + 2", answer="4")
+            for text in ("4", "5")
+        ]
+        with ScorerPool(scorer, num_workers=1, time_limit_seconds=9, memory_limit_gb=1) as pool:
+            assert [outcome.score for outcome in pool.submit(jobs).outcomes()] == [1.0, 0.0]

@@ -155,7 +155,7 @@ def times(rng: random.Random) -> tuple[list[str], list[str]]:
     left, right = rng.randint(1, 23), rng.randint(10, 59)
     return [f"{left}:{right}", f"{left} : {right}"], [
         f"{left}:{right + 1}",
-        f"{right}:{left}",
+        f"{right + 1}:{left}",
         f"{left}{right}",
     ]
 
