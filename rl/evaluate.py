@@ -20,6 +20,7 @@ from rl.trainer.collect.encoded_prompts import EncodedPrompts, leave_out_long
 from rl.trainer.collect.evaluation import Evaluation, evaluate
 from rl.trainer.collect.scoring import ScoringError, check_scores
 from rl.trainer.metrics.step import sample_rows
+from rollout.build.engines import load_engine
 from rollout.core import SamplingParams
 from rollout.engine.engine import Engine
 from rollout.fleet.inline import InlineFleet
@@ -38,7 +39,7 @@ def evaluate_model(config: EvaluateConfig) -> None:
     try:
         task = load_task(config.task, needs_training=False)
         model = resolve_model(config.model)
-        engine = Engine.from_config(config.model, config.engine)
+        engine = load_engine(config.model, config.engine)
         task = leave_out_long(task, config.task, engine.tokenizer)
         prompts = EncodedPrompts(task.held_out, engine.tokenizer)
         check_context(

@@ -6,8 +6,8 @@ from rich.text import Text
 from rl.cli import UserError
 from rl.config import GenerateConfig
 from rl.tasks.form import PromptForm
+from rollout.build.engines import load_engine
 from rollout.core import Completion, SamplingParams
-from rollout.engine.engine import Engine
 
 __all__ = ["generate"]
 
@@ -27,7 +27,7 @@ def generate(config: GenerateConfig) -> None:
     )
     try:
         chats = [form.messages(prompt, {}) for prompt in config.prompts]
-        engine = Engine.from_config(config.model, config.engine)
+        engine = load_engine(config.model, config.engine)
         params = SamplingParams.of(config.sampling, n=config.num_samples, seed=config.seed)
         has_template = bool(engine.tokenizer.chat_template)
         outputs = engine.generate(chats if has_template else config.prompts, params)

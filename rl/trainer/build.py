@@ -39,22 +39,15 @@ from rl.trainer.resume import (
 )
 from rl.trainer.weights.lora import count_adapter_parameters
 from rl.version import commit, version
+from rollout.build.fleets import open_fleet
 from rollout.config import RayFleetConfig, StorageDtype
-from rollout.engine.engine import Engine
 from rollout.fleet.base import Fleet
-from rollout.fleet.cluster.fleet import WorkerFleet
-from rollout.fleet.inline import InlineFleet
 from rollout.fleet.synthetic import SyntheticFleet
-from rollout.fleet.workers.process import WorkerSpec
-from rollout.fleet.workers.ray_pool import RayPool
 from rollout.load import load_model
 from rollout.models.checkpoint import torch_dtype
 from rollout.models.decoder import Decoder
-from rollout.models.int8 import int8_weights
 from rollout.models.sources import resolve_model
 from rollout.models.spec import read_spec
-from rollout.speculation.drafters.make import history_tokens
-from rollout.weights.update import make_update
 
 __all__ = ["Run", "assemble", "assemble_follower"]
 
@@ -252,36 +245,24 @@ def _fleet(
     stack: ExitStack,
     stop: StopSignal,
 ) -> Fleet:
+    """Starts the fleet of the run; `stack` ends it."""
     state = start.state
     if config.mode is RunMode.train_only:
         return SyntheticFleet(decoder.spec.vocab_size, policy_version=state.policy_version)
-    engine_config = config.engine
+    engine = config.engine
     if state.gave_up_int8:
-        engine_config = replace(engine_config, weight_dtype=StorageDtype.plain)
-    if not isinstance(config.fleet, RayFleetConfig):
-        engine = Engine(decoder, tokenizer, engine_config, policy_version=state.policy_version)
-        return InlineFleet(engine)
-    weights = decoder.hf_tensors()
-    if engine_config.weight_dtype is StorageDtype.int8:
-        weights = int8_weights(weights)
-    spec = WorkerSpec(
+        engine = replace(engine, weight_dtype=StorageDtype.plain)
+    fleet = open_fleet(
+        config.fleet,
+        engine,
+        decoder,
+        tokenizer,
         weights=start.weights,
         dtype=config.model.dtype,
-        eos_token_ids=decoder.spec.eos_token_ids,
-        engine=engine_config,
         policy_version=state.policy_version,
-        num_threads=config.fleet.threads_per_worker,
-    )
-    update = make_update(state.policy_version, weights)
-    fleet = WorkerFleet(
-        RayPool(spec, config.fleet),
-        config.fleet,
-        policy_version=state.policy_version,
-        digest=update.manifest.digest,
-        history_tokens=history_tokens(engine_config),
         is_stopping=stop.explains_failure,
     )
-    return stack.enter_context(fleet).start()
+    return stack.enter_context(fleet)
 
 
 def _whereabouts(config: TrainConfig) -> str:

@@ -7,29 +7,46 @@ import contextlib
 import functools
 import math
 import mmap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from kernels.attention import AttentionLayout, PagedKV, Segment, paged_attention, paged_layout
 from kernels.paged_kv import cache_lanes
+from rollout.config import EngineConfig, StorageDtype
 from rollout.core import Batch
 from rollout.models.decoder import Decoder
-from rollout.models.laid_out import LaidOutDecoder
+from rollout.models.packed_decoder import PackedDecoder
 from rollout.models.spec import DecoderSpec
 
-__all__ = ["Runner", "bytes_per_block"]
-
-_PREPARING_THREADS = 1  # beside a step, whose threads would wait for those of this one
+__all__ = ["Runner", "bytes_per_block", "num_cache_blocks"]
 
 
 def bytes_per_block(
     spec: DecoderSpec, *, block_size: int, dtype: torch.dtype, is_int8: bool = False
 ) -> int:
-    """Keys and values of `block_size` tokens, all layers; in 8 bits with a float32 scale per token and head."""
+    """Returns the bytes of keys and values of `block_size` tokens in all layers; in 8 bits, with a float32 scale per token
+    and head."""
     bytes_per_head = spec.head_dim + 4 if is_int8 else spec.head_dim * dtype.itemsize
     return 2 * spec.num_layers * spec.num_kv_heads * block_size * bytes_per_head
+
+
+def num_cache_blocks(spec: DecoderSpec, config: EngineConfig, *, dtype: torch.dtype) -> int:
+    """Returns how many blocks the KV cache of an engine has.
+
+    Raises:
+        ValueError: it cannot hold one.
+    """
+    is_int8 = config.kv_dtype is StorageDtype.int8
+    block_bytes = bytes_per_block(spec, block_size=config.block_size, dtype=dtype, is_int8=is_int8)
+    num_blocks = int(config.kv_cache_gb * 1e9 // block_bytes)
+    if num_blocks == 0:
+        raise ValueError(
+            f"engine.kv_cache_gb must hold at least one block of {block_bytes / 1e9:.4f} GB, "
+            f"got {config.kv_cache_gb}"
+        )
+    return num_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +60,15 @@ class _Inputs:
 
 
 class Runner:
-    """Owns the KV cache, one pair of [blocks, KV heads, block_size, head width] per layer, and the weights as laid out for the kernels.
+    """Owns the KV cache: keys and values [blocks, KV heads, block_size, head width] of each layer.
 
-    Those of a decoder that it has not seen are laid out by the step that needs them; those of an update by `prepare`, in
-    another thread if need be, and `reset` swaps them in. Old ones stay, since the next update is laid out in their memory.
+    Args:
+        spec: architecture of the models that it runs.
+        num_blocks: blocks of the cache.
+        block_size: tokens of a block.
+        dtype: type of the model.
+        device: device of model and cache.
+        is_int8: whether keys and values are stored in 8 bits.
     """
 
     def __init__(
@@ -70,7 +92,7 @@ class Runner:
             head_dim=spec.head_dim,
             block_size=block_size,
         )
-        self._written: set[int] = set()  # blocks, since the last reset
+        self._written: set[int] = set()  # blocks that are not zeros
         # zeros, because an unwritten slot must be finite
         self._caches = [
             PagedKV.zeros(
@@ -82,31 +104,32 @@ class Runner:
             )
             for _ in range(spec.num_layers)
         ]
-        self._live: LaidOutDecoder | None = None
-        self._shadow: LaidOutDecoder | None = None  # what comes next, or was before
 
-    @property
-    def layer_seconds(self) -> Mapping[str, float]:
-        """What parts of the layers took in all steps; empty where they run op by op."""
-        layers = None if self._live is None else self._live.layers
-        return {} if layers is None else layers.seconds
+    def packed(self, decoder: Decoder) -> PackedDecoder:
+        """Returns a decoder that will run over this cache."""
+        return PackedDecoder(decoder, self._caches)
 
     @torch.inference_mode()
-    def run(self, decoder: Decoder, batch: Batch) -> torch.Tensor:
-        """[R, V] logits after the last token of each chunk that reaches the end of its log, and after each of its draft."""
+    def run(self, weights: PackedDecoder, batch: Batch) -> torch.Tensor:
+        """Computes logits [R, V] after the last token of each chunk that reaches the end of its log, and after each token of
+        its draft.
+
+        Args:
+            weights: result of `packed`; packed by its first step, if it was not before.
+            batch: chunks of requests.
+        """
+        if not weights.is_packed:
+            weights.pack()
         self._copy_blocks(batch)
         inputs = self._inputs(batch)
-        if self._live is None or self._live.decoder is not decoder:
-            self._live = None  # its memory is used again
-            self._live = LaidOutDecoder(decoder, self._caches)
-        hidden_TH = self._forward(self._live, inputs)
-        return decoder.logits(hidden_TH[inputs.last_rows_R], self._live.packed_head)
+        hidden_TH = self._forward(weights, inputs)
+        return weights.decoder.logits(hidden_TH[inputs.last_rows_R], weights.packed_head)
 
-    def _forward(self, laid_out: LaidOutDecoder, inputs: _Inputs) -> torch.Tensor:
-        decoder, native = laid_out.decoder, laid_out.layers
-        if native is not None:
+    def _forward(self, weights: PackedDecoder, inputs: _Inputs) -> torch.Tensor:
+        decoder, layers = weights.decoder, weights.layers
+        if layers is not None:
             return decoder.around(
-                lambda x_TH, cos_sin_TD: native(
+                lambda x_TH, cos_sin_TD: layers(
                     x_TH, cos_sin_TD, inputs.block_ids_T, inputs.offsets_T, inputs.layout
                 ),
                 inputs.token_ids_T,
@@ -122,20 +145,11 @@ class Runner:
 
         return decoder(inputs.token_ids_T, inputs.positions_T, attend)
 
-    def prepare(self, decoder: Decoder) -> None:
-        """Lay out weights that come into force at the next `reset`; may be called by another thread than the one that runs."""
-        if self._shadow is not None and self._shadow.decoder is decoder:
-            self._shadow.refresh(num_threads=_PREPARING_THREADS)
-            return
-        self._shadow = None  # its memory is used again
-        self._shadow = LaidOutDecoder(decoder, self._caches, num_threads=_PREPARING_THREADS)
+    def clear_blocks(self, *, kept_blocks: Collection[int] = ()) -> None:
+        """Sets all other blocks that were written to zeros, so that no NaN of bad weights stays in an unwritten slot.
 
-    def reset(self, kept_blocks: Collection[int] = ()) -> None:
-        """New weights, those prepared; and forget all other blocks, so that a NaN of a bad update cannot linger in slots not yet written again.
-
-        A masked key has weight 0, and 0 * NaN is NaN. Costs little next to the forwards that wrote the blocks.
+        A masked key has weight 0, and 0 * NaN is NaN. This costs little next to the forwards that wrote the blocks.
         """
-        self._live, self._shadow = self._shadow, self._live
         forgotten = self._written.difference(kept_blocks)
         blocks = torch.tensor(sorted(forgotten), dtype=torch.int64, device=self._device)
         for cache in self._caches:

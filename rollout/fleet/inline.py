@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from rollout.core import Completion, FinishReason, Request
-from rollout.engine.engine import Engine, EngineStats
+from rollout.engine.engine import Engine
 from rollout.fleet.base import FleetStatus
+from rollout.stats import EngineStats
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["InlineFleet"]
@@ -51,14 +52,14 @@ class InlineFleet:
             self.engine.abort(request_id)
 
     def update_weights(self, update: WeightUpdate) -> None:
-        self.engine.stage(update)
-        self.engine.verify()  # which drops what it finds wrong
+        self.engine.weights.stage(update)
+        self.engine.weights.verify()  # which drops an update that is wrong
         try:
-            self.engine.commit_when_ready()
-            while self.engine.is_commit_pending:
+            self.engine.weights.commit_when_ready()
+            while self.engine.weights.is_commit_pending:
                 self._kept += self._step(is_draining=True)
         except RuntimeError:
-            self.engine.rollback()
+            self.engine.weights.rollback()
             raise
 
     def status(self) -> FleetStatus:

@@ -16,7 +16,7 @@ from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import Decoding, allocate, survival
 from rollout.speculation.cost_table import CostTable, StepSize, step_size
 from rollout.speculation.drafters.drafter import NO_ROOM, Draft, Drafter
-from rollout.speculation.stats import SpeculationStats
+from rollout.stats import SpeculationStats
 
 __all__ = ["Speculator"]
 

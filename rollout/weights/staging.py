@@ -1,15 +1,24 @@
-"""The receiving end of a weight update: nothing unverified is ever in force."""
+"""Receiving end of a weight update: weights become live only after their digests were verified."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from threading import Lock
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from rollout.weights.manifest import Manifest, combine_digests, digest_tensor, dtype_name
 from rollout.weights.update import WeightUpdate
+
+__all__ = [
+    "HeldWeights",
+    "ReceiverState",
+    "StagingArea",
+    "WeightReceiver",
+    "WeightSet",
+]
 
 
 class ReceiverState(Enum):
@@ -29,55 +38,76 @@ _ALLOWED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldWeights:
-    """Which weights are in force somewhere."""
+    """Version and digest of live weights."""
 
     version: int
     digest: str
 
 
-class WeightReceiver:
-    """Takes updates into shadow tensors and swaps them in between two engine steps.
+class StagingArea(Protocol):
+    """Place where a transport puts an update."""
+
+    def staging(self, manifest: Manifest) -> AbstractContextManager[Mapping[str, torch.Tensor]]:
+        """Gives the tensors to fill before the block ends."""
+        ...
+
+
+class WeightSet(Protocol):
+    """One set of weights, and what must be ready before they are used."""
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Weights by Hugging Face's names; may be views into larger fused parameters."""
+        ...
+
+    def prepare(self) -> None:
+        """Makes verified weights ready for use."""
+
+
+W = TypeVar("W", bound=WeightSet)
+
+
+class WeightReceiver(Generic[W]):
+    """Takes updates into a shadow set of weights, and exchanges it with the live set between two engine steps.
 
             staging            (its end)           verify               commit
       IDLE ─────────> STAGING ───────────> STAGED ──────────> VERIFIED ──────────> IDLE, at the new version
        ^                 │                    │                   │
        └─────────────────┴────────────────────┴───────────────────┘
-         staging that raises, a verify that fails, a rollback: the old version stays in force
+         staging that raises, a verify that fails, a rollback: the old version stays live
 
-    `staging` and `verify` touch nothing but the shadows and may run in a thread beside the engine's; `commit` belongs
-    between two steps, and leaves the step after it nothing to do. `held` answers from any thread.
+    `staging` and `verify` touch only the shadow and may run in a thread beside the engine's; `commit` is called
+    between two steps. `held` answers from any thread.
 
     Args:
-        targets: the live weights by HF name; may be views into larger fused parameters.
-        shadows: tensors of the same names, shapes and dtypes, which an update is written to.
-        version: of the live weights.
-        swap: exchanges live and shadow storage. If it raises it must have changed nothing.
-        prepare: whatever else these weights need before they can be used; called by `verify`, where the digests are right.
+        live: weights in use.
+        shadow: weights of the same names, shapes and types, which an update is written to.
+        version: version of the live weights.
     """
 
-    def __init__(
-        self,
-        targets: Mapping[str, torch.Tensor],
-        shadows: Mapping[str, torch.Tensor],
-        *,
-        version: int,
-        swap: Callable[[], None],
-        prepare: Callable[[], None] = lambda: None,
-    ) -> None:
-        _check_same_layout(_layout(targets), _layout(shadows), of="the shadows")
-        self._targets = targets
-        self._shadows = shadows
+    def __init__(self, live: W, shadow: W, *, version: int) -> None:
+        _check_same_layout(_layout(live.tensors), _layout(shadow.tensors), of="the shadows")
+        self._live = live
+        self._shadow = shadow
         self._version = version
-        self._swap = swap
-        self._prepare = prepare
         self._state = ReceiverState.IDLE
         self._staged: Manifest | None = None
         self._held: HeldWeights | None = None
-        self._lock = Lock()  # over what is live
+        self._lock = Lock()  # guards which set is live
+
+    @property
+    def live(self) -> W:
+        """Weights in use; another object after every commit."""
+        return self._live
+
+    @property
+    def shadow(self) -> W:
+        """Weights that the next update is written to."""
+        return self._shadow
 
     @property
     def version(self) -> int:
-        """Of the weights in force."""
+        """Version of the live weights."""
         return self._version
 
     @property
@@ -85,30 +115,35 @@ class WeightReceiver:
         return self._state
 
     def digest(self) -> str:
-        """One digest over the weights in force, read now; equals `Manifest.digest` of their update."""
-        return combine_digests({name: digest_tensor(t) for name, t in self._targets.items()})
+        """Computes one digest over the live weights; it equals `Manifest.digest` of their update."""
+        return combine_digests({name: digest_tensor(t) for name, t in self._live.tensors.items()})
 
     def held(self) -> HeldWeights:
-        """Version and digest of the weights in force; the digest is that which they were verified by."""
+        """Returns version and digest of the live weights; the digest is the one that was verified."""
         with self._lock:
-            if self._held is None:  # weights the receiver was made with
+            if self._held is None:  # the first weights, which no update brought
                 self._held = HeldWeights(version=self._version, digest=self.digest())
             return self._held
 
-    def replace_shadows(self, shadows: Mapping[str, torch.Tensor]) -> None:
-        """Take the next update into other tensors: its weights may be of other types than those in force."""
-        self._require(ReceiverState.IDLE, "replace_shadows")
-        self._shadows = shadows
+    def replace_shadow(self, shadow: W) -> None:
+        """Takes the next update into another set; its weights may have other types than the live ones.
+
+        Raises:
+            RuntimeError: an update is staged.
+        """
+        self._require(ReceiverState.IDLE, "replace_shadow")
+        self._shadow = shadow
 
     def require_verified(self) -> None:
-        """
+        """Refuses a commit for which nothing is verified.
+
         Raises:
-            RuntimeError: there is nothing that could be committed.
+            RuntimeError: nothing is verified.
         """
         self._require(ReceiverState.VERIFIED, "commit")
 
     def stage(self, update: WeightUpdate) -> None:
-        """Copy `update` into the shadows.
+        """Copies an update into the shadow.
 
         Raises:
             ValueError: other names, shapes or dtypes than the shadows', or no newer version.
@@ -120,10 +155,10 @@ class WeightReceiver:
 
     @contextmanager
     def staging(self, manifest: Manifest) -> Iterator[Mapping[str, torch.Tensor]]:
-        """The shadows, to be filled with what `manifest` announces before the block ends; any order, any pieces.
+        """Gives the shadow tensors, to be filled before the block ends, in any order and in any pieces.
 
         Args:
-            manifest: of the update; its digests may still be unknown.
+            manifest: manifest of the update; its digests may still be unknown.
 
         Raises:
             ValueError: other names, shapes or dtypes than the shadows', or no newer version.
@@ -133,10 +168,10 @@ class WeightReceiver:
             raise ValueError(
                 f"a weight update must be newer than version {self._version}, got {manifest.version}"
             )
-        _check_same_layout(_layout(self._shadows), _layout_of(manifest), of="the manifest")
+        _check_same_layout(_layout(self._shadow.tensors), _layout_of(manifest), of="the manifest")
         self._state = ReceiverState.STAGING
         try:
-            yield {name: shadow.detach() for name, shadow in self._shadows.items()}
+            yield {name: shadow.detach() for name, shadow in self._shadow.tensors.items()}
         except BaseException:
             self._drop_staged()
             raise
@@ -144,21 +179,24 @@ class WeightReceiver:
         self._state = ReceiverState.STAGED
 
     def verify(self, manifest: Manifest | None = None) -> None:
-        """Compare the digests of what was staged with the manifest's, and prepare it.
+        """Compares the digests of the staged weights with those of the manifest, then prepares the weights.
+
+        After an error of a digest or of the preparation the receiver is IDLE again, and the old version stays live.
 
         Args:
-            manifest: with digests, of what was staged by one without.
+            manifest: manifest with digests, if staging began with one that has none.
 
         Raises:
-            ValueError: no digests, or a manifest of something else than what was staged; it stays staged.
-            RuntimeError: some differ; the receiver is IDLE again and the old version in force. So it is after any error of
-                the preparation.
+            ValueError: there are no digests, or the manifest is of another update; the weights stay staged.
+            RuntimeError: a digest differs.
         """
         self._require(ReceiverState.STAGED, "verify")
         manifest = self._with_digests(manifest)
         version, specs = manifest.version, manifest.tensors
         bad = [
-            spec.name for spec in specs if digest_tensor(self._shadows[spec.name]) != spec.digest
+            spec.name
+            for spec in specs
+            if digest_tensor(self._shadow.tensors[spec.name]) != spec.digest
         ]
         if bad:
             self.rollback()
@@ -167,7 +205,7 @@ class WeightReceiver:
                 f"tensors: {_some(bad)}; version {self._version} stays in force"
             )
         try:
-            self._prepare()
+            self._shadow.prepare()
         except BaseException:
             self.rollback()
             raise
@@ -175,19 +213,26 @@ class WeightReceiver:
         self._state = ReceiverState.VERIFIED
 
     def commit(self) -> None:
-        """Put the verified weights in force. Call it between two engine steps."""
+        """Exchanges live and shadow weights. Call it between two engine steps.
+
+        Raises:
+            RuntimeError: nothing is verified.
+        """
         self.require_verified()
         assert self._staged is not None, "VERIFIED without a manifest"
         held = HeldWeights(version=self._staged.version, digest=self._staged.digest)
         with self._lock:
-            self._swap()
-            self._targets, self._shadows = self._shadows, self._targets
+            self._live, self._shadow = self._shadow, self._live
             self._version = held.version
             self._held = held
         self._drop_staged()
 
     def rollback(self) -> None:
-        """Drop what was staged; the old version stays in force."""
+        """Drops the staged weights; the old version stays live.
+
+        Raises:
+            RuntimeError: nothing is staged.
+        """
         if self._state in (ReceiverState.IDLE, ReceiverState.STAGING):
             raise self._out_of_order("rollback")
         self._drop_staged()
@@ -235,7 +280,7 @@ def _layout_of(manifest: Manifest) -> _Layout:
 
 
 def _check_same_layout(expected: _Layout, got: _Layout, *, of: str) -> None:
-    """Raise a ValueError that names what is missing, extra or of another shape or dtype in `got`."""
+    """Raises a ValueError that names the tensors that are missing, extra, or of another shape or type in `got`."""
     missing = [name for name in expected if name not in got]
     extra = [name for name in got if name not in expected]
     mismatched = [

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from rollout.fleet.cluster.pool import Answered, WorkerPool
+from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.update_round import Phase, UpdateRound
-from rollout.fleet.workers.worker import WorkerReport
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["WeightsInForce"]

@@ -19,7 +19,7 @@ from rollout.fleet.cluster.health import Watchdog
 from rollout.fleet.cluster.members import Members, WorkerState
 from rollout.fleet.cluster.metrics import FleetMeter
 from rollout.fleet.cluster.pool import Answered, Event, Lost, Reported, WorkerPool
-from rollout.fleet.workers.worker import WorkerReport
+from rollout.fleet.cluster.report import WorkerReport
 from rollout.speculation.drafters.suffix import SuffixDrafter
 from rollout.weights.update import WeightUpdate
 

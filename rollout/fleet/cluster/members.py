@@ -10,7 +10,7 @@ from enum import Enum
 
 from rollout.config import RayFleetConfig
 from rollout.fleet.cluster.health import Health
-from rollout.fleet.workers.worker import WorkerReport
+from rollout.fleet.cluster.report import WorkerReport
 
 __all__ = ["Members", "WorkerState"]
 

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from rollout.fleet.workers.worker import WorkerReport
-from rollout.speculation.stats import SpeculationStats
+from rollout.fleet.cluster.report import WorkerReport
+from rollout.stats import SpeculationStats
 
 __all__ = ["FleetMeter"]
 

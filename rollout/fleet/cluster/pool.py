@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rollout.core import Completion, Request
+from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.update_round import Phase
-from rollout.fleet.workers.worker import WorkerReport
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["Answered", "Event", "Lost", "Reported", "WorkerPool"]

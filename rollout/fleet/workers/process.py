@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from rollout.build.engines import build_engine
 from rollout.config import Dtype, EngineConfig, FaultConfig
 from rollout.core import Completion, Request
-from rollout.engine.engine import Engine
+from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.update_round import Phase
 from rollout.fleet.workers.faults import Faults
-from rollout.fleet.workers.worker import Worker, WorkerReport
+from rollout.fleet.workers.worker import Worker
 from rollout.load import load_model
 from rollout.models.checkpoint import torch_dtype
 from rollout.weights.manifest import Manifest
@@ -50,7 +51,9 @@ class WorkerSpec:
         decoder = loaded.decoder
         if self.eos_token_ids is not None:
             decoder.spec = replace(decoder.spec, eos_token_ids=self.eos_token_ids)
-        engine = Engine(decoder, loaded.tokenizer, self.engine, policy_version=self.policy_version)
+        engine = build_engine(
+            decoder, loaded.tokenizer, self.engine, policy_version=self.policy_version
+        )
         return Worker(engine, faults=Faults(self.faults))
 
 
@@ -122,8 +125,7 @@ class WorkerProcess:
         if place.generation != self._generation:
             self._receiver.join(place.address, place.rank, place.size, place.generation)
             self._generation = place.generation
-        # of a WeightReceiver it uses no more than a StagingArea has
-        self._worker.stage(manifest, self._receiver.receive)  # pyrefly: ignore
+        self._worker.stage(manifest, self._receiver.receive)
 
     def _try(self, action: Callable[[], None]) -> tuple[WorkerReport, str]:
         error = ""

@@ -2,58 +2,24 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from rollout.core import Completion, Request
+from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.router import Capacity
 from rollout.fleet.workers.faults import FaultPoint, Faults
-from rollout.speculation.stats import SpeculationStats
 from rollout.weights.manifest import Manifest
+from rollout.weights.staging import StagingArea
 
 if TYPE_CHECKING:
     import torch
 
     from rollout.engine.engine import Engine
 
-__all__ = ["StagingArea", "Worker", "WorkerReport"]
+__all__ = ["Worker"]
 
 _SPEED_MEMORY = 2048  # tokens that the measured speed looks back on, about
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerReport:
-    """What a worker says of itself, with every answer."""
-
-    policy_version: int
-    digest: str
-    """Of the weights in force, as they were verified."""
-    capacity: Capacity
-    num_free_blocks: int
-    num_unfinished: int
-    num_sampled: int
-    """Tokens that its unfinished requests have."""
-    tokens_per_second: float | None
-    """Decoded while it computed; None before its first step."""
-    num_turns: int
-    """Of its loop; goes up while it lives, idle or not."""
-    num_steps: int = 0
-    """Of its engine, since it was made."""
-    num_request_steps: int = 0
-    """Requests of a batch, summed over those steps."""
-    busy_seconds: float = 0.0
-    """In which it computed, since it was made."""
-    speculation: SpeculationStats | None = None
-    """Since the last report."""
-
-
-class StagingArea(Protocol):
-    """Where a transport puts an update: the `WeightReceiver` of an engine."""
-
-    def staging(self, manifest: Manifest) -> AbstractContextManager[Mapping[str, "torch.Tensor"]]:
-        """The tensors to fill before the block ends."""
-        ...
 
 
 class Worker:
@@ -126,7 +92,7 @@ class Worker:
     @property
     def is_commit_pending(self) -> bool:
         """Whether a commit waits for requests to end."""
-        return self.engine.is_commit_pending
+        return self.engine.weights.is_commit_pending
 
     def stage(self, manifest: Manifest, receive: Callable[[Manifest, StagingArea], None]) -> None:
         """Take an update into the shadow weights; on an error nothing is staged.
@@ -140,7 +106,7 @@ class Worker:
             RuntimeError: the transport failed.
         """
         self._faults.at(FaultPoint.STAGE)
-        area: StagingArea = self.engine.receiver_for(manifest)
+        area = self.engine.weights
         receive(manifest, _BrokenLink(area) if self._faults.at(FaultPoint.STAGED) else area)
 
     def verify(self) -> None:
@@ -149,21 +115,21 @@ class Worker:
         Raises:
             RuntimeError: it differs; nothing is staged any more.
         """
-        self.engine.verify()
+        self.engine.weights.verify()
         self._faults.at(FaultPoint.VERIFIED)
 
     def commit(self) -> None:
         """Put the verified weights in force, now or at the turn that ends what `engine.on_update` waits for."""
-        self.engine.commit_when_ready()
+        self.engine.weights.commit_when_ready()
         self._num_turns += 1  # what is reported from now on is newer
 
     def rollback(self) -> None:
         """Drop what was staged, if anything was."""
-        if self.engine.has_staged:
-            self.engine.rollback()
+        if self.engine.weights.has_staged:
+            self.engine.weights.rollback()
 
     def report(self) -> WorkerReport:
-        engine, held = self.engine, self.engine.held_weights()
+        engine, held = self.engine, self.engine.weights.held()
         speculator = engine.speculator
         return WorkerReport(
             policy_version=held.version,

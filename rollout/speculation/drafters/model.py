@@ -16,12 +16,12 @@ import torch
 
 from rollout.core import Batch, Chunk, RequestState, Status
 from rollout.engine.block_manager import BlockManager
-from rollout.engine.costs import measure_costs
 from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.sampler import sample_tokens
 from rollout.models.decoder import Decoder
 from rollout.speculation.cost_table import CostTable, StepSize, step_size
 from rollout.speculation.drafters.drafter import NO_DRAFT, NO_ROOM, Draft, Drafter
+from rollout.speculation.measure_costs import measure_costs
 
 __all__ = ["ModelDrafter"]
 
@@ -124,10 +124,11 @@ class ModelDrafter(Drafter):
             dtype=weight.dtype,
             device=weight.device,
         )
+        self._weights = self._runner.packed(decoder)
         self._followers: dict[RequestState, _Follower] = {}
         self._costs = costs or measure_costs(
             self._runner,
-            decoder,
+            self._weights,
             self._blocks,
             max_rows=_CATCH_UP_TOKENS,
             max_context=self._max_context,
@@ -264,7 +265,7 @@ class ModelDrafter(Drafter):
         """Run the chunks and add a token to each chain whose log's end was reached; returns what goes on."""
         start = time.perf_counter()
         size = step_size(chunks)
-        logits_RV = self._runner.run(self._decoder, Batch(tuple(chunks), ()))
+        logits_RV = self._runner.run(self._weights, Batch(tuple(chunks), ()))
         drawing = [chunk.state for chunk in chunks if chunk.samples]
         token_ids, logprobs = self._sample(logits_RV, drawing)
         for chunk in chunks:

@@ -25,7 +25,7 @@ import torch
 from torch.distributed import Store
 
 from rollout.weights.manifest import Manifest, TensorSpec, describe_tensor
-from rollout.weights.staging import WeightReceiver
+from rollout.weights.staging import StagingArea
 from rollout.weights.transport.buckets import ALIGNMENT, BucketPlan, Landing
 from rollout.weights.transport.rendezvous import (
     SENDER,
@@ -272,7 +272,7 @@ class CollectiveReceiver(_Member):
             self._buffers = _make_buffers(bucket_bytes, self._device)
         self._connect(store, rank=rank, size=size, generation=generation)
 
-    def receive(self, manifest: Manifest, weights: WeightReceiver) -> None:
+    def receive(self, manifest: Manifest, weights: StagingArea) -> None:
         """Stage what the sender sends, into the shadows of `weights`; its engine may go on decoding in another thread.
 
         Args:

@@ -50,7 +50,6 @@ class Scorer:
     def __init__(self, decoder: Decoder, *, max_tokens: int, temperature: float) -> None:
         weight = decoder.embed_tokens
         num_blocks = -(-max_tokens // _BLOCK_SIZE)
-        self._decoder = decoder
         self._temperature = temperature
         self._blocks = BlockManager(
             num_blocks=num_blocks, block_size=_BLOCK_SIZE, prefix_cache=False
@@ -62,6 +61,7 @@ class Scorer:
             dtype=weight.dtype,
             device=weight.device,
         )
+        self._weights = self._runner.packed(decoder)
 
     def __call__(self, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
         """[N, V] float32: before each token of the completion, of every token."""
@@ -69,7 +69,7 @@ class Scorer:
         chunk = Chunk(state, len(prompt), draft=tuple(completion[:-1]))
         self._blocks.grow(state.block_table, num_computed=0, num_tokens=chunk.num_rows)
         try:
-            logits_NV = self._runner.run(self._decoder, Batch((chunk,), ()))
+            logits_NV = self._runner.run(self._weights, Batch((chunk,), ()))
         finally:
             self._blocks.release(state.block_table)
         return (logits_NV.float() / self._temperature).log_softmax(-1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rl.tasks.task import load_task
 from rl.tracking.plotting import INK, MUTED, make_figure, set_style
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rollout.build.engines import load_engine
 from rollout.config import ModelConfig
 from rollout.core import SampleKey, SamplingParams
 from rollout.engine.engine import Engine
@@ -44,7 +45,7 @@ def load_versions(config: BenchDriftConfig) -> Iterator[Version]:
 
 
 def _load(config: BenchDriftConfig, number: int, path: Path) -> Version:
-    engine = Engine.from_config(ModelConfig(path=str(path)), config.engine)
+    engine = load_engine(ModelConfig(path=str(path)), config.engine)
     encoded = EncodedPrompts(load_task(config.task).train, engine.tokenizer)
     prompts = [tuple(encoded[i][1]) for i in range(config.num_prompts)]
     history, answers = (

@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 
 import torch
 
+from rollout.build.engines import load_engine
 from rollout.config import EngineConfig, ModelConfig, OnUpdate
 from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
@@ -26,7 +27,7 @@ def serve(
 ) -> None:
     """Answer `(name of a public method, its arguments)` with what it gives, until an empty name comes."""
     torch.set_num_threads(num_threads)
-    engine = _ReceivingEngine(Engine.from_config(model, config), concurrency)
+    engine = _ReceivingEngine(load_engine(model, config), concurrency)
     threading.Thread(target=engine.run, name="engine", daemon=True).start()
     pipe.send("ready")
     while True:
@@ -60,9 +61,9 @@ class _ReceivingEngine:
     def receive(self, manifest: Manifest) -> dict[str, float]:
         """Stage and verify beside the engine; returns the seconds of both."""
         start = time.perf_counter()
-        self._receiver.receive(manifest, self._engine.receiver_for(manifest))
+        self._receiver.receive(manifest, self._engine.weights)
         staged = time.perf_counter()
-        self._engine.verify()
+        self._engine.weights.verify()
         return {"stage": staged - start, "verify": time.perf_counter() - staged}
 
     def commit(self) -> float:
@@ -73,7 +74,7 @@ class _ReceivingEngine:
             if self._engine.config.on_update is OnUpdate.drain:
                 self._drop_all()
             start = time.perf_counter()
-            self._engine.commit()
+            self._engine.weights.commit()
             taken.put(time.perf_counter() - start)
 
         self._between_steps.put(commit)
@@ -95,7 +96,7 @@ class _ReceivingEngine:
         answer = SimpleQueue[tuple[int, str]]()
         engine = self._engine
         self._between_steps.put(
-            lambda: answer.put((engine.policy_version, engine.weights_digest()))
+            lambda: answer.put((engine.policy_version, engine.weights.digest()))
         )
         return answer.get()
 

@@ -5,7 +5,7 @@ import json
 import math
 
 from rl.cli import UserError, launch
-from rollout.engine.engine import Engine
+from rollout.build.engines import load_engine
 from scripts.bench.config import BenchRolloutConfig
 from scripts.bench.machine import busy_cores, measure_peaks, process_age_seconds, warn_if_busy
 from scripts.bench.rollout.measure import measure
@@ -14,7 +14,7 @@ from scripts.bench.rollout.workloads import make_workload
 
 def bench(config: BenchRolloutConfig) -> None:
     try:
-        engine = Engine.from_config(config.model, config.engine)
+        engine = load_engine(config.model, config.engine)
         start_seconds = process_age_seconds()
         work = {name: make_workload(name, engine.tokenizer) for name in config.workloads}
     except ValueError as error:

@@ -13,8 +13,9 @@ from kernels.quantize import int8_round_trip
 from kernels.token_logprobs import token_logprobs
 from rollout.config import StorageDtype
 from rollout.core import Completion, SamplingParams
-from rollout.engine.engine import Engine, EngineStats
+from rollout.engine.engine import Engine
 from rollout.models.decoder import Decoder, Int8Linear, Linear
+from rollout.stats import EngineStats
 from scripts.bench.machine import MachinePeaks, peak_memory_gb
 from scripts.bench.rollout.split import time_parts
 from scripts.bench.rollout.workloads import Workload

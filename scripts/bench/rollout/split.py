@@ -25,13 +25,13 @@ PARTS = {
 def time_parts(engine: Engine) -> Iterator[dict[str, float]]:
     """Seconds by part of what the engine runs inside, complete at the end. Of a CPU, where a call ends when its work does."""
     seconds = dict.fromkeys(PARTS.values(), 0.0)
-    before = dict(engine.layer_seconds)
+    before = dict(engine.weights.live.layer_seconds)
     with ExitStack() as stack:
         for path, part in PARTS.items():
             original = pkgutil.resolve_name(path)
             stack.enter_context(mock.patch(path, _timed(original, part, seconds)))
         yield seconds
-    for part, spent in engine.layer_seconds.items():
+    for part, spent in engine.weights.live.layer_seconds.items():
         seconds[part] += spent - before.get(part, 0.0)
 
 

@@ -10,8 +10,9 @@ from rich.progress import Progress
 from rl.cli import UserError, launch
 from rl.tasks.task import load_task
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rollout.build.engines import load_engine
 from rollout.core import SamplingParams
-from rollout.engine.engine import Engine
+from rollout.speculation.speculator import Speculator
 from scripts.bench.config import BenchSpeculationConfig
 from scripts.bench.machine import busy_cores, warn_if_busy
 from scripts.bench.speculation.cells import expected_seconds, make_cells
@@ -23,8 +24,8 @@ def bench(config: BenchSpeculationConfig) -> None:
     warn_if_busy(busy_cores())
     try:
         past = past_rollouts(Path(config.history_from)) if config.history_from else None
-        engine = Engine.from_config(config.model, config.engine)
-        if engine.speculator is None:
+        engine = load_engine(config.model, config.engine)
+        if not isinstance(engine.speculator, Speculator):
             raise ValueError("engine.speculation.drafter must not be off: nothing to compare")
         costs = engine.speculator.costs
         prompts = EncodedPrompts(load_task(config.task).train, engine.tokenizer)

@@ -11,7 +11,7 @@ from typing import Any
 from rollout.core import Completion, Request, SampleKey
 from rollout.engine.engine import Engine
 from rollout.speculation.speculator import Speculator
-from rollout.speculation.stats import SpeculationStats
+from rollout.stats import SpeculationStats
 from scripts.bench.speculation.cells import Cell
 
 __all__ = ["measure_speculation", "requests_of", "serve"]
@@ -36,7 +36,7 @@ def measure_speculation(
         RuntimeError: a token or log-probability differs.
     """
     original = engine.speculator
-    if original is None:
+    if not isinstance(original, Speculator):
         raise ValueError("engine.speculation.drafter must not be off: there is nothing to compare")
     speculator = copy.deepcopy(original)
     engine.speculator = speculator

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rollout.build.engines import build_engine
 from rollout.config import EngineConfig
 from rollout.core import Completion, Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
@@ -40,7 +41,7 @@ def make_engine(
         decoder.spec = replace(decoder.spec, eos_token_ids=eos_token_ids)
     block_bytes = bytes_per_block(decoder.spec, block_size=limits["block_size"], dtype=dtype)
     config = EngineConfig(kv_cache_gb=(num_blocks + 0.5) * block_bytes / 1e9, **limits)
-    return Engine(decoder, tokenizer(directory), config, policy_version=policy_version)
+    return build_engine(decoder, tokenizer(directory), config, policy_version=policy_version)
 
 
 @functools.cache
@@ -91,9 +92,9 @@ def mixed_requests() -> list[Request]:
 
 
 def put_in_force(engine: Engine, update: WeightUpdate) -> None:
-    engine.stage(update)
-    engine.verify()
-    engine.commit()
+    engine.weights.stage(update)
+    engine.weights.verify()
+    engine.weights.commit()
 
 
 def run(engine: Engine, requests: Iterable[Request] = ()) -> dict[str, Completion]:

@@ -55,9 +55,9 @@ def run_with_updates(
     step = 0
     while engine.has_unfinished:
         if step in updates:
-            engine.stage(updates[step])
-            engine.verify()
-            engine.commit_when_ready()
+            engine.weights.stage(updates[step])
+            engine.weights.verify()
+            engine.weights.commit_when_ready()
         answers |= {c.request_id: c for c in engine.step()}
         engine.check_integrity()
         step += 1
@@ -160,14 +160,14 @@ def test_aborting_what_is_in_the_way_lets_the_commit_happen(llama, other_llama):
     engine = make_engine(llama)
     engine.add_request(make_request("a", prompt(5), max_tokens=400))
     engine.step()
-    engine.stage(update_from(other_llama, 1))
-    engine.verify()
-    engine.commit_when_ready()
+    engine.weights.stage(update_from(other_llama, 1))
+    engine.weights.verify()
+    engine.weights.commit_when_ready()
     engine.step()
-    assert (engine.policy_version, engine.is_commit_pending) == (0, True)
+    assert (engine.policy_version, engine.weights.is_commit_pending) == (0, True)
     engine.abort("a")
     engine.step()
-    assert (engine.policy_version, engine.is_commit_pending) == (1, False)
+    assert (engine.policy_version, engine.weights.is_commit_pending) == (1, False)
 
 
 @pytest.mark.parametrize("on_update", ALL)
@@ -175,10 +175,10 @@ def test_a_commit_is_at_once_where_nothing_has_begun(llama, other_llama, on_upda
     engine = make_engine(llama, on_update=on_update)
     for request in make_requests():
         engine.add_request(request)
-    engine.stage(update_from(other_llama, 1))
-    engine.verify()
-    engine.commit_when_ready()
-    assert (engine.policy_version, engine.is_commit_pending) == (1, False)
+    engine.weights.stage(update_from(other_llama, 1))
+    engine.weights.verify()
+    engine.weights.commit_when_ready()
+    assert (engine.policy_version, engine.weights.is_commit_pending) == (1, False)
     born_new = run(make_engine(other_llama), make_requests())
     assert draws(run(engine)) == draws(born_new)
 
@@ -188,13 +188,13 @@ def test_a_commit_that_waits_can_be_rolled_back_and_requests_are_begun_again(lla
     for request in make_requests():
         engine.add_request(request)
     engine.step()
-    engine.stage(update_from(other_llama, 1))
-    engine.verify()
-    engine.commit_when_ready()
+    engine.weights.stage(update_from(other_llama, 1))
+    engine.weights.verify()
+    engine.weights.commit_when_ready()
     engine.step()
-    engine.rollback()
+    engine.weights.rollback()
     answers = run(engine)
-    assert (engine.policy_version, engine.is_commit_pending) == (0, False)
+    assert (engine.policy_version, engine.weights.is_commit_pending) == (0, False)
     assert draws(answers) == draws(run(make_engine(llama), make_requests()))
 
 
@@ -203,10 +203,10 @@ def test_what_is_not_verified_is_never_committed_and_nothing_waits_for_it(
     llama, other_llama, on_update
 ):
     engine = make_engine(llama, on_update=on_update)
-    engine.stage(update_from(other_llama, 1))
+    engine.weights.stage(update_from(other_llama, 1))
     with pytest.raises(RuntimeError, match="commit is not allowed while the weight receiver is ST"):
-        engine.commit_when_ready()
-    assert not engine.is_commit_pending
+        engine.weights.commit_when_ready()
+    assert not engine.weights.is_commit_pending
 
 
 # --- keep

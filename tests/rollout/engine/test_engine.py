@@ -484,7 +484,7 @@ def test_hundreds_of_calls_leave_all_blocks_free_and_no_state_behind(llama):
     # cached prefixes come and go; an object kept by each of the 900 requests would show
     assert num_objects() - before < 150
     engine.check_integrity()
-    scheduler, blocks = engine._scheduler, engine._blocks
+    scheduler, blocks = engine._scheduler, engine.blocks
     assert blocks.num_available == blocks.num_blocks == 12
     assert not engine._states
     assert not engine._answered
@@ -496,6 +496,6 @@ def test_hundreds_of_calls_leave_all_blocks_free_and_no_state_behind(llama):
 
 def test_a_block_that_leaks_is_found_when_the_engine_is_idle(llama):
     engine = make_engine(llama)
-    engine._blocks.grow([], num_computed=0, num_tokens=1)
+    engine.blocks.grow([], num_computed=0, num_tokens=1)
     with pytest.raises(RuntimeError, match="1 blocks have wrong reference counts"):
         engine.generate([prompt(5)], GREEDY)

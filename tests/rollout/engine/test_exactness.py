@@ -9,9 +9,9 @@ import torch
 
 from kernels.attention import Segment, packed_attention, packed_layout
 from kernels.linear_logprobs import linear_logprobs
+from rollout.build.engines import build_engine
 from rollout.config import SMOLLM2_135M, EngineConfig, ModelConfig
 from rollout.core import Completion, Request
-from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
@@ -162,7 +162,7 @@ def test_the_trainer_computes_the_engines_logprobs_of_smollm2_bit_for_bit(dtype)
     decoder = load_decoder(directory, dtype=DTYPES[dtype])
     tokenizer = load_tokenizer(directory)
     block_bytes = bytes_per_block(decoder.spec, block_size=16, dtype=DTYPES[dtype])
-    engine = Engine(
+    engine = build_engine(
         decoder,
         tokenizer,
         # 12 blocks of 16 tokens: a group does not fit, so some are preempted

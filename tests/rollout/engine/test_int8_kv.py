@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from rollout.build.engines import build_engine
 from rollout.config import EngineConfig, StorageDtype
-from rollout.engine.engine import Engine
 from rollout.engine.runner import bytes_per_block
 from rollout.models.checkpoint import load_decoder
 from rollout.text.tokenizer import load_tokenizer
@@ -65,7 +65,7 @@ def test_the_same_memory_holds_nearly_four_times_the_tokens_of_float32(llama):
     long = make_request("a", prompt(100), max_tokens=2)
     answers = []
     for kv_dtype in (StorageDtype.plain, INT8):
-        engine = Engine(
+        engine = build_engine(
             load_decoder(llama, dtype=torch.float32),
             load_tokenizer(llama),
             EngineConfig(kv_dtype=kv_dtype, **config),

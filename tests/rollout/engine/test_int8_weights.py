@@ -73,10 +73,10 @@ def test_it_is_close_to_the_plain_model_but_not_it(llama):
 
 def test_what_the_sender_quantizes_is_what_an_engine_quantizes_at_its_start(llama, other_llama):
     engine = int8_engine(llama)
-    assert engine.weights_digest() == int8_update(llama, 1).manifest.digest
+    assert engine.weights.digest() == int8_update(llama, 1).manifest.digest
     update = int8_update(other_llama, 1)
     put_in_force(engine, update)
-    assert engine.weights_digest() == update.manifest.digest
+    assert engine.weights.digest() == update.manifest.digest
     assert draws(run(engine, mixed_requests())) == draws(
         run(int8_engine(other_llama), mixed_requests())
     )
@@ -118,8 +118,8 @@ def test_staged_plain_weights_that_are_rolled_back_leave_it_in_8_bits(llama, oth
     engine = int8_engine(llama)
     before = draws(run(engine, mixed_requests()))
     decoder = load_decoder(other_llama, dtype=torch.float32)
-    engine.stage(make_update(1, decoder.hf_tensors()))
-    engine.rollback()
+    engine.weights.stage(make_update(1, decoder.hf_tensors()))
+    engine.weights.rollback()
     assert draws(run(engine, mixed_requests())) == before
     put_in_force(engine, make_update(1, decoder.hf_tensors()))
     assert draws(run(engine, mixed_requests())) == draws(
@@ -129,7 +129,7 @@ def test_staged_plain_weights_that_are_rolled_back_leave_it_in_8_bits(llama, oth
 
 def test_a_plain_engine_refuses_weights_in_8_bits(llama):
     with pytest.raises(ValueError, match="the manifest must match"):
-        make_engine(llama).stage(int8_update(llama, 1))
+        make_engine(llama).weights.stage(int8_update(llama, 1))
 
 
 def test_weights_that_are_not_finite_are_refused_by_the_sender(llama):

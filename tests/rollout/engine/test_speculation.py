@@ -211,7 +211,7 @@ def test_the_blocks_of_rejected_tokens_go_back_at_once(llama, without):
         engine.step()
         engine.check_integrity()
         for state in engine._states.values():
-            assert len(state.block_table) <= engine._blocks.blocks_for(len(state.token_ids))
+            assert len(state.block_table) <= engine.blocks.blocks_for(len(state.token_ids))
 
 
 def test_an_abort_between_two_steps_keeps_what_was_verified(llama, without):

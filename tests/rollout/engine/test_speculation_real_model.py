@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
+from rollout.build.engines import load_engine
 from rollout.config import SMOLLM2_135M, DrafterKind, EngineConfig, ModelConfig, SpeculationConfig
 from rollout.core import Request, SampleKey, SamplingParams
-from rollout.engine.engine import Engine
 from rollout.text.prompts import encode_prompt
 from tests.real_model import skip_without_real_model
 from tests.rollout.engine.engines import draws, run
@@ -27,7 +27,7 @@ LENGTHS = [12, 5, 8]
 
 def make_engine(kind):
     config = EngineConfig(speculation=SpeculationConfig(drafter=kind, max_draft_tokens=3))
-    return Engine.from_config(ModelConfig(path=SMOLLM2_135M), config)
+    return load_engine(ModelConfig(path=SMOLLM2_135M), config)
 
 
 def requests_of(tokenizer):

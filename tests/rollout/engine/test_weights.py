@@ -111,12 +111,12 @@ def test_an_engine_born_at_a_version_caches_prefixes_under_it(llama, other_llama
 def test_digests_agree_on_both_sides(llama, other_llama):
     engine = make_engine(llama)
     before, update = update_from(llama, 1).manifest.digest, update_from(other_llama, 1)
-    assert engine.weights_digest() == before
-    engine.stage(update)
-    engine.verify()
-    assert engine.weights_digest() == before
-    engine.commit()
-    assert engine.weights_digest() == update.manifest.digest != before
+    assert engine.weights.digest() == before
+    engine.weights.stage(update)
+    engine.weights.verify()
+    assert engine.weights.digest() == before
+    engine.weights.commit()
+    assert engine.weights.digest() == update.manifest.digest != before
 
 
 def test_staging_while_requests_run_changes_no_bit_and_the_commit_waits_for_them(
@@ -126,18 +126,18 @@ def test_staging_while_requests_run_changes_no_bit_and_the_commit_waits_for_them
     for request in mixed_requests():
         engine.add_request(request)
     engine.step()
-    engine.stage(update_from(other_llama, 1))
+    engine.weights.stage(update_from(other_llama, 1))
     engine.step()
-    engine.verify()
+    engine.weights.verify()
     with pytest.raises(
         RuntimeError, match=r"commit needs a drained engine .* 4 requests have begun"
     ):
-        engine.commit()
+        engine.weights.commit()
     assert engine.policy_version == 0
     answers = run(engine)
     assert draws(answers) == old
     assert {v for c in answers.values() for v in c.policy_versions} == {0}
-    engine.commit()
+    engine.weights.commit()
     assert draws(run(engine, mixed_requests())) == new
 
 
@@ -150,15 +150,15 @@ def test_one_wrong_element_leaves_the_old_version_serving(
     llama, other_llama, old, name, index, value
 ):
     engine = make_engine(llama)
-    digest = engine.weights_digest()
+    digest = engine.weights.digest()
     torn = update_from(other_llama, 1)
     torn.tensors[name].detach().view(-1)[index] = value
-    engine.stage(torn)
+    engine.weights.stage(torn)
     with pytest.raises(RuntimeError, match=rf"differ .* 1 of \d+ tensors: {name}; version 0 stays"):
-        engine.verify()
+        engine.weights.verify()
     with pytest.raises(RuntimeError, match="commit is not allowed"):
-        engine.commit()
-    assert (engine.policy_version, engine.weights_digest()) == (0, digest)
+        engine.weights.commit()
+    assert (engine.policy_version, engine.weights.digest()) == (0, digest)
     assert draws(run(engine, mixed_requests())) == old
 
 
@@ -166,9 +166,9 @@ def test_a_torn_update_can_be_sent_again(llama, other_llama, new):
     engine = make_engine(llama)
     torn = update_from(other_llama, 1)
     torn.tensors[QUERY].detach()[0, 0] += 1
-    engine.stage(torn)
+    engine.weights.stage(torn)
     with pytest.raises(RuntimeError, match="differ from their manifest"):
-        engine.verify()
+        engine.weights.verify()
     put_in_force(engine, update_from(other_llama, 1))
     assert draws(run(engine, mixed_requests())) == new
 
@@ -178,10 +178,10 @@ def test_a_rollback_leaves_the_old_version_serving_and_the_next_update_welcome(
 ):
     engine = make_engine(llama)
     for verified in (False, True):
-        engine.stage(update_from(other_llama, 1))
+        engine.weights.stage(update_from(other_llama, 1))
         if verified:
-            engine.verify()
-        engine.rollback()
+            engine.weights.verify()
+        engine.weights.rollback()
         assert engine.policy_version == 0
         assert draws(run(engine, mixed_requests())) == old
     put_in_force(engine, update_from(other_llama, 1))
@@ -191,11 +191,11 @@ def test_a_rollback_leaves_the_old_version_serving_and_the_next_update_welcome(
 def test_the_sender_may_go_on_once_its_update_is_staged(llama, other_llama, new):
     engine = make_engine(llama)
     update = update_from(other_llama, 1)
-    engine.stage(update)
+    engine.weights.stage(update)
     for tensor in update.tensors.values():
         tensor.detach().zero_()
-    engine.verify()
-    engine.commit()
+    engine.weights.verify()
+    engine.weights.commit()
     assert draws(run(engine, mixed_requests())) == new
 
 
@@ -219,21 +219,21 @@ def test_weights_arrive_in_pieces_from_another_thread_while_requests_run(
     has_run = threading.Event()
 
     def stage() -> None:
-        with engine.receiver_for(layout).staging(layout) as shadows:
+        with engine.weights.staging(layout) as shadows:
             for name, tensor in update.tensors.items():
                 shadows[name].copy_(tensor.detach())
             assert has_run.wait(60), "the engine steps while weights are staged"
-        engine.verify(update.manifest)
+        engine.weights.verify(update.manifest)
 
     thread = threading.Thread(target=stage)
     thread.start()
     assert draws(run(engine, mixed_requests())) == old
     has_run.set()
     thread.join()
-    assert engine.held_weights() == HeldWeights(version=0, digest=engine.weights_digest())
-    engine.commit()
-    assert engine.held_weights() == HeldWeights(version=1, digest=update.manifest.digest)
-    assert engine.weights_digest() == update.manifest.digest
+    assert engine.weights.held() == HeldWeights(version=0, digest=engine.weights.digest())
+    engine.weights.commit()
+    assert engine.weights.held() == HeldWeights(version=1, digest=update.manifest.digest)
+    assert engine.weights.digest() == update.manifest.digest
     assert draws(run(engine, mixed_requests())) == new
 
 
@@ -281,14 +281,14 @@ def test_what_is_laid_out_is_laid_out_before_the_commit_and_never_in_a_step(
         for request in mixed_requests():
             engine.add_request(request)
         engine.step()
-        engine.stage(as_sent((llama, other_llama)[version % 2], version))
-        verifying = threading.Thread(target=engine.verify)
+        engine.weights.stage(as_sent((llama, other_llama)[version % 2], version))
+        verifying = threading.Thread(target=engine.weights.verify)
         verifying.start()
         verifying.join(60)
         laid_out = num_packed()
         assert set(laid_out) <= {verifying.ident}
         assert laid_out or weight_dtype is StorageDtype.int8, "int8 has panels on some CPUs alone"
-        engine.commit_when_ready()
+        engine.weights.commit_when_ready()
         assert draws(run(engine)) == outputs[(version - 1) % 2], "the old weights finish their own"
         assert draws(run(engine, mixed_requests())) == outputs[version % 2]
         assert not num_packed()
@@ -303,13 +303,13 @@ def test_a_torn_or_withdrawn_update_is_laid_out_anew_when_it_comes_again(
     torn = update_from(llama, 2, fill=3.0)
     torn.tensors[QUERY].detach()[0, 0] += 1
     num_packed()
-    engine.stage(torn)
+    engine.weights.stage(torn)
     with pytest.raises(RuntimeError, match="differ from their manifest"):
-        engine.verify()
+        engine.weights.verify()
     assert not num_packed(), "what is wrong is not worth it"
-    engine.stage(update_from(llama, 2, fill=3.0))
-    engine.verify()
-    engine.rollback()
+    engine.weights.stage(update_from(llama, 2, fill=3.0))
+    engine.weights.verify()
+    engine.weights.rollback()
     assert draws(run(engine, mixed_requests())) == old
     put_in_force(engine, update_from(other_llama, 2))
     assert draws(run(engine, mixed_requests())) == new
@@ -322,8 +322,7 @@ def test_panels_of_updates_take_turns_in_the_memory_of_two(llama, other_llama):
     for version in range(1, 6):
         put_in_force(engine, update_from((llama, other_llama)[version % 2], version))
         run(engine, mixed_requests())
-        laid_out = engine._runner._live
-        assert laid_out is not None
+        laid_out = engine.weights.live
         assert laid_out.packed_head is not None
         places.append(laid_out.packed_head.data_ptr())
     assert places == [places[0], places[1]] * 2 + [places[0]]

@@ -236,7 +236,7 @@ def test_an_update_that_fails_while_it_waits_loses_no_answer(llama, other_llama,
         raise RuntimeError("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fleet.engine._receiver, "_swap", fail)
+        patch.setattr(fleet.engine.weights._receiver, "commit", fail)
         with pytest.raises(RuntimeError, match="no memory"):
             fleet.update_weights(update_from(other_llama, 1))
     assert draws(drain(fleet)) == draws(run(make_engine(llama), batch()))

@@ -4,27 +4,25 @@ import torch
 from rollout.weights.manifest import Manifest
 from rollout.weights.staging import HeldWeights, ReceiverState, WeightReceiver
 from rollout.weights.update import WeightUpdate, make_update
+from tests.rollout.weights.tensor_set import TensorSet
 
 
 class FusedModel:
     """As an engine holds them: q and k are row ranges of one parameter, up a column range of another."""
 
     def __init__(self) -> None:
-        self.live = {"qk": torch.zeros(6, 4), "mlp": torch.zeros(3, 8, dtype=torch.bfloat16)}
-        self.spare = {name: torch.full_like(tensor, 99) for name, tensor in self.live.items()}
+        live = {"qk": torch.zeros(6, 4), "mlp": torch.zeros(3, 8, dtype=torch.bfloat16)}
+        self.spare = {name: torch.full_like(tensor, 99) for name, tensor in live.items()}
         self.receiver = WeightReceiver(
-            self.views(self.live), self.views(self.spare), version=0, swap=self.swap
+            TensorSet(self.views(live)), TensorSet(self.views(self.spare)), version=0
         )
 
     @staticmethod
     def views(fused: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"q": fused["qk"][:4], "k": fused["qk"][4:], "up": fused["mlp"][:, 2:7]}
 
-    def swap(self) -> None:
-        self.live, self.spare = self.spare, self.live
-
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: view.clone() for name, view in self.views(self.live).items()}
+        return {name: view.clone() for name, view in self.receiver.live.tensors.items()}
 
 
 def weights(fill: float) -> dict[str, torch.Tensor]:
@@ -219,35 +217,29 @@ def test_shadows_of_another_layout_are_refused_at_construction():
         ValueError, match="the shadows must match the 3 live tensors, got 1 mismatched: k"
     ):
         WeightReceiver(
-            weights(0), weights(0) | {"k": torch.zeros(2, 3)}, version=0, swap=lambda: None
+            TensorSet(weights(0)), TensorSet(weights(0) | {"k": torch.zeros(2, 3)}), version=0
         )
 
 
-def test_a_swap_that_raises_leaves_the_old_version_in_force():
-    def swap() -> None:
-        raise MemoryError("no room")
-
-    receiver = WeightReceiver(weights(0), weights(9), version=0, swap=swap)
-    digest = receiver.digest()
+def test_a_commit_exchanges_the_two_sets_as_they_are():
+    live, shadow = TensorSet(weights(0)), TensorSet(weights(9))
+    receiver = WeightReceiver(live, shadow, version=0)
     receiver.stage(update(1))
     receiver.verify()
-    with pytest.raises(MemoryError):
-        receiver.commit()
-    assert (receiver.version, receiver.digest()) == (0, digest)
-    assert receiver.state is ReceiverState.VERIFIED
-    receiver.rollback()
+    assert receiver.live is live
+    receiver.commit()
+    assert receiver.live is shadow
+    assert receiver.shadow is live
+    assert_same(dict(live.tensors), weights(0))
 
 
 def test_what_is_verified_is_prepared_and_what_is_wrong_is_not():
     prepared = []
     shadows = weights(9)
-    receiver = WeightReceiver(
-        weights(0),
-        shadows,
-        version=0,
-        swap=lambda: None,
-        prepare=lambda: prepared.append((receiver.state, shadows["q"].clone())),
+    shadow = TensorSet(
+        shadows, prepare=lambda: prepared.append((receiver.state, shadows["q"].clone()))
     )
+    receiver = WeightReceiver(TensorSet(weights(0)), shadow, version=0)
     torn = update(1)
     torn.tensors["k"][0, 0] += 1
     receiver.stage(torn)
@@ -265,7 +257,7 @@ def test_what_cannot_be_prepared_leaves_the_old_version_in_force():
     def prepare() -> None:
         raise MemoryError("no room")
 
-    receiver = WeightReceiver(weights(0), weights(9), version=0, swap=lambda: None, prepare=prepare)
+    receiver = WeightReceiver(TensorSet(weights(0)), TensorSet(weights(9), prepare), version=0)
     receiver.stage(update(1))
     with pytest.raises(MemoryError):
         receiver.verify()
@@ -275,7 +267,7 @@ def test_what_cannot_be_prepared_leaves_the_old_version_in_force():
 def test_parameters_with_gradients_can_be_sent_and_received():
     live = {"w": torch.nn.Parameter(torch.zeros(3))}
     shadow = {"w": torch.nn.Parameter(torch.zeros(3))}
-    receiver = WeightReceiver(live, shadow, version=0, swap=lambda: None)
+    receiver = WeightReceiver(TensorSet(live), TensorSet(shadow), version=0)
     receiver.stage(make_update(1, [("w", torch.nn.Parameter(torch.ones(3)))]))
     receiver.verify()
     receiver.commit()

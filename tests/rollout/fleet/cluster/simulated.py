@@ -6,6 +6,7 @@ Everything that happens is an entry in one heap, so a run is a function of its s
 import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import count
 from typing import Any
@@ -21,14 +22,16 @@ from rollout.core import (
     SampleKey,
     SamplingParams,
 )
-from rollout.engine.engine import EngineStats
 from rollout.fleet.cluster.pool import Answered, Event, Lost, Reported
+from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.update_round import Phase
 from rollout.fleet.workers.faults import Faults
-from rollout.fleet.workers.worker import StagingArea, Worker, WorkerReport
+from rollout.fleet.workers.worker import Worker
+from rollout.stats import EngineStats
 from rollout.weights.manifest import Manifest
-from rollout.weights.staging import HeldWeights, ReceiverState, WeightReceiver
+from rollout.weights.staging import HeldWeights, ReceiverState, StagingArea, WeightReceiver
 from rollout.weights.update import WeightUpdate, make_update
+from tests.rollout.weights.tensor_set import TensorSet
 
 _IDLE_SECONDS = 0.05
 _REPORT_SECONDS = 0.25
@@ -79,13 +82,18 @@ class SimulatedEngine:
         self.stats = EngineStats()
         self.seconds = 0.0
         self._step_seconds = step_seconds
-        self._live, self._shadow = weights_of(0), weights_of(0)
-        self._receiver = WeightReceiver(self._live, self._shadow, version=0, swap=self._swap)
+        self._receiver = WeightReceiver(
+            TensorSet(weights_of(0)), TensorSet(weights_of(0)), version=0
+        )
         self._states: dict[str, RequestState] = {}
         self._answered: list[Completion] = []
 
     @property
     def config(self) -> "SimulatedEngine":
+        return self
+
+    @property
+    def weights(self) -> "SimulatedEngine":
         return self
 
     @property
@@ -104,7 +112,7 @@ class SimulatedEngine:
     def has_staged(self) -> bool:
         return self._receiver.state is not ReceiverState.IDLE
 
-    def held_weights(self) -> HeldWeights:
+    def held(self) -> HeldWeights:
         return self._receiver.held()
 
     def add_request(self, request: Request) -> None:
@@ -117,7 +125,9 @@ class SimulatedEngine:
 
     def step(self) -> list[Completion]:
         self.seconds += self._step_seconds
-        versions = {value for tensor in self._live.values() for value in tensor.tolist()}
+        versions = {
+            value for tensor in self._receiver.live.tensors.values() for value in tensor.tolist()
+        }
         assert versions == {self.policy_version}, f"a step on mixed weights: {versions}"
         states = [s for s in self._states.values() if s.num_output or not self.is_commit_pending]
         for state in states[: self.max_requests]:
@@ -134,8 +144,8 @@ class SimulatedEngine:
         finished, self._answered = self._answered, []
         return finished
 
-    def receiver_for(self, manifest: Manifest) -> WeightReceiver:
-        return self._receiver
+    def staging(self, manifest: Manifest) -> AbstractContextManager[Mapping[str, torch.Tensor]]:
+        return self._receiver.staging(manifest)
 
     def verify(self) -> None:
         self._receiver.verify()
@@ -154,9 +164,6 @@ class SimulatedEngine:
         if self.is_commit_pending and not (self.drains and has_begun):
             self.is_commit_pending = False
             self._receiver.commit()
-
-    def _swap(self) -> None:
-        self._live, self._shadow = self._shadow, self._live
 
     def _finish(self, state: RequestState, reason: FinishReason) -> None:
         del self._states[state.request.request_id]

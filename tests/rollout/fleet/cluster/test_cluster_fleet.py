@@ -55,7 +55,7 @@ def assert_serving_exactly(pool: SimulatedPool, fleet: WorkerFleet, version: int
     digest = update_to(version).manifest.digest
     for worker_id, state in fleet.workers.items():
         if state is WorkerState.SERVING and worker_id in pool.engines:
-            held = pool.engines[worker_id].held_weights()
+            held = pool.engines[worker_id].weights.held()
             assert (held.version, held.digest) == (version, digest)
 
 

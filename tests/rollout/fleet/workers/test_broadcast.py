@@ -8,12 +8,13 @@ from rollout.fleet.workers.broadcast import Broadcast
 from rollout.weights.staging import WeightReceiver
 from rollout.weights.transport.broadcast import CollectiveError, CollectiveReceiver
 from tests.rollout.fleet.cluster.simulated import update_to, weights_of
+from tests.rollout.weights.tensor_set import TensorSet
 
 
 def test_a_worker_lost_before_it_joined_ends_the_wait_of_all_and_the_next_update_finds_the_way_free():
     broadcast, receiver = Broadcast("127.0.0.1"), CollectiveReceiver()
     live = weights_of(0)
-    weights = WeightReceiver(live, weights_of(0), version=0, swap=lambda: None)
+    weights = WeightReceiver(TensorSet(live), TensorSet(weights_of(0)), version=0)
     update = update_to(1)
     with ThreadPoolExecutor(1) as pool:
         place = broadcast.begin(["a", "b"], update)["a"]

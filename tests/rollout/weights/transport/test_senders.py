@@ -134,10 +134,10 @@ def receive_into_engine(pipe: Any, directory: Any) -> None:
     receiver = CollectiveReceiver(limits=LIMITS)
     receiver.join(*pipe.recv())
     manifest = pipe.recv()
-    receiver.receive(manifest, engine.receiver_for(manifest))
-    engine.verify()
-    engine.commit()
-    pipe.send((engine.held_weights(), engine.weights_digest()))
+    receiver.receive(manifest, engine.weights)
+    engine.weights.verify()
+    engine.weights.commit()
+    pipe.send((engine.weights.held(), engine.weights.digest()))
     pipe.send(draws(run(engine, mixed_requests())))
 
 

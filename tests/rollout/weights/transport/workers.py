@@ -11,6 +11,7 @@ import torch
 from rollout.weights.staging import WeightReceiver
 from rollout.weights.transport.broadcast import CollectiveReceiver, TransferLimits
 from rollout.weights.transport.rendezvous import BroadcastGroup
+from tests.rollout.weights.tensor_set import TensorSet
 
 LIMITS = TransferLimits(join_seconds=60.0, floor_seconds=60.0)
 """Where nobody is lost: never reached."""
@@ -38,7 +39,7 @@ class Model:
 
     def __init__(self, *, rows: int = 90) -> None:
         live, shadow = _side(rows), _side(rows)
-        self.receiver = WeightReceiver(live, shadow, version=0, swap=lambda: None)
+        self.receiver = WeightReceiver(TensorSet(live), TensorSet(shadow), version=0)
 
 
 def _side(rows: int) -> dict[str, torch.Tensor]:

@@ -1,39 +1,55 @@
-"""Counts of speculation. No torch."""
+"""Counts that an engine and its speculation keep. No torch."""
 
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 
-__all__ = ["SpeculationStats"]
+__all__ = ["EngineStats", "SpeculationStats"]
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counts since the engine was made."""
+
+    num_steps: int = 0
+    num_request_steps: int = 0
+    """Requests of a batch, summed over steps."""
+    num_computed_tokens: int = 0
+    """Tokens prefilled and decoded."""
+    num_sampled_tokens: int = 0
+    num_preemptions: int = 0
+    num_prefix_hit_tokens: int = 0
 
 
 @dataclass(slots=True)
 class SpeculationStats:
+    """Counts since they were last taken."""
+
     num_proposed: int = 0
     """Draft tokens that were verified."""
     num_accepted: int = 0
-    """Of those, kept; the token that a verified position yields besides is in neither."""
+    """Verified draft tokens that were kept. The token that follows the last kept one is counted in neither."""
     proposed_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
     num_without_room: int = 0
-    """Times that a request was not drafted for, since the draft model's cache was full."""
+    """Times that a request got no draft because the cache of the draft model was full."""
     draft_seconds: float = 0.0
-    """Spent on drafts and on choosing their lengths."""
+    """Time spent on drafts and on the choice of their lengths."""
     drafted_tokens: int = 0
-    """Sampled in steps with drafts, which took `drafted_seconds`."""
+    """Tokens sampled in steps with drafts, which took `drafted_seconds`."""
     drafted_seconds: float = 0.0
     control_tokens: int = 0
-    """Sampled in steps that would have had drafts and were run without, which took `control_seconds`."""
+    """Tokens sampled in control steps, which ran without the drafts they would have had, and took `control_seconds`."""
     control_seconds: float = 0.0
 
     compared_tokens: int = 0
-    """Sampled in steps with drafts that only decoded, which took `compared_seconds`; `expected_tokens` and
-    `expected_seconds` are what the estimates had said of them."""
+    """Tokens sampled in steps with drafts and without prompts, which took `compared_seconds`; `expected_tokens` and
+    `expected_seconds` are the estimates for these steps."""
     compared_seconds: float = 0.0
     expected_tokens: float = 0.0
     expected_seconds: float = 0.0
 
     def count(self, num_proposed: int, num_accepted: int) -> None:
-        """One verified draft."""
+        """Counts one verified draft."""
         self.num_proposed += num_proposed
         self.num_accepted += num_accepted
         for counts, length in (
@@ -45,7 +61,7 @@ class SpeculationStats:
                 counts[position] += 1
 
     def add(self, other: "SpeculationStats") -> None:
-        """Take in the counts of another engine."""
+        """Adds the counts of another engine."""
         for field_ in fields(self):
             mine, its = getattr(self, field_.name), getattr(other, field_.name)
             if isinstance(mine, list):
@@ -55,7 +71,7 @@ class SpeculationStats:
             setattr(self, field_.name, its)
 
     def metrics(self) -> dict[str, float]:
-        """Rates that have nothing to stand on are left out."""
+        """Returns counts and rates as metrics, without rates whose denominator is 0."""
         metrics = {
             "speculation/proposed_tokens": float(self.num_proposed),
             "speculation/accepted_tokens": float(self.num_accepted),

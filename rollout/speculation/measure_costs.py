@@ -1,4 +1,4 @@
-"""Measures what steps of an engine cost, before it serves."""
+"""Measures what the steps of an engine cost, before it serves."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from rollout.core import Batch, Chunk, Request, RequestState, SampleKey, Samplin
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.runner import Runner
 from rollout.engine.sampler import sample_tokens
-from rollout.models.decoder import Decoder
+from rollout.models.packed_decoder import PackedDecoder
 from rollout.speculation.cost_table import CostTable, StepSize
 
 __all__ = ["measure_costs"]
@@ -20,13 +20,13 @@ _CONTEXT_REQUESTS = 4
 _CONTEXT_ROWS = 8
 _REPEATS = 3
 _LONG_ROWS = (
-    64  # from here on once: noise is small next to the step, and the start must not take long
+    64  # steps of so many rows run once: noise is small next to them, and the start must be short
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """Requests whose first `num_computed` tokens need not be computed, each with a draft of `num_rows` - 1 tokens."""
+    """A step: requests with `num_computed` tokens in the cache, each with a draft of `num_rows` - 1 tokens."""
 
     num_computed: int
     num_rows: int
@@ -34,20 +34,20 @@ class _Probe:
 
 
 def measure_costs(
-    runner: Runner, decoder: Decoder, blocks: BlockManager, *, max_rows: int, max_context: int
+    runner: Runner, weights: PackedDecoder, blocks: BlockManager, *, max_rows: int, max_context: int
 ) -> CostTable:
-    """Runs steps of 1 to 256 rows; two or three seconds for a model of 135 M parameters.
+    """Times steps of 1 to 256 rows. Takes two or three seconds for a model of 135 M parameters.
 
     Args:
-        runner: runs the steps, and writes what it likes into the blocks.
-        decoder: the model.
-        blocks: idle.
-        max_rows: of a step.
-        max_context: of a request.
+        runner: runs the steps; it writes into free blocks.
+        weights: weights of the model.
+        blocks: block manager of an idle engine.
+        max_rows: most rows of a step.
+        max_context: most tokens of a request.
     """
     limit = min(max_context, blocks.num_blocks * blocks.block_size)
     rows = [n for n in _ROWS if n <= min(max_rows, limit)]
-    seconds = {n: _seconds(runner, decoder, blocks, _Probe(0, n)) for n in rows}
+    seconds = {n: _seconds(runner, weights, blocks, _Probe(0, n)) for n in rows}
     if len(seconds) == 1:
         seconds[2] = 2 * seconds[1]
     table = CostTable(seconds)
@@ -56,13 +56,13 @@ def measure_costs(
     room = blocks.num_blocks // num_requests * blocks.block_size
     context = max(min(_CONTEXT, max_context, room) - num_rows, 0)
 
-    def of_keys(probe: _Probe) -> float:
+    def seconds_of_keys(probe: _Probe) -> float:
         num_rows = probe.num_rows * probe.num_requests
-        whole = _seconds(runner, decoder, blocks, probe)
+        whole = _seconds(runner, weights, blocks, probe)
         return max(whole - table.seconds(StepSize(num_rows, 0, 0)), 0.0)
 
-    per_key = of_keys(_Probe(context, 1, num_requests)) / max(context * num_requests, 1)
-    more_rows = of_keys(_Probe(context, num_rows)) - context * per_key
+    per_key = seconds_of_keys(_Probe(context, 1, num_requests)) / max(context * num_requests, 1)
+    more_rows = seconds_of_keys(_Probe(context, num_rows)) - context * per_key
     return CostTable(
         seconds,
         seconds_per_key=per_key,
@@ -70,7 +70,7 @@ def measure_costs(
     )
 
 
-def _seconds(runner: Runner, decoder: Decoder, blocks: BlockManager, probe: _Probe) -> float:
+def _seconds(runner: Runner, weights: PackedDecoder, blocks: BlockManager, probe: _Probe) -> float:
     chunks: list[Chunk] = []
     try:
         for i in range(probe.num_requests):
@@ -86,17 +86,17 @@ def _seconds(runner: Runner, decoder: Decoder, blocks: BlockManager, probe: _Pro
             blocks.grow(state.block_table, num_computed=0, num_tokens=end)
             state.num_computed = probe.num_computed
         repeats = _REPEATS if probe.num_rows < _LONG_ROWS else 1
-        _time(runner, decoder, chunks)  # takes memory that the others then have
-        return statistics.median(_time(runner, decoder, chunks) for _ in range(repeats))
+        _time(runner, weights, chunks)  # takes memory that the others then have
+        return statistics.median(_time(runner, weights, chunks) for _ in range(repeats))
     finally:
         for chunk in chunks:
             blocks.release(chunk.state.block_table)
 
 
-def _time(runner: Runner, decoder: Decoder, chunks: Sequence[Chunk]) -> float:
-    """Of forward and sampling."""
+def _time(runner: Runner, weights: PackedDecoder, chunks: Sequence[Chunk]) -> float:
+    """Returns the seconds of one forward and its sampling."""
     start = time.perf_counter()
-    logits_RV = runner.run(decoder, Batch(tuple(chunks), ()))
+    logits_RV = runner.run(weights, Batch(tuple(chunks), ()))
     states = [chunk.state for chunk in chunks for _ in range(chunk.num_rows)]
     sample_tokens(logits_RV, range(len(states)), states, range(len(states)))
     return time.perf_counter() - start

@@ -1,19 +1,62 @@
-"""The drafters that a config asks for."""
+"""Makes the speculator that a config asks for."""
 
 from rollout.config import DrafterKind, EngineConfig, ModelConfig
+from rollout.engine.block_manager import BlockManager
+from rollout.engine.runner import Runner
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
+from rollout.models.packed_decoder import PackedDecoder
 from rollout.models.sources import resolve_model
 from rollout.models.spec import read_spec
 from rollout.speculation.drafters.drafter import Drafter
 from rollout.speculation.drafters.model import ModelDrafter
 from rollout.speculation.drafters.ngram import NgramDrafter
 from rollout.speculation.drafters.suffix import SuffixDrafter
+from rollout.speculation.measure_costs import measure_costs
+from rollout.speculation.speculator import Speculator
 
-__all__ = ["history_tokens", "make_drafters"]
+__all__ = ["history_tokens", "make_speculator"]
 
 
-def make_drafters(config: EngineConfig, target: Decoder) -> list[Drafter]:
+def make_speculator(
+    config: EngineConfig,
+    *,
+    runner: Runner,
+    weights: PackedDecoder,
+    blocks: BlockManager,
+    max_context_tokens: int,
+) -> Speculator | None:
+    """Makes drafters and measures what steps cost; None if the config asks for no drafter.
+
+    Args:
+        config: config of the engine.
+        runner: runs the steps of the engine.
+        weights: model that drafts are verified by.
+        blocks: block manager of the engine, which is idle.
+        max_context_tokens: most tokens of a request.
+
+    Raises:
+        ValueError: the draft model cannot be loaded, or has another vocabulary.
+    """
+    drafters = _make_drafters(config, weights.decoder)
+    if not drafters:
+        return None
+    costs = measure_costs(
+        runner,
+        weights,
+        blocks,
+        max_rows=config.max_tokens_per_step,
+        max_context=max_context_tokens,
+    )
+    return Speculator(
+        drafters,
+        costs,
+        max_draft_tokens=config.speculation.max_draft_tokens,
+        eos_token_ids=weights.decoder.spec.eos_token_ids,
+    )
+
+
+def _make_drafters(config: EngineConfig, target: Decoder) -> list[Drafter]:
     """None for `off`. `auto` has the suffix drafter, which finds whatever the n-gram one finds, and a model if one is named.
 
     Raises:
