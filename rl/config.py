@@ -39,7 +39,7 @@ class EvaluationConfig:
 @dataclass(kw_only=True)
 class CheckpointConfig:
     every_steps: int = 50
-    """Write a checkpoint every so many steps and at the end; 0: at the end alone."""
+    """Write a checkpoint every so many steps and at the end; 0: only at the end."""
     keep: int = 2
     """Checkpoints kept; older ones are removed after a newer one is complete."""
     grace_seconds: float = 60.0
@@ -58,9 +58,9 @@ class TrainConfig:
     """Directory of everything the run writes; it must not hold a run yet, unless `resume_from` names the same. Empty:
     outputs/<date>/<time>."""
     seed: int = 0
-    """Of sampling and of the order of prompts."""
+    """Seed of sampling and of the order of prompts."""
     num_prompts_per_step: int = 16
-    """Prompts per optimiser step."""
+    """Prompts of a batch; `trainer.steps_per_batch` optimiser steps train on it."""
     group_size: int = 8
     """Rollouts per prompt."""
     num_spare_rollouts: int = 0
@@ -87,7 +87,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     mode: RunMode = RunMode.full
-    """`full`; `rollout_only` generates and scores alone; `train_only` trains on random completions alone."""
+    """Parts of the loop that run. `full`: all; `rollout_only`: generate and score; `train_only`: train on random completions."""
     resume_from: str = ""
     """A run directory whose latest checkpoint this run goes on from; empty: start from the model."""
 
@@ -111,7 +111,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """Of scripts/evaluate.py."""
+    """Settings of scripts/evaluate.py."""
 
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
@@ -119,11 +119,12 @@ class EvaluateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     seed: int = 0
+    """Seed of sampling."""
 
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """Of scripts/generate.py."""
+    """Settings of scripts/generate.py."""
 
     model: ModelConfig = MISSING
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -139,6 +140,7 @@ class GenerateConfig:
     num_samples: int = 1
     """Completions per prompt."""
     seed: int = 0
+    """Seed of sampling."""
 
     def __post_init__(self) -> None:
         require(self.num_samples > 0, "num_samples", "> 0", self.num_samples)

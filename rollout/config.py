@@ -72,7 +72,7 @@ class ModelConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables that the chat template reads, for example `model.chat_template_kwargs.enable_thinking=false`."""
     dtype: Dtype = Dtype.auto
-    """Of every forward, trainer's and engine's alike; master weights are float32. `auto`: `bfloat16` where the
+    """Type of every forward, the trainer's and the engine's; master weights are float32. `auto`: `bfloat16` where the
     device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else `float32`."""
 
     def __post_init__(self) -> None:
@@ -102,9 +102,9 @@ class SpeculationConfig:
     kv_cache_gb: float = 0.25
     """Memory of the draft model's KV cache, in GB (10^9 bytes); requests without room in it get no drafts of it."""
     max_draft_tokens: int = 16
-    """Of a request in a step. The length, 0 included, is chosen by measured cost and acceptance."""
+    """Greatest number of draft tokens of a request in a step. The length, 0 included, is chosen by measured cost and acceptance."""
     history_tokens: int = 2_000_000
-    """Of past rollouts that `suffix` and `auto` remember; 4 bytes each."""
+    """Tokens of past rollouts that `suffix` and `auto` remember; 4 bytes each."""
 
     def __post_init__(self) -> None:
         require(
@@ -125,6 +125,13 @@ class SpeculationConfig:
                 "engine.speculation.model_path must be a Hugging Face directory or hub id when "
                 "engine.speculation.drafter is model, got ''; set it, or choose suffix, which needs no model"
             )
+        has_model = self.drafter in (DrafterKind.model, DrafterKind.auto)
+        require(
+            has_model or not self.model_path,
+            "engine.speculation.model_path",
+            f"empty when engine.speculation.drafter is {self.drafter.name}; choose model or auto",
+            self.model_path,
+        )
 
 
 @dataclass(kw_only=True)
@@ -145,10 +152,10 @@ class EngineConfig:
     prefix_cache: bool = True
     """Keep the KV blocks of finished prompts for later requests of the same policy version."""
     weight_dtype: StorageDtype = StorageDtype.plain
-    """Of the engine's matrices. `int8`: 8 bits with a scale per output channel, quantized anew at every weight update;
+    """Type of the engine's matrices. `int8`: 8 bits with a scale per output channel, quantized anew at every weight update;
     the trainer corrects for the difference (`correction`). On CPUs."""
     kv_dtype: StorageDtype = StorageDtype.plain
-    """Of the KV cache. `int8`: 8 bits with a scale per token and head; in the same memory 1.9 times the tokens of bf16,
+    """Type of the KV cache. `int8`: 8 bits with a scale per token and head; in the same memory 1.9 times the tokens of bf16,
     3.8 times those of float32."""
     on_update: OnUpdate = OnUpdate.drain
     """What becomes of requests in flight at a weight update; at staleness 0 there are none. `drain`: all tokens of a completion

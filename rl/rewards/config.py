@@ -10,7 +10,7 @@ class RewardConfig:
     num_workers: int = 1
     """Processes that score."""
     time_limit_seconds: float = 10.0
-    """Of one completion; past it the scorer is killed and the outcome is a timeout."""
+    """Time limit for scoring one completion; after it the scorer is killed and the outcome is a timeout."""
     memory_limit_gb: float = 8.0
     """Address space of one scorer process, in GB (10^9 bytes)."""
     max_error_rate: float = 0.2

@@ -33,7 +33,7 @@ class TaskConfig:
     scorer: str = ""
     """The user's own scorer, `package.module:function` or `path/to/file.py:function`; empty: the task's own."""
     seed: int = 0
-    """Of the generated or shuffled prompts; apart from the run's `seed`, so that runs share the held-out set."""
+    """Seed of the generated or shuffled prompts; separate from the run's `seed`, so that runs share the held-out set."""
 
     def __post_init__(self) -> None:
         is_count = self.num_held_out is None or self.num_held_out > 0
@@ -66,8 +66,9 @@ class ArithmeticConfig(TaskConfig):
     operations: list[Operation] = field(default_factory=lambda: list(Operation))
     """Sums alone are within a small model's reach: `task.operations=[sum]`."""
     min_digits: int = 1
+    """Least number of digits of a term."""
     max_digits: int = 2
-    """Digits of a term."""
+    """Greatest number of digits of a term."""
     num_train: int = 8000
     """Prompts to train on; reasoning-gym draws them."""
 
@@ -107,11 +108,11 @@ class DatasetConfig(TaskConfig):
     """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow; also with .gz, .bz2, .xz or .zst), a directory of such files or one
     that `datasets` saved, a pattern such as `data/*.jsonl`, or a hub id. A file with a pattern's name is that file."""
     subset: str = ""
-    """Of a hub id that has several, for example `main`."""
+    """Subset of a hub id that has several, for example `main`."""
     split: str = "train"
     """Name of a split, or a slice such as `train[:100]`; one file is the split that is asked for."""
     held_out_path: str = ""
-    """Where held-out rows are, as `path`; empty: `num_held_out` rows are split off."""
+    """Location of held-out rows, as for `path`; empty: `num_held_out` rows are split off."""
     held_out_split: str = "test"
     """Split of `held_out_path`."""
     prompt_column: str = "question"

@@ -9,6 +9,8 @@ from rl.config import RunMode, TrainConfig
 from rl.tracking.config import WandbMode
 from rl.tracking.wandb_identity import wandb_mode
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rl.trainer.config import OptimizerKind, TrainerBackend, TrainerConfig
+from rollout.config import RayFleetConfig
 
 __all__ = ["check_budget", "check_config", "check_context"]
 
@@ -36,6 +38,7 @@ def check_config(config: TrainConfig, needs: Needs) -> None:
             f"{sampling.top_k}, {sampling.top_p}, {sampling.min_p}: the log-probabilities would be of "
             "another distribution than the trainer's"
         )
+    _check_unread_keys(config)
     _check_algorithm(config)
     _check_spare_rollouts(config, needs)
     mode = wandb_mode(config.tracking.wandb)
@@ -46,6 +49,36 @@ def check_config(config: TrainConfig, needs: Needs) -> None:
         )
     if config.resume_from and config.mode is not RunMode.full:
         raise ValueError(f"resume_from needs mode=full, got {config.mode.name}")
+
+
+def _check_unread_keys(config: TrainConfig) -> None:
+    """Refuse keys that are set and that nothing reads in this run."""
+    trainer, default = config.trainer, TrainerConfig()
+    is_on_ray = trainer.num_processes > 1 or isinstance(config.fleet, RayFleetConfig)
+    unread = {
+        "trainer.zero_stage": (
+            trainer.zero_stage != default.zero_stage
+            and trainer.backend is not TrainerBackend.deepspeed,
+            "trainer.backend=deepspeed",
+        ),
+        "trainer.muon_momentum": (
+            trainer.muon_momentum != default.muon_momentum
+            and trainer.optimizer is not OptimizerKind.muon,
+            "trainer.optimizer=muon",
+        ),
+        "trainer.threads_per_process": (
+            trainer.threads_per_process != default.threads_per_process
+            and trainer.num_processes == 1,
+            "trainer.num_processes above 1",
+        ),
+        "fleet.address": (
+            bool(config.fleet.address) and not is_on_ray,
+            "fleet=ray or trainer.num_processes above 1",
+        ),
+    }
+    for key, (is_unread, needed) in unread.items():
+        if is_unread:
+            raise ValueError(f"{key} is set, and nothing reads it without {needed}")
 
 
 def _check_spare_rollouts(config: TrainConfig, needs: Needs) -> None:

@@ -39,7 +39,7 @@ class LoRAConfig:
     """Train low-rank adapters of the policy instead of its weights; a critic is trained whole."""
 
     rank: int = 0
-    """Of the adapters; 0: none, all weights are trained."""
+    """Rank of the LoRA adapters; 0 trains all weights."""
     alpha: float = 32.0
     """An adapter's product is scaled by alpha / rank."""
     targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
@@ -60,25 +60,34 @@ class LoRAConfig:
             "that of the adapter of trainer.lora.path",
             self.rank,
         )
+        is_default = self.alpha == 32.0 and self.targets == list(LORA_TARGETS)
+        require(
+            self.rank > 0 or is_default,
+            "trainer.lora.rank",
+            "> 0 where trainer.lora.alpha or trainer.lora.targets is set, which are for adapters",
+            self.rank,
+        )
 
 
 @dataclass(kw_only=True)
 class TrainerConfig:
     num_steps: int = 100
-    """Optimiser steps, one per batch."""
+    """Batches to train on; each is one version of the weights, made by `steps_per_batch` optimiser steps."""
     backend: TrainerBackend = TrainerBackend.torch
+    """Library that holds the trained weights: `torch`, or `deepspeed` for ZeRO."""
     data_parallel: DataParallel = DataParallel.ddp
-    """Of several processes, with `backend` `torch`."""
+    """Layout of the weights on several processes with `backend` `torch`: `ddp` copies them to every rank, `fsdp2` shards them."""
     num_processes: int = 1
     """Processes that train together, on Ray: on this machine, or in the cluster of `fleet.address`. The first is the one that was
     started. Leave it at 1 under torchrun, which starts them itself."""
     threads_per_process: int = 1
-    """With `num_processes` above 1: CPU threads of each, and cores that each but the first asks a cluster for."""
+    """CPU threads of each process when `num_processes` is above 1, and cores that each but the first asks a cluster for."""
     zero_stage: int = 2
-    """Of `deepspeed`: what is in shards. 0: nothing, 1: the optimiser's state, 2: gradients too, 3: weights too."""
+    """Stage of ZeRO with `backend` `deepspeed`, which says what is sharded. 0: nothing, 1: the optimiser's state, 2: gradients too, 3: weights too."""
     offload_optimizer: bool = False
-    """Of `deepspeed`: keep the optimiser's state in the host's memory and update there; from `zero_stage` 1 on."""
+    """With `backend` `deepspeed`, keep the optimiser's state in the host's memory and update there; from `zero_stage` 1 on."""
     learning_rate: float = 1e-6
+    """Learning rate after warm-up, before any decay."""
     lr_schedule: LRSchedule = LRSchedule.constant
     """After warm-up: `constant`, or `linear` or `cosine` decay to 0 at `num_steps`."""
     num_warmup_steps: int = 0
@@ -86,10 +95,15 @@ class TrainerConfig:
     optimizer: OptimizerKind = OptimizerKind.adamw
     """`adamw`, or `muon` for the matrices of the layers, with steps as large as AdamW's at the same learning rate."""
     weight_decay: float = 0.0
+    """Share of each weight that a step takes off, times the learning rate (decoupled, as in AdamW)."""
     adam_beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
     adam_beta2: float = 0.999
+    """Decay of AdamW's mean of squared gradients."""
     adam_epsilon: float = 1e-8
+    """Number added to AdamW's divisor, so that it is never 0."""
     muon_momentum: float = 0.95
+    """Decay of Muon's mean of gradients."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm."""
     max_skipped_steps: int = 3
@@ -105,7 +119,7 @@ class TrainerConfig:
     """Keep only the input of each layer for the backward and compute the layer again there: less memory, a forward
     more, and the same gradient bit for bit."""
     ema_decay: float = 0.0
-    """Of an exponential moving average of the trained weights, kept in fp32; every checkpoint holds it as a Hugging Face
+    """Decay of an exponential moving average of the trained weights, kept in fp32; every checkpoint holds it as a Hugging Face
     directory, weights/v<version>/ema. 0: none."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 

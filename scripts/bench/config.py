@@ -27,6 +27,7 @@ class BenchRolloutConfig:
     workloads: list[str] = field(default_factory=lambda: ["W1", "W3"])
     """Names of workloads, W1 to W6; scripts/bench/rollout/workloads.py describes them."""
     repeats: int = 3
+    """Times each workload is measured."""
 
     def __post_init__(self) -> None:
         require(self.repeats > 0, "repeats", "> 0", self.repeats)
@@ -50,6 +51,7 @@ class BenchSpeculationConfig:
     """A run directory whose newest checkpoint's past rollouts are the history of `second_epoch` and `tail`, with the prompts
     they answer; `model` should be its policy. Empty: the bench makes the first epoch itself."""
     scenarios: list[Scenario] = field(default_factory=lambda: list(Scenario))
+    """Situations in which drafts are measured."""
     concurrency: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 64, 256])
     """Requests in flight; `tail` has all of its own at once."""
     paired_concurrency: list[int] = field(default_factory=lambda: [1, 4, 64, 256])
@@ -61,6 +63,7 @@ class BenchSpeculationConfig:
     pairs: int = 7
     """Runs with and without drafts, in turn."""
     seed: int = 0
+    """Seed of sampling."""
 
     def __post_init__(self) -> None:
         require(self.pairs > 0, "pairs", "> 0", self.pairs)
@@ -85,6 +88,7 @@ class BenchFleetConfig(TrainConfig):
     """Config of scripts.bench.fleet: the keys of a run, and what is measured. `asynchrony` runs it at every `staleness`."""
 
     cases: list[FleetCase] = field(default_factory=lambda: list(FleetCase))
+    """Measurements to make; --help describes them."""
     receivers: list[int] = field(default_factory=lambda: [1, 2, 4])
     """`updates`: engines in processes of their own."""
     concurrency: list[int] = field(default_factory=lambda: [0, 4])
@@ -94,6 +98,7 @@ class BenchFleetConfig(TrainConfig):
     staleness: list[int] = field(default_factory=lambda: [0, 1])
     """`asynchrony`: values of `max_staleness`, each a run of `trainer.num_steps` steps; the first step warms up."""
     repeats: int = 5
+    """Times each measurement is made."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,10 +125,13 @@ class BenchDriftConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     num_prompts: int = 8
+    """Prompts to answer."""
     group_size: int = 8
     """Answers to each prompt: of the history, and as many again that are decoded."""
     seed: int = 0
+    """Seed of sampling."""
     output: str = "drift.png"
+    """Path of the picture."""
 
     def __post_init__(self) -> None:
         require(self.num_prompts > 0, "num_prompts", "> 0", self.num_prompts)
