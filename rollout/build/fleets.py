@@ -1,0 +1,73 @@
+"""Makes fleets from a config, for the trainer and whoever else needs completions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rollout.build.engines import build_engine
+from rollout.config import Dtype, EngineConfig, FleetConfig, RayFleetConfig, StorageDtype
+from rollout.fleet.base import Fleet
+from rollout.fleet.cluster.fleet import WorkerFleet
+from rollout.fleet.inline import InlineFleet
+from rollout.fleet.workers.process import WorkerSpec
+from rollout.fleet.workers.ray_pool import RayPool
+from rollout.models.decoder import Decoder
+from rollout.models.int8 import int8_weights
+from rollout.speculation.make import history_tokens
+from rollout.weights.update import make_update
+
+__all__ = ["open_fleet"]
+
+
+@contextmanager
+def open_fleet(
+    config: FleetConfig,
+    engine: EngineConfig,
+    decoder: Decoder,
+    tokenizer: Any,
+    *,
+    weights: Path,
+    dtype: Dtype,
+    policy_version: int,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Fleet]:
+    """Starts the fleet that a config asks for, and ends it with the block.
+
+    Args:
+        config: kind of the fleet.
+        engine: config of each engine.
+        decoder: weights that every engine begins with; an inline engine runs this decoder itself.
+        tokenizer: tokenizer of the model; Ray workers load their own.
+        weights: Hugging Face directory that Ray workers load the same weights from.
+        dtype: type of the weights in Ray workers.
+        policy_version: version of the weights.
+        is_stopping: whether the run is about to end, which explains that workers are lost.
+
+    Raises:
+        ValueError: a mistake in the config.
+    """
+    if not isinstance(config, RayFleetConfig):
+        yield InlineFleet(build_engine(decoder, tokenizer, engine, policy_version=policy_version))
+        return
+    spec = WorkerSpec(
+        weights=weights,
+        dtype=dtype,
+        eos_token_ids=decoder.spec.eos_token_ids,
+        engine=engine,
+        policy_version=policy_version,
+        num_threads=config.threads_per_worker,
+    )
+    named_weights = decoder.hf_tensors()
+    if engine.weight_dtype is StorageDtype.int8:
+        named_weights = int8_weights(named_weights)
+    fleet = WorkerFleet(
+        RayPool(spec, config),
+        config,
+        policy_version=policy_version,
+        digest=make_update(policy_version, named_weights).manifest.digest,
+        history_tokens=history_tokens(engine),
+        is_stopping=is_stopping,
+    )
+    with fleet:
+        yield fleet.start()
