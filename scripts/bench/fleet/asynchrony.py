@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import TrainConfig
+from rl.run_directory import claim_run_dir
 from rl.tracking.events import read_events
 from rl.trainer.build import assemble
 from rollout.config import RayFleetConfig
@@ -86,6 +87,7 @@ def _sum(rows: Sequence[_Row], *keys: str) -> float:
 
 def _steps(config: TrainConfig) -> Sequence[_Row]:
     with ExitStack() as stack:
+        stack.enter_context(claim_run_dir(config.run_dir))
         assemble(config, stack).loop.run()
     rows = read_events(Path(config.run_dir) / "events.jsonl")
     return [row for row in rows if row["event"] == "step"]

@@ -3,10 +3,12 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rl.config import TrainConfig
+from rl.run_directory import claim_run_dir
 from rl.tracking.events import read_events
 from rl.trainer.build import assemble
 from rollout.models.checkpoint import torch_dtype
@@ -36,6 +38,8 @@ def measure_training(config: TrainConfig) -> dict[str, Any]:
         )
     dtype = torch_dtype(config.model.dtype, "cpu")
     with ExitStack() as stack:
+        directory = stack.enter_context(claim_run_dir(config.run_dir))
+        config = replace(config, run_dir=str(directory.path))
         run = assemble(config, stack)
         run.loop.run()
     peaks = measure_peaks(dtype)  # afterwards: its half gigabyte is not the run's
