@@ -18,24 +18,21 @@ from rl.config import RunMode, TrainConfig
 from rl.rollouts import RolloutGroup
 from rl.stop_signal import StopSignal
 from rl.tracking.tracker import Tracker
-from rl.trainer.collect.batches import Batches, CollectedBatch
+from rl.trainer.collect.batches import Batches
 from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.demonstrations import Demonstrations
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
 from rl.trainer.collect.evaluation import Evaluation, evaluate
 from rl.trainer.collect.scoring import check_scores
 from rl.trainer.learn.learner import Learner
-from rl.trainer.metrics.overprovision import overprovision_metrics
 from rl.trainer.metrics.skipped_steps import SkippedSteps
-from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
-from rl.trainer.metrics.step import memory_metrics, rollout_metrics, sample_rows
+from rl.trainer.metrics.staleness import check_staleness
 from rl.trainer.metrics.stopwatch import Stopwatch
-from rl.trainer.weights.finite import check_finite
-from rollout.config import StorageDtype
+from rl.trainer.metrics.training import LearningResult
+from rl.trainer.publisher import Publisher
+from rl.trainer.step_report import StepReport
 from rollout.core import SamplingParams
 from rollout.fleet.base import Fleet
-from rollout.models.int8 import int8_weights
-from rollout.weights.update import make_update
 
 __all__ = ["Parts", "TrainLoop"]
 
@@ -89,7 +86,16 @@ class TrainLoop:
             max_resample_batches=max_resample_batches,
         )
         self._stop = stop or StopSignal()
-        self._gave_up_int8 = state.gave_up_int8
+        self._report = StepReport(
+            config,
+            parts.fleet,
+            parts.tracker,
+            render=parts.train_prompts.render,
+            decodes=parts.answers is None,
+        )
+        self._publisher = Publisher(
+            config, parts.learner, parts.fleet, gave_up_int8=state.gave_up_int8
+        )
         self._skipped = SkippedSteps(config.trainer.max_skipped_steps)
         self._save_failed = False
         self.first_evaluation: Evaluation | None = None
@@ -100,13 +106,6 @@ class TrainLoop:
     @property
     def policy_version(self) -> int:
         return self._version
-
-    @property
-    def _is_int8(self) -> bool:
-        """Whether updates are quantized."""
-        config = self._config
-        wants_int8 = config.engine.weight_dtype is StorageDtype.int8
-        return wants_int8 and config.mode is RunMode.full and not self._gave_up_int8
 
     def run(self) -> bool:
         """Train; returns True when all steps were done, False after a stop signal. The last version is saved either way.
@@ -168,32 +167,15 @@ class TrainLoop:
         )
         if batch is None:
             return False
-        groups = batch.groups
-        self._check_scores(groups, "they are left out of this step")
-        seconds = stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")
-        metrics = rollout_metrics(groups, seconds=seconds) | overprovision_metrics(groups)
-        metrics["rollout/num_dropped_groups"] = len(groups) - len(batch.trained)
-        if self._config.mode is not RunMode.rollout_only:
-            progress.begin_phase("training")
-            metrics |= self._train(batch.trained, stopwatch)
-        else:
+        self._check_scores(batch.groups, "they are left out of this step")
+        learning = None
+        if self._config.mode is RunMode.rollout_only:
             self._version += 1
-        metrics |= self._parts.fleet.take_metrics() | stopwatch.metrics() | memory_metrics()
-        if self._parts.answers is not None or self._config.max_staleness:
-            # nobody decoded the tokens of this batch, or at other times than those that this step waited
-            del metrics["rollout/tokens_per_second"]
-        if self._config.max_staleness:
-            if "fleet/tokens_per_second" in metrics:
-                metrics["rollout/tokens_per_second"] = metrics["fleet/tokens_per_second"]
-            metrics |= self._predicted_staleness(batch, metrics)
-        header = {"step": self._version, "policy_version": self._version}
-        render = self._parts.train_prompts.render
-        samples = [
-            {**row, "rendered_prompt": render(group.rollouts[0].prompt_ids)}
-            for group, row in zip(groups, sample_rows(groups, step=self._version), strict=True)
-        ]
-        self.last_groups = groups
-        self._parts.tracker.step({**header, **metrics}, samples)
+        else:
+            progress.begin_phase("training")
+            learning = self._train(batch.trained, stopwatch)
+        self.last_groups = batch.groups
+        self._report(batch, learning, stopwatch, version=self._version)
         return True
 
     def _check_scores(self, groups: Sequence[RolloutGroup], consequence: str) -> None:
@@ -201,72 +183,19 @@ class TrainLoop:
         if problem:
             logger.warning("%s; %s", problem, consequence)
 
-    def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> dict[str, float]:
-        """Learn from a batch and publish what came of it."""
-        learner = self._parts.learner
+    def _train(self, groups: Sequence[RolloutGroup], stopwatch: Stopwatch) -> LearningResult:
+        """Learn from a batch and publish the new version."""
+        learner, version = self._parts.learner, self._version
         if learner.is_sampled:
-            check_staleness(groups, self._version, max_staleness=self._config.max_staleness)
-        metrics = learner.learn(groups, self._version, stopwatch)
-        if self._config.max_staleness:
-            metrics |= staleness_metrics(groups, self._version)
-        self._check_mismatch(metrics)
-        self._skipped.observe(metrics["optimizer/grad_norm"])
+            check_staleness(groups, version, max_staleness=self._config.max_staleness)
+        result = learner.learn(groups, version, stopwatch)
+        self._publisher.check_mismatch(result.mismatch_k3, step=version + 1)
+        self._skipped.observe(result.grad_norm)
         with stopwatch("publish"):
-            self._publish()
+            self._publisher.publish(version + 1, tolerates=self._is_consequence_of_stop)
+            self._version += 1
         learner.published(self._version)
-        return metrics
-
-    def _predicted_staleness(
-        self, batch: CollectedBatch, metrics: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Where the batch has a staleness and the fleet has decoded since the last one."""
-        if not {"staleness/mean", "rollout/concurrency"} <= metrics.keys():
-            return {}
-        waited = sum(metrics.get(f"seconds/{phase}", 0.0) for phase in ("rollout", "score_wait"))
-        pipeline = Pipeline.measure(
-            batch.trained,
-            concurrency=metrics["rollout/concurrency"],
-            speed_ratio=1 - waited / metrics["seconds/step"]
-            if self._parts.fleet.is_concurrent
-            else 0.0,
-            num_waiting=batch.num_waiting,
-        )
-        return {"staleness/predicted": pipeline.staleness(max_staleness=self._config.max_staleness)}
-
-    def _check_mismatch(self, metrics: Mapping[str, float]) -> None:
-        """Let the engine go on in plain weights, from the next update on, when 8 bits are too few."""
-        k3, limit = metrics.get("mismatch/k3", 0.0), self._config.correction.max_k3
-        has_int8_kv = self._config.engine.kv_dtype is StorageDtype.int8
-        if k3 <= limit or not self._parts.learner.is_sampled or not (self._is_int8 or has_int8_kv):
-            return
-        cure = (
-            "the run goes on with engine.weight_dtype=plain"
-            if self._is_int8
-            else "resume the run with engine.kv_dtype=plain, or raise the limit"
-        )
-        logger.warning(
-            "step %d: the engine's policy in 8 bits is %.3g nats per token (K3) from the trainer's, more than "
-            "correction.max_k3=%g; %s",
-            self._version + 1,
-            k3,
-            limit,
-            cure,
-        )
-        self._gave_up_int8 |= self._is_int8
-
-    def _publish(self) -> None:
-        named_weights = self._parts.learner.named_weights()
-        if self._is_int8:
-            named_weights = int8_weights(named_weights)
-        update = make_update(self._version + 1, named_weights)
-        check_finite(update.tensors, version=self._version + 1)
-        try:
-            self._parts.fleet.update_weights(update)
-        except RuntimeError as error:
-            # the step is made, and its weights can be kept, whatever became of the workers
-            if not self._is_consequence_of_stop(error):
-                raise
-        self._version += 1
+        return result
 
     def _after_step(self) -> None:
         config, version = self._config, self._version
@@ -320,7 +249,7 @@ class TrainLoop:
             policy_version=self._version,
             accepted_groups=self._batches.num_accepted,
             dropped_groups=self._batches.num_dropped,
-            gave_up_int8=self._gave_up_int8,
+            gave_up_int8=self._publisher.gave_up_int8,
         )
         self._save_failed = True  # until it is done: what failed once is not tried again at the end
         with stopwatch("checkpoint"):

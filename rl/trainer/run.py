@@ -23,7 +23,7 @@ from rl.trainer.collect.evaluation import Evaluation
 from rl.trainer.collect.scoring import ScoringError
 from rl.trainer.config import TrainerBackend
 from rl.trainer.metrics.mismatch import MismatchError
-from rl.trainer.metrics.step import all_rows, sample_rows
+from rl.trainer.metrics.rollouts import all_rows, sample_rows
 from rl.trainer.ranks.checks import check_launch
 from rl.trainer.ranks.follower import dismiss
 from rl.trainer.ranks.group import join_ranks

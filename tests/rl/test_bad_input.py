@@ -26,12 +26,11 @@ from rl.rollouts import RolloutGroup
 from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.build import make_learner
 from rl.trainer.learn.learner import Learner
-from rl.trainer.learn.packing import TrainingSample, pack
-from rl.trainer.metrics.step import rollout_metrics
+from rl.trainer.metrics.rollouts import RolloutSummary
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rollout.config import Dtype, ModelConfig, SamplingConfig
 from rollout.models.sources.tiny import make_tiny_model
-from tests.rl.trainer.rollout_factory import completion, group, rollout
+from tests.rl.trainer.rollout_factory import Sample, completion, group, pack_samples, rollout
 
 ALGORITHMS: dict[str, AlgorithmConfig] = {
     "grpo": GRPOConfig(),
@@ -82,7 +81,7 @@ def gradient_of(learner: Learner, groups: list[RolloutGroup]) -> tuple[list[torc
     """Of one batch, and how many tokens were forwarded for it."""
     kept: list[torch.Tensor] = []
     tokens = 0
-    backend = learner.backend
+    backend = learner.policy
     step, forward_backward = backend.step, backend.forward_backward
 
     def keep_and_step(learning_rate: float) -> float:
@@ -95,7 +94,7 @@ def gradient_of(learner: Learner, groups: list[RolloutGroup]) -> tuple[list[torc
         return forward_backward(micro_batches, *arguments, **named)
 
     backend.step, backend.forward_backward = keep_and_step, count_and_forward
-    metrics = learner.learn(groups, 0, Stopwatch())
+    metrics = learner.learn(groups, 0, Stopwatch()).metrics()
     assert math.isfinite(metrics["optimizer/grad_norm"])
     return kept, tokens
 
@@ -136,7 +135,7 @@ def test_a_penalty_in_the_loss_has_a_gradient_where_there_is_no_advantage(tiny):
     for trains_all in (True, False):
         learner = learner_of(tiny, GRPOConfig(kl_coef=0.1))
         with torch.no_grad():
-            for tensor in dict(learner.backend.named_weights()).values():
+            for tensor in dict(learner.policy.named_weights()).values():
                 tensor.mul_(1.1)
         learner._trains_all = trains_all
         found.append(gradient_of(learner, [SIGNAL, UNIFORM])[0])
@@ -156,7 +155,7 @@ def test_every_algorithm_takes_a_finite_step(tiny, name, groups):
     learner = learner_of(tiny, ALGORITHMS[name])
     gradients, _ = gradient_of(learner, groups)
     assert all(bool(g.isfinite().all()) for g in gradients)
-    assert all(bool(t.isfinite().all()) for _, t in learner.backend.named_weights())
+    assert all(bool(t.isfinite().all()) for _, t in learner.policy.named_weights())
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "maxrl"])
@@ -178,12 +177,12 @@ def test_an_empty_sample_is_part_of_the_baseline_and_of_the_mean_over_sequences(
     algorithm = RLOOConfig(loss_reduction=LossReduction.sequence_mean)
     learner = learner_of(tiny, algorithm)
     got, _ = gradient_of(learner, [EMPTY])
-    plain = learner_of(tiny, algorithm).backend
+    plain = learner_of(tiny, algorithm).policy
     samples = [
-        TrainingSample(rollout=r, advantages=[advantage] * n, loss_weight=1 / n)
+        Sample(rollout=r, advantages=[advantage] * n, loss_weight=1 / n)
         for r, advantage, n in zip(EMPTY.rollouts[:2], [1.0, -0.5], [2, 1], strict=True)
     ]
-    micro_batches = pack(samples, max_tokens=100, share_prompts=True)
+    micro_batches = pack_samples(samples, max_tokens=100, share_prompts=True)
     loss = make_algorithm(algorithm, max_tokens=8).loss
     plain.forward_backward(micro_batches, loss, denominator=3.0)
     for a, b in zip(got, plain.state_dict()["masters"], strict=True):
@@ -194,7 +193,7 @@ def test_an_empty_sample_is_part_of_the_baseline_and_of_the_mean_over_sequences(
 
 
 def test_each_kind_is_counted():
-    metrics = rollout_metrics([EMPTY, LOST, UNIFORM], seconds=1.0)
+    metrics = RolloutSummary.of([EMPTY, LOST, UNIFORM]).metrics()
     assert metrics["rollout/empty_fraction"] == pytest.approx(1 / 9)
     assert metrics["reward/error_rate"] == pytest.approx(1 / 9)
     assert metrics["reward/zero_variance_groups"] == pytest.approx(1 / 3)

@@ -19,7 +19,7 @@ from rl.trainer.collect.admission import Admission
 from rl.trainer.collect.collector import Collector
 from rl.trainer.collect.demonstrations import Demonstrations
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
-from rl.trainer.metrics.step import is_uniform
+from rl.trainer.metrics.rollouts import is_uniform
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rollout.core import SamplingParams
 

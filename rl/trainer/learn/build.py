@@ -12,7 +12,7 @@ from rl.trainer.config import DataParallel, TrainerBackend, TrainerConfig
 from rl.trainer.learn.critic import Critic, ValueHead
 from rl.trainer.learn.frozen_policy import FrozenPolicy
 from rl.trainer.learn.learner import Learner
-from rl.trainer.learn.policy import PolicyTrainer
+from rl.trainer.learn.policy_trainer import PolicyTrainer
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights
 from rl.trainer.weights.lora import Adapters
@@ -77,7 +77,7 @@ def make_learner(
         teacher = FrozenPolicy(decoder, temperature=temperature)
     # before the first collective of tensors, in which others would wait for a rank that found a mistake
     ranks.check(None)
-    backend = PolicyTrainer(
+    policy_trainer = PolicyTrainer(
         policy,
         trainer,
         temperature=temperature,
@@ -94,7 +94,7 @@ def make_learner(
     return kind(
         config,
         algorithm,
-        backend,
+        policy_trainer,
         reference=reference,
         teacher=teacher,
         critic=critic,

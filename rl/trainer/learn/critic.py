@@ -1,6 +1,5 @@
 """PPO's critic: a decoder of its own with one output, trained on the returns of the same micro-batches."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +8,10 @@ import torch
 from kernels.numerics import accumulate_dtype
 from rl.algorithms.ppo import value_loss
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.backend import BatchStats
+from rl.trainer.learn.accumulate import accumulate
+from rl.trainer.learn.batch.packing import MicroBatch
 from rl.trainer.learn.forward import over_batch, target_states
-from rl.trainer.learn.packing import MicroBatch
+from rl.trainer.metrics.sums import LossSums
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights
 from rl.trainer.weights.optimizer import hidden_matrices
@@ -42,15 +42,15 @@ class ValueHead(torch.nn.Module):
 
 
 class Critic:
-    """Predicts what a rollout will still earn, from the row that predicts its next token.
+    """Predicts the reward that is still to come, from the row that predicts the rollout's next token.
 
     Args:
-        decoder: its own, with the weights that it begins with.
-        head: on it.
+        decoder: the critic's own, with its initial weights.
+        head: reads the decoder's hidden states.
         config: of the optimiser.
         value_clip: see `value_loss`.
-        weights: the decoder's and the head's, where they are sharded.
-        ranks: each with a copy of the weights, where they are not.
+        weights: sharded weights of decoder and head; None keeps a copy on every rank.
+        ranks: processes that train together.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Critic:
         self._value_clip = value_clip
 
     def values(self, micro_batch: MicroBatch) -> torch.Tensor:
-        """[N], with grad."""
+        """Compute values with grad: [N]."""
 
         def values(batch: MicroBatch) -> torch.Tensor:
             batch = batch.to(self._decoder.embed_tokens.device)
@@ -82,36 +82,39 @@ class Critic:
 
         return self._weights.forward(values, micro_batch)
 
-    def old_values(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        """[N] of all micro-batches, one after the other, without a gradient."""
+    def recompute_values(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Compute the values of all micro-batches, one after the other, without a gradient: [N]."""
         return over_batch(self.values, micro_batches)
 
     def forward_backward(
         self, micro_batches: Sequence[MicroBatch], *, denominator: float
-    ) -> BatchStats:
-        """Accumulate the gradient of the value loss; extras hold `values` (before the step) and `returns`."""
-        stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
-        for index, batch in enumerate(micro_batches):
-            is_last = index == len(micro_batches) - 1
-            values_N = self.values(batch)
-            if batch.is_filler:
-                self._weights.backward(values_N.sum(), is_last=is_last)
-                continue
-            output = value_loss(
-                values_N,
-                batch.extras["values"].to(values_N),
-                batch.extras["returns"].to(values_N),
-                batch.loss_weights_N.to(values_N),
-                value_clip=self._value_clip,
-            )
-            started = time.perf_counter()
-            self._weights.backward(output.loss / denominator, is_last=is_last)
-            stats.backward_seconds += time.perf_counter() - started
-            sums = {"loss/value": output.loss.detach(), **output.metrics}
-            for name, value in sums.items():
-                stats.sums[name] = stats.sums.get(name, 0.0) + float(value)
-            stats.num_tokens += values_N.numel()
-        return stats
+    ) -> LossSums:
+        """Accumulate the gradient of the value loss; columns hold `values` (before the step) and `returns`."""
+        return accumulate(
+            self._weights,
+            micro_batches,
+            lambda batch: (self.values(batch),),
+            self._loss,
+            denominator=denominator,
+        )
+
+    def _loss(
+        self, batch: MicroBatch, outputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, LossSums]:
+        (values_N,) = outputs
+        output = value_loss(
+            values_N,
+            batch.columns["values"].to(values_N),
+            batch.columns["returns"].to(values_N),
+            batch.loss_weights_N.to(values_N),
+            value_clip=self._value_clip,
+        )
+        sums = LossSums(
+            losses={"loss/value": float(output.loss.detach())},
+            tokens={name: float(value) for name, value in output.metrics.items()},
+            num_tokens=values_N.numel(),
+        )
+        return output.loss, sums
 
     def step(self, learning_rate: float) -> float:
         """Update the weights; returns the gradient's norm before clipping. NaN or inf: no update."""

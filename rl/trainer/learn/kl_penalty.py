@@ -1,4 +1,4 @@
-"""The penalty for leaving the reference: what it takes off rewards, what it adds to the loss, and its coefficient."""
+"""The penalty for diverging from the reference: its part in the rewards or the loss, and its coefficient."""
 
 from dataclasses import replace
 
@@ -9,12 +9,15 @@ from rl.algorithms.base.config import AlgorithmConfig, KLPlacement
 from rl.algorithms.base.kl import adapted_coefficient, kl_divergence, kl_loss
 from rl.algorithms.base.output import LossOutput
 from rl.algorithms.base.signals import Tokens
+from rl.trainer.metrics.sums import LossSums
 
 __all__ = ["KLPenalty"]
 
+_DIVERGENCE = "kl/reference"
+
 
 class KLPenalty:
-    """Of a run with `kl_coef` > 0. `coefficient` is part of the checkpoint."""
+    """Penalty of a run with `kl_coef` > 0. `coefficient` is part of the checkpoint."""
 
     def __init__(self, config: AlgorithmConfig) -> None:
         self._estimator = config.kl_estimator
@@ -23,19 +26,19 @@ class KLPenalty:
         self.coefficient = config.kl_coef
 
     def rewards(self, old_logprobs_N: torch.Tensor, ref_logprobs_N: torch.Tensor) -> torch.Tensor:
-        """[N] what each token is given, in float64, where the penalty is not in the loss."""
+        """Compute what each token is given where the penalty is not in the loss: [N] in float64."""
         kl_N = kl_divergence(old_logprobs_N.double(), ref_logprobs_N.double(), self._estimator)
         return -self.coefficient * kl_N
 
     def added_to(self, loss_function: LossFunction) -> LossFunction:
-        """The same loss with the penalty, where it belongs there, and with the divergence among the metrics."""
+        """Return the loss with the penalty, if it is part of the loss, and with the divergence among its metrics."""
 
         def loss_with_penalty(tokens: Tokens) -> LossOutput:
             output = loss_function(tokens)
             assert tokens.ref_logprobs_N is not None, "a run with a penalty has a reference"
             with torch.no_grad():
                 kl_N = kl_divergence(tokens.logprobs_N, tokens.ref_logprobs_N, self._estimator)
-            output = replace(output, metrics={**output.metrics, "kl/reference": kl_N.sum()})
+            output = replace(output, metrics={**output.metrics, _DIVERGENCE: kl_N.sum()})
             if not self.is_in_loss:
                 return output
             penalty = kl_loss(tokens, coefficient=self.coefficient, estimator=self._estimator)
@@ -43,8 +46,13 @@ class KLPenalty:
 
         return loss_with_penalty
 
+    def divergence(self, sums: LossSums) -> float | None:
+        """Mean divergence per token that the loss reported; None where no token was forwarded."""
+        total = sums.tokens.get(_DIVERGENCE)
+        return total / sums.num_tokens if total is not None else None
+
     def adapt(self, divergence: float) -> None:
-        """After a step, towards `kl_target` where there is one."""
+        """Move the coefficient towards `kl_target` after a step; without a target it stays."""
         if self._target:
             self.coefficient = adapted_coefficient(
                 self.coefficient, divergence=divergence, target=self._target

@@ -3,7 +3,7 @@
 import logging
 
 from rl.algorithms.base.config import CorrectionConfig
-from rl.trainer.learn.backend import BatchStats
+from rl.trainer.metrics.sums import MismatchSums
 
 __all__ = ["MismatchError", "check_mismatch"]
 
@@ -14,18 +14,18 @@ class MismatchError(RuntimeError):
     """The engine samples from another policy than the one that is trained."""
 
 
-def check_mismatch(stats: BatchStats, config: CorrectionConfig, *, step: int) -> None:
-    """Before the optimiser's step. Tokens of earlier versions do not count: those differ because the policy has moved.
+def check_mismatch(sums: MismatchSums, config: CorrectionConfig, *, step: int) -> None:
+    """Compare fresh tokens before the optimiser's step; warns past `correction.warn_k3`.
 
     Raises:
-        MismatchError: past `correction.stop_k3`.
+        MismatchError: K3 per token is above `correction.stop_k3`.
     """
-    if not stats.num_fresh_tokens:
+    k3 = sums.mean_k3
+    if k3 is None:
         return
-    k3 = stats.sums["mismatch/k3"] / stats.num_fresh_tokens
     summary = (
         f"step {step}: the engine's policy is {k3:.3g} nats per token (K3) from the trainer's, at most "
-        f"{stats.max_logprob_difference:.3g} at one token"
+        f"{sums.max_difference:.3g} at one token"
     )
     # written so that NaN stops the run, too
     if config.stop_k3 and not k3 <= config.stop_k3:

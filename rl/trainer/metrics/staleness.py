@@ -10,7 +10,7 @@ import torch
 
 from rl.rollouts import NO_VERSION, Rollout, RolloutGroup
 
-__all__ = ["Pipeline", "check_staleness", "is_fresh", "staleness_metrics"]
+__all__ = ["Pipeline", "Staleness", "check_staleness", "is_fresh"]
 
 
 def check_staleness(
@@ -35,13 +35,24 @@ def check_staleness(
         )
 
 
-def staleness_metrics(groups: Sequence[RolloutGroup], policy_version: int) -> dict[str, float]:
-    """Mean and maximum over the rollouts of a batch; empty where nothing was sampled."""
-    staleness = [policy_version - min(_versions(rollout)) for rollout in _sampled(groups)]
-    if not staleness:
-        return {}
-    mean = sum(staleness) / len(staleness)
-    return {"staleness/mean": mean, "staleness/max": max(staleness)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staleness:
+    """Staleness of the rollouts of a batch, in versions."""
+
+    mean: float
+    max: int
+
+    @classmethod
+    def of(cls, groups: Sequence[RolloutGroup], policy_version: int) -> "Staleness | None":
+        """Measure a batch that trains `policy_version`; None where nothing was sampled."""
+        staleness = [policy_version - min(_versions(rollout)) for rollout in _sampled(groups)]
+        if not staleness:
+            return None
+        return cls(mean=sum(staleness) / len(staleness), max=max(staleness))
+
+    def metrics(self) -> dict[str, float]:
+        """Name everything for the tracker."""
+        return {"staleness/mean": self.mean, "staleness/max": self.max}
 
 
 def is_fresh(rollout: Rollout, policy_version: int, *, keeps_kv: bool) -> torch.Tensor:

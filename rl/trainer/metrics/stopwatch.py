@@ -8,7 +8,7 @@ __all__ = ["Stopwatch"]
 
 
 class Stopwatch:
-    """`with stopwatch("rollout"): ...` adds up under `seconds/rollout`."""
+    """Adds up the seconds of `with stopwatch("rollout"): ...` under `seconds/rollout`."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -26,7 +26,12 @@ class Stopwatch:
     def seconds(self, phase: str) -> float:
         return self._seconds.get(phase, 0.0)
 
+    @property
+    def total_seconds(self) -> float:
+        """Seconds since the stopwatch was made."""
+        return time.monotonic() - self._start
+
     def metrics(self) -> dict[str, float]:
-        """All phases, and `seconds/step` since the stopwatch was made."""
+        """Name all phases, and `seconds/step` since the stopwatch was made."""
         phases = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
-        return {**phases, "seconds/step": time.monotonic() - self._start}
+        return {**phases, "seconds/step": self.total_seconds}

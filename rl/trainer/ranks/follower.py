@@ -21,6 +21,7 @@ from rl.rollouts import RolloutGroup
 from rl.trainer.learn.learner import Learner
 from rl.trainer.metrics.mismatch import MismatchError
 from rl.trainer.metrics.stopwatch import Stopwatch
+from rl.trainer.metrics.training import LearningResult
 from rl.trainer.ranks.group import Ranks
 
 __all__ = ["Follower", "LeadingLearner", "dismiss"]
@@ -49,7 +50,7 @@ class LeadingLearner(Learner):
 
     def learn(
         self, groups: Sequence[RolloutGroup], version: int, stopwatch: Stopwatch
-    ) -> dict[str, float]:
+    ) -> LearningResult:
         with stopwatch("send"):
             self._ranks.broadcast(_Learn(groups, version))
         return super().learn(groups, version, stopwatch)

@@ -93,7 +93,7 @@ def step_once(
     ranks: Ranks, tiny: Path, trainer: TrainerConfig, algorithm: AlgorithmConfig, dtype: torch.dtype
 ) -> tuple[dict[str, float], dict[str, Any]]:
     made = learner(tiny, ranks, trainer, algorithm, dtype)
-    metrics = made.learn(groups(), 0, Stopwatch())
+    metrics = made.learn(groups(), 0, Stopwatch()).metrics()
     # copies: tensors go to another process in shared memory
     return metrics, copy.deepcopy(made.state_dict())
 

@@ -1,8 +1,15 @@
 """Rollouts and groups with contents chosen by hand."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rollouts import Purpose, Rollout, RolloutGroup
 from rl.tasks.prompts import Prompt
+from rl.trainer.learn.batch.packing import MicroBatch, pack
+from rl.trainer.learn.batch.training_batch import TrainingBatch
 from rollout.core import Completion, FinishReason
 
 
@@ -49,3 +56,32 @@ def group(*rollouts: Rollout, prompt_id: int = 0) -> RolloutGroup:
         purpose=Purpose.TRAINING,
         rollouts=list(rollouts),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One rollout with its columns, to be put side by side with others."""
+
+    rollout: Rollout
+    advantages: Sequence[float]
+    loss_weight: float = 1.0
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def batch_of(samples: Sequence[Sample]) -> TrainingBatch:
+    """All samples have the same extras."""
+    batch = TrainingBatch.of([sample.rollout for sample in samples])
+    advantages = [advantage for sample in samples for advantage in sample.advantages]
+    columns = {
+        name: torch.cat([sample.extras[name] for sample in samples]) for name in samples[0].extras
+    }
+    columns["advantages"] = torch.tensor(advantages, dtype=torch.float32)
+    weights = [sample.loss_weight for sample in samples]
+    columns["loss_weights"] = batch.per_token(weights, torch.float32)
+    return batch.with_columns(columns)
+
+
+def pack_samples(
+    samples: Sequence[Sample], *, max_tokens: int, share_prompts: bool
+) -> list[MicroBatch]:
+    return pack(batch_of(samples), max_tokens=max_tokens, share_prompts=share_prompts)

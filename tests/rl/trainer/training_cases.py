@@ -6,12 +6,12 @@ import torch
 
 from rl.algorithms.base.algorithm import LossFunction
 from rl.trainer.config import LoRAConfig, TrainerConfig
-from rl.trainer.learn.packing import MicroBatch, TrainingSample, pack
-from rl.trainer.learn.policy import PolicyTrainer
+from rl.trainer.learn.batch.packing import MicroBatch
+from rl.trainer.learn.policy_trainer import PolicyTrainer
 from rl.trainer.weights.lora import Adapters
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
-from tests.rl.trainer.rollout_factory import rollout
+from tests.rl.trainer.rollout_factory import Sample, pack_samples, rollout
 
 
 def backend_of(
@@ -38,7 +38,7 @@ def lora(rank: int = 3, **config) -> LoRAConfig:
 def micro_batches(*, max_tokens: int = 1000, share_prompts: bool = True) -> list[MicroBatch]:
     """Of two prompts, one of them past a key block."""
     samples = [
-        TrainingSample(
+        Sample(
             rollout=rollout(prompt, [9 + i, 30 + i, 60][: i + 1], group_id=g, sample_index=i),
             advantages=[[1.0, -0.5, 0.25][i]] * (i + 1),
             loss_weight=1.0,
@@ -46,7 +46,7 @@ def micro_batches(*, max_tokens: int = 1000, share_prompts: bool = True) -> list
         for g, prompt in enumerate([[5, 6, 7], list(range(40, 110))])
         for i in range(3)
     ]
-    return pack(samples, max_tokens=max_tokens, share_prompts=share_prompts)
+    return pack_samples(samples, max_tokens=max_tokens, share_prompts=share_prompts)
 
 
 def train(backend: PolicyTrainer, loss: LossFunction, *, steps: int, rate: float = 1e-2) -> None:

@@ -16,7 +16,7 @@ from rl.tasks.prompts import Prompt
 from rl.trainer.collect.batches import Batches
 from rl.trainer.collect.collector import Collector
 from rl.trainer.config import TrainerConfig
-from rl.trainer.metrics.staleness import Pipeline, check_staleness, staleness_metrics
+from rl.trainer.metrics.staleness import Pipeline, Staleness, check_staleness
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rollout.config import TINY, ModelConfig
 from rollout.core import Completion, FinishReason, Request
@@ -185,7 +185,7 @@ def test_every_group_is_trained_once_in_order_and_none_is_begun_that_would_not_b
     out, _ = run(fleet, config(max_staleness=max_staleness))
     assert ids(out) == [list(range(3 * i, 3 * i + 3)) for i in range(12)]
     assert fleet.begun == list(range(36))
-    measured = [staleness_metrics(b.trained, v)["staleness/max"] for v, b in enumerate(out)]
+    measured = [Staleness.of(b.trained, v).max for v, b in enumerate(out)]
     assert max(measured) == max_staleness
     assert not fleet.waiting
     assert not fleet.running
@@ -268,7 +268,7 @@ def test_the_closed_form_foretells_the_staleness_of_a_fleet_with_fewer_slots_tha
     }
     fleet = SlotFleet(lambda r: lengths[r.key.group_id, r.key.sample_index], num_slots=40)
     out, _ = run(fleet, made, stop_after=120)
-    measured = [staleness_metrics(b.trained, v)["staleness/mean"] for v, b in enumerate(out)][20:]
+    measured = [Staleness.of(b.trained, v).mean for v, b in enumerate(out)][20:]
     predicted = [
         Pipeline.measure(
             batch.trained,

@@ -7,9 +7,8 @@ import torch
 
 from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.critic import Critic, ValueHead
-from rl.trainer.learn.packing import TrainingSample, pack
 from rollout.models.checkpoint import load_decoder
-from tests.rl.trainer.rollout_factory import rollout
+from tests.rl.trainer.rollout_factory import Sample, pack_samples, rollout
 
 
 def critic_of(
@@ -19,7 +18,7 @@ def critic_of(
     return Critic(decoder, ValueHead(decoder), TrainerConfig(), value_clip=value_clip)
 
 
-def samples() -> list[TrainingSample]:
+def samples() -> list[Sample]:
     made = []
     for index in range(6):
         count = index % 3 + 1
@@ -35,7 +34,7 @@ def samples() -> list[TrainingSample]:
             "returns": torch.linspace(-1, index, total, dtype=torch.float64),
         }
         made.append(
-            TrainingSample(
+            Sample(
                 rollout=attempt,
                 advantages=[0.0] * total,
                 loss_weight=1.0 / (index + 1),
@@ -47,7 +46,7 @@ def samples() -> list[TrainingSample]:
 
 def trained(critic: Critic, steps: int, **packing) -> Critic:
     for _ in range(steps):
-        critic.forward_backward(pack(samples(), **packing), denominator=3.0)
+        critic.forward_backward(pack_samples(samples(), **packing), denominator=3.0)
         critic.step(1e-2)
     return critic
 
@@ -56,8 +55,8 @@ WHOLE = {"max_tokens": 1000, "share_prompts": True}
 
 
 def test_values_begin_at_zero_and_one_is_read_before_every_trained_token(tiny):
-    (batch,) = pack(samples(), **WHOLE)
-    values = critic_of(tiny).old_values([batch])
+    (batch,) = pack_samples(samples(), **WHOLE)
+    values = critic_of(tiny).recompute_values([batch])
     assert values.tolist() == [0.0] * sum(s.rollout.num_sampled_tokens for s in samples())
     assert values.dtype == torch.float64
 
@@ -72,7 +71,7 @@ def test_the_gradient_depends_neither_on_the_budget_nor_on_sharing(tiny):
         {"max_tokens": 20, "share_prompts": False},
     ):
         critic._weights.clear_gradients()
-        critic.forward_backward(pack(samples(), **packing), denominator=3.0)
+        critic.forward_backward(pack_samples(samples(), **packing), denominator=3.0)
         found.append([m.grad.clone() for m in critic.state_dict()["masters"]])
     assert all(float(g.abs().sum()) > 0 for g in found[0]), "every parameter, the head's too"
     for other in found[1:]:
@@ -85,7 +84,7 @@ def test_the_sum_is_divided_by_the_denominator(tiny):
     found = []
     for denominator in (3.0, 6.0):
         critic._weights.clear_gradients()
-        critic.forward_backward(pack(samples(), **WHOLE), denominator=denominator)
+        critic.forward_backward(pack_samples(samples(), **WHOLE), denominator=denominator)
         found.append([m.grad.clone() for m in critic.state_dict()["masters"]])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, 2 * b, rtol=1e-12, atol=0)
@@ -95,21 +94,21 @@ def test_it_learns_its_returns(tiny):
     critic = critic_of(tiny)
     losses = []
     for _ in range(30):
-        batches = pack(samples(), **WHOLE)
+        batches = pack_samples(samples(), **WHOLE)
         # values of the step's own beginning: nothing is clipped
-        old = critic.old_values(batches)
-        batches = [replace(b, extras={**b.extras, "values": old}) for b in batches]
-        losses.append(critic.forward_backward(batches, denominator=3.0).sums["loss/value"])
+        old = critic.recompute_values(batches)
+        batches = [replace(b, columns={**b.columns, "values": old}) for b in batches]
+        losses.append(critic.forward_backward(batches, denominator=3.0).losses["loss/value"])
         critic.step(1e-2)
     assert losses[-1] < 0.1 * losses[0]
 
 
 def test_a_values_clip_lets_one_batch_move_it_only_so_far(tiny):
     critic = trained(critic_of(tiny), 20, **WHOLE)
-    values = critic.old_values(pack(samples(), **WHOLE))
+    values = critic.recompute_values(pack_samples(samples(), **WHOLE))
     # old values are 0 throughout; momentum carries it past 0.5, the gradient does not
     free = critic_of(tiny, value_clip=1e9)
-    freely = trained(free, 20, **WHOLE).old_values(pack(samples(), **WHOLE))
+    freely = trained(free, 20, **WHOLE).recompute_values(pack_samples(samples(), **WHOLE))
     assert float(values.abs().max()) < 0.7 * float(freely.abs().max())
 
 

@@ -15,12 +15,12 @@ from rl.algorithms.registry import make_algorithm
 from rl.algorithms.rloo import RLOOConfig, rloo_loss
 from rl.config import TrainConfig
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.backend import BatchStats
+from rl.trainer.learn.batch.packing import MicroBatch
 from rl.trainer.learn.kl_penalty import KLPenalty
 from rl.trainer.learn.learner import Learner
-from rl.trainer.learn.packing import MicroBatch
 from rl.trainer.metrics.mismatch import MismatchError, check_mismatch
 from rl.trainer.metrics.stopwatch import Stopwatch
+from rl.trainer.metrics.sums import LossSums, MismatchSums
 from rollout.config import TINY, ModelConfig, SamplingConfig
 from tests.rl.algorithms.batches import gradient, tokens
 from tests.rl.trainer.rollout_factory import group, rollout
@@ -32,22 +32,25 @@ class RecordingBackend:
     def __init__(self) -> None:
         self.seen: list[tuple[list[MicroBatch], float]] = []
         self.rates: list[float] = []
-        self.stats: dict[str, float] = {}
+        self.losses: dict[str, float] = {}
+        self.tokens: dict[str, float] = {}
+        self.k3 = 0.0
 
-    def forward_backward(self, micro_batches, loss_function, *, denominator) -> BatchStats:
+    def forward_backward(self, micro_batches, loss_function, *, denominator) -> LossSums:
         self.seen.append((list(micro_batches), denominator))
         num_tokens = sum(len(b.target_ids_N) for b in micro_batches)
-        sums = {
-            "mismatch/k3": 0.0,
-            "mismatch/importance_weight_mean": float(num_tokens),
-            "mismatch/importance_weight_squared_mean": float(num_tokens),
-            **self.stats,
-        }
-        return BatchStats(
-            sums=sums, max_logprob_difference=0.0, num_tokens=num_tokens, bad_sample=None
+        weights = float(num_tokens)
+        mismatch = MismatchSums(
+            num_fresh=num_tokens, k3=self.k3, weight=weights, squared_weight=weights
+        )
+        return LossSums(
+            losses=dict(self.losses),
+            tokens=dict(self.tokens),
+            mismatch=mismatch,
+            num_tokens=num_tokens,
         )
 
-    def old_logprobs(self, micro_batches) -> torch.Tensor:
+    def recompute_logprobs(self, micro_batches) -> torch.Tensor:
         return torch.cat([-b.target_ids_N.double() / 100 for b in micro_batches])
 
     def step(self, learning_rate: float) -> float:
@@ -64,13 +67,11 @@ class Says:
     def logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         return torch.cat([self.scale * b.target_ids_N.double() for b in micro_batches])
 
-    old_values = logprobs
+    recompute_values = logprobs
 
-    def forward_backward(self, micro_batches, *, denominator) -> BatchStats:
+    def forward_backward(self, micro_batches, *, denominator) -> LossSums:
         self.batches = list(micro_batches)
-        return BatchStats(
-            sums={"loss/value": 1.0}, max_logprob_difference=0.0, num_tokens=1, bad_sample=None
-        )
+        return LossSums(losses={"loss/value": 1.0}, num_tokens=1)
 
     def step(self, learning_rate: float) -> float:
         return 1.0
@@ -115,7 +116,7 @@ def test_rollouts_without_signal_or_score_are_not_forwarded_and_those_without_si
     backend = RecordingBackend()
     learner(RLOOConfig(loss_reduction=LossReduction.token_mean), backend).learn(
         GROUPS, 0, Stopwatch()
-    )
+    ).metrics()
     ((batches, denominator),) = backend.seen
     assert targets(batches, "target_ids_N") == [10, 11, 20, 30, 50, 51]
     assert targets(batches, "advantages_N") == [1.0, 1.0, -1.0, 4.0, -4.0, -4.0]
@@ -125,14 +126,14 @@ def test_rollouts_without_signal_or_score_are_not_forwarded_and_those_without_si
 
 def test_steps_divide_the_batch_by_whole_groups_each_with_its_own_denominator():
     backend = RecordingBackend()
-    metrics = learner(GRPOConfig(), backend, steps=2).learn(GROUPS, 0, Stopwatch())
+    metrics = learner(GRPOConfig(), backend, steps=2).learn(GROUPS, 0, Stopwatch()).metrics()
     assert [targets(b, "target_ids_N") for b, _ in backend.seen] == [[10, 11, 20], [30, 50, 51]]
     assert [d for _, d in backend.seen] == [3.0, 6.0]
     assert len(backend.rates) == 2
     assert metrics["optimizer/grad_norm"] == 1.0
     # the policy before the first step, though the second is computed after it
     for batches, _ in backend.seen:
-        old = [x for b in batches for x in b.extras["old_logprobs"].tolist()]
+        old = [x for b in batches for x in b.columns["old_logprobs"].tolist()]
         assert old == [-t / 100 for t in targets(batches, "target_ids_N")]
 
 
@@ -141,7 +142,7 @@ def test_a_penalty_in_the_reward_is_taken_off_each_token_and_every_rollout_is_he
         kl_coef=0.5, kl_placement=KLPlacement.reward, kl_estimator=KLEstimator.k1
     )
     backend = RecordingBackend()
-    learner(algorithm, backend, reference=Says(-0.02)).learn(GROUPS[:1], 0, Stopwatch())
+    learner(algorithm, backend, reference=Says(-0.02)).learn(GROUPS[:1], 0, Stopwatch()).metrics()
     ((batches, _),) = backend.seen
     # K1 of a token: -id / 100 + 2 id / 100; rewards 1 - 0.5 * 0.21 and 0 - 0.5 * 0.20
     advantage = (1 - 0.105) - (0 - 0.1)
@@ -153,7 +154,7 @@ def test_a_tokens_advantage_stays_with_its_token():
     backend, teacher = RecordingBackend(), Says(-0.03)
     learner(DistillationConfig(teacher_path="x"), backend, teacher=teacher).learn(
         GROUPS, 0, Stopwatch()
-    )
+    ).metrics()
     ((batches, _),) = backend.seen
     # the teacher's -3 id / 100 minus the student's -id / 100: another number for every token
     expected = [-0.02 * token for token in targets(batches, "target_ids_N")]
@@ -162,10 +163,12 @@ def test_a_tokens_advantage_stays_with_its_token():
 
 def test_a_penalty_in_the_loss_trains_on_rollouts_without_signal_too():
     backend = RecordingBackend()
-    learner(GRPOConfig(kl_coef=0.5), backend, reference=Says(-0.02)).learn(GROUPS, 0, Stopwatch())
+    learner(GRPOConfig(kl_coef=0.5), backend, reference=Says(-0.02)).learn(
+        GROUPS, 0, Stopwatch()
+    ).metrics()
     ((batches, _),) = backend.seen
     assert targets(batches, "target_ids_N") == [10, 11, 20, 30, 50, 51, 60, 61, 70]
-    ref = [x for b in batches for x in b.extras["ref_logprobs"].tolist()]
+    ref = [x for b in batches for x in b.columns["ref_logprobs"].tolist()]
     assert ref == pytest.approx([-0.02 * t for t in targets(batches, "target_ids_N")])
 
 
@@ -174,25 +177,25 @@ def test_a_critic_sees_every_token_with_its_own_return_and_warms_up_alone():
     backend.clear_gradients = lambda: backend.rates.append(math.nan)
     algorithm = PPOConfig(num_critic_warmup_steps=1)
     made = learner(algorithm, backend, critic=critic)
-    metrics = made.learn(GROUPS, 0, Stopwatch())
+    metrics = made.learn(GROUPS, 0, Stopwatch()).metrics()
     assert metrics["loss/value"] == pytest.approx(1 / 9)
     assert targets(critic.batches, "target_ids_N") == [10, 11, 20, 30, 50, 51, 60, 61, 70]
-    returns = [x for b in critic.batches for x in b.extras["returns"].tolist()]
+    returns = [x for b in critic.batches for x in b.columns["returns"].tolist()]
     # gamma and lambda 1: the return of every token is the score
     assert returns == pytest.approx([1, 1, 0, 4, 0, 0, 0.7, 0.7, 0.7])
-    made.learn(GROUPS, 1, Stopwatch())
+    made.learn(GROUPS, 1, Stopwatch()).metrics()
     assert [math.isnan(rate) for rate in backend.rates] == [True, False]
 
 
 def test_losses_are_reported_over_the_denominator_that_divides_their_gradient():
     backend = RecordingBackend()
-    backend.stats = {"loss/policy": 6.0, "policy/entropy": 6.0}
+    backend.losses, backend.tokens = {"loss/policy": 6.0}, {"policy/entropy": 6.0}
     made = learner(GRPOConfig(loss_reduction=LossReduction.sequence_mean), backend, steps=2)
-    metrics = made.learn(GROUPS, 0, Stopwatch())
+    metrics = made.learn(GROUPS, 0, Stopwatch()).metrics()
     # 6 rollouts with a score, 2 steps; 6 tokens were forwarded
     assert metrics["loss/policy"] == pytest.approx(12 / 6)
     assert metrics["policy/entropy"] == pytest.approx(12 / 6)
-    one = learner(GRPOConfig(), backend).learn(GROUPS, 0, Stopwatch())
+    one = learner(GRPOConfig(), backend).learn(GROUPS, 0, Stopwatch()).metrics()
     assert one["loss/policy"] == pytest.approx(6 / 9), "those without signal count too"
 
 
@@ -204,8 +207,8 @@ def test_advantages_and_values_are_carried_over_what_an_environment_said():
         rollout([1], [30], group_id=0, sample_index=1, reward=0.0),
     )
     algorithm = PPOConfig(gamma=0.5, gae_lambda=0.5)
-    metrics = learner(algorithm, backend, critic=critic).learn([batch], 0, Stopwatch())
-    returns = [x for b in critic.batches for x in b.extras["returns"].tolist()]
+    metrics = learner(algorithm, backend, critic=critic).learn([batch], 0, Stopwatch()).metrics()
+    returns = [x for b in critic.batches for x in b.columns["returns"].tolist()]
     # deltas: 0 + 0.5 * 0.2 - 0.1, 1 - 0.2, 0 - 0.3; gamma * lambda = 0.25
     raw = torch.tensor([0.0 + 0.25 * 0.8, 0.8, -0.3], dtype=torch.float64)
     values = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
@@ -219,7 +222,7 @@ def test_advantages_and_values_are_carried_over_what_an_environment_said():
 
 def test_a_critic_learns_from_rollouts_without_signal_too():
     backend, critic = RecordingBackend(), Says(0.0)
-    learner(PPOConfig(), backend, critic=critic).learn(GROUPS[2:], 0, Stopwatch())
+    learner(PPOConfig(), backend, critic=critic).learn(GROUPS[2:], 0, Stopwatch()).metrics()
     assert targets(critic.batches, "advantages_N") == [0.0, 0.0, 0.0]
     assert targets(critic.batches, "target_ids_N") == [60, 61, 70]
 
@@ -239,7 +242,11 @@ def test_the_reference_becomes_the_policy_every_so_many_versions_and_never_unask
 def test_a_critics_step_that_is_not_finite_is_said(caplog):
     critic = Says(0.01)
     critic.step = lambda _rate: math.nan
-    metrics = learner(PPOConfig(), RecordingBackend(), critic=critic).learn(GROUPS, 4, Stopwatch())
+    metrics = (
+        learner(PPOConfig(), RecordingBackend(), critic=critic)
+        .learn(GROUPS, 4, Stopwatch())
+        .metrics()
+    )
     assert "step 5 skipped by the critic: its gradient is not finite" in caplog.text
     assert math.isnan(metrics["optimizer/critic_grad_norm"])
 
@@ -247,7 +254,7 @@ def test_a_critics_step_that_is_not_finite_is_said(caplog):
 def test_a_batch_without_any_score_still_takes_its_step():
     lost = group(rollout([1], [10], group_id=0, reward=None))
     backend = RecordingBackend()
-    metrics = learner(RLOOConfig(), backend).learn([lost], 0, Stopwatch())
+    metrics = learner(RLOOConfig(), backend).learn([lost], 0, Stopwatch()).metrics()
     assert backend.seen == [([], 1.0)]
     assert metrics["optimizer/grad_norm"] == 1.0
 
@@ -255,25 +262,23 @@ def test_a_batch_without_any_score_still_takes_its_step():
 def test_weights_are_between_versions_from_the_first_step_until_the_version_is_out():
     backend = RecordingBackend()
     made = learner(GRPOConfig(), backend)
-    backend.stats = {"mismatch/k3": 1e9}
+    backend.k3 = 1e9
     with pytest.raises(MismatchError, match=r"more than correction\.stop_k3=2"):
-        made.learn(GROUPS, 0, Stopwatch())
+        made.learn(GROUPS, 0, Stopwatch()).metrics()
     assert not made.is_updating, "stopped before the step: what there is can be saved"
     assert backend.rates == []
-    backend.stats = {}
-    made.learn(GROUPS, 0, Stopwatch())
+    backend.k3 = 0.0
+    made.learn(GROUPS, 0, Stopwatch()).metrics()
     assert made.is_updating
     made.published(1)
     assert not made.is_updating
 
 
 def test_a_divergence_that_is_not_a_number_stops_the_run():
-    stats = BatchStats(
-        sums={"mismatch/k3": math.nan}, max_logprob_difference=0.0, num_tokens=3, bad_sample=None
-    )
+    sums = MismatchSums(k3=math.nan, num_fresh=3)
     config = learner(GRPOConfig(), RecordingBackend())._config.correction
     with pytest.raises(MismatchError):
-        check_mismatch(stats, config, step=1)
+        check_mismatch(sums, config, step=1)
 
 
 def test_a_penalty_adds_to_a_loss_and_reports_the_divergence_in_either_place():

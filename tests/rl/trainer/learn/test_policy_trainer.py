@@ -28,11 +28,10 @@ from rl.algorithms.reinforce_pp import ReinforcePPConfig
 from rl.algorithms.rloo import RLOOConfig, rloo_loss
 from rl.algorithms.sft import SFTConfig
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.packing import TrainingSample, pack
-from rl.trainer.learn.policy import PolicyTrainer
+from rl.trainer.learn.policy_trainer import PolicyTrainer
 from rollout.models.checkpoint import load_decoder
 from rollout.models.decoder import Decoder
-from tests.rl.trainer.rollout_factory import rollout
+from tests.rl.trainer.rollout_factory import Sample, pack_samples, rollout
 
 LOSS = functools.partial(grpo_loss, clip_low=0.2, clip_high=0.2)
 # the second begins like the first; the third is longer than a key block, and parts from the fourth past it
@@ -44,9 +43,9 @@ def backend_of(directory: Path, dtype: torch.dtype, **config) -> PolicyTrainer:
     return PolicyTrainer(decoder, TrainerConfig(**config), temperature=0.7)
 
 
-def samples(logprob: float = -1.0) -> list[TrainingSample]:
+def samples(logprob: float = -1.0) -> list[Sample]:
     return [
-        TrainingSample(
+        Sample(
             rollout=rollout(
                 prompt,
                 [9 + i, 30 + i, 60][: i + 1],
@@ -92,7 +91,7 @@ def test_every_algorithm_is_tried():
     assert {type(config) for config in CONFIGS} == every - {CustomConfig}
 
 
-def off_policy_samples() -> list[TrainingSample]:
+def off_policy_samples() -> list[Sample]:
     """Ratios far from 1, some past every clip; weights and advantages differ between the tokens of a sample."""
     made = []
     for index, sample in enumerate(samples()[:6]):  # of the short prompts
@@ -114,9 +113,9 @@ def test_no_algorithms_gradient_depends_on_batching_or_sharing(tiny, name):
 
     def grads(**packing) -> list[torch.Tensor]:
         backend.clear_gradients()
-        batches = pack(off_policy_samples(), **packing)
+        batches = pack_samples(off_policy_samples(), **packing)
         stats = backend.forward_backward(batches, LOSSES[name], denominator=12.0)
-        assert 0 < stats.sums["mismatch/left_out_fraction"] < stats.num_tokens
+        assert 0 < stats.mismatch.num_left_out < stats.num_tokens
         return [m.grad.clone() for m in backend.state_dict()["masters"]]
 
     truth = grads(max_tokens=1000, share_prompts=True)
@@ -130,7 +129,7 @@ def test_no_algorithms_gradient_depends_on_batching_or_sharing(tiny, name):
 
 
 def padded_gradients(
-    decoder: Decoder, samples: Sequence[TrainingSample], loss_function: LossFunction
+    decoder: Decoder, samples: Sequence[Sample], loss_function: LossFunction
 ) -> list[torch.Tensor]:
     """As most trainers do it: a rectangle, plain causal attention over whole rows, weight 0 on prompts and padding."""
     width = max(len(s.rollout.log.token_ids) for s in samples)
@@ -172,7 +171,7 @@ def padded_gradients(
 def test_no_algorithms_gradient_depends_on_packing_against_padding(tiny, name):
     backend = backend_of(tiny, torch.float64)
     backend.forward_backward(
-        pack(off_policy_samples(), max_tokens=1000, share_prompts=True),
+        pack_samples(off_policy_samples(), max_tokens=1000, share_prompts=True),
         LOSSES[name],
         denominator=12.0,
     )
@@ -189,8 +188,8 @@ def test_no_algorithms_gradient_depends_on_packing_against_padding(tiny, name):
 )
 def test_the_gradient_depends_neither_on_the_budget_nor_on_sharing(tiny, max_tokens, share_prompts):
     backend = backend_of(tiny, torch.float64)
-    truth = gradients(backend, pack(samples(), max_tokens=1000, share_prompts=True))
-    micro_batches = pack(samples(), max_tokens=max_tokens, share_prompts=share_prompts)
+    truth = gradients(backend, pack_samples(samples(), max_tokens=1000, share_prompts=True))
+    micro_batches = pack_samples(samples(), max_tokens=max_tokens, share_prompts=share_prompts)
     assert max_tokens == 1000 or len(micro_batches) > 1
     got = gradients(backend, micro_batches)
     assert sum(float(g.abs().sum()) for g in truth) > 0
@@ -201,7 +200,7 @@ def test_the_gradient_depends_neither_on_the_budget_nor_on_sharing(tiny, max_tok
 def test_the_gradient_is_the_derivative_of_the_loss(tiny):
     # central differences along the gradient's own direction
     backend = backend_of(tiny, torch.float64)
-    micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
+    micro_batches = pack_samples(samples(), max_tokens=1000, share_prompts=True)
     masters = backend.state_dict()["masters"]
     start = [backend.logprobs(b)[0].detach() for b in micro_batches]
 
@@ -237,7 +236,7 @@ def test_the_gradient_is_the_derivative_of_the_loss(tiny):
 
 def test_bf16_gradients_are_accumulated_in_fp32_masters(tiny):
     backend = backend_of(tiny, torch.bfloat16)
-    micro_batches = pack(samples(), max_tokens=80, share_prompts=True)
+    micro_batches = pack_samples(samples(), max_tokens=80, share_prompts=True)
     grads = gradients(backend, micro_batches * 4)
     assert {g.dtype for g in grads} == {torch.float32}
     once = gradients(backend, micro_batches)
@@ -249,7 +248,7 @@ def test_bf16_gradients_are_accumulated_in_fp32_masters(tiny):
 
 def test_a_step_far_below_bf16_resolution_still_moves_the_master(tiny):
     backend = backend_of(tiny, torch.bfloat16, max_grad_norm=1e9)
-    micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
+    micro_batches = pack_samples(samples(), max_tokens=1000, share_prompts=True)
     before = [m.clone() for m in backend.state_dict()["masters"]]
     backend.forward_backward(micro_batches, LOSS, denominator=12.0)
     backend.step(1e-7)
@@ -259,7 +258,7 @@ def test_a_step_far_below_bf16_resolution_still_moves_the_master(tiny):
 
 def test_the_norm_is_reported_before_clipping_and_the_gradient_is_cleared(tiny):
     backend = backend_of(tiny, torch.float32, max_grad_norm=1e-3)
-    micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
+    micro_batches = pack_samples(samples(), max_tokens=1000, share_prompts=True)
     grads = gradients(backend, micro_batches)
     expected = sum(float(g.square().sum()) for g in grads) ** 0.5
     assert backend.step(0.0) == pytest.approx(expected, rel=1e-5)
@@ -272,7 +271,7 @@ def test_an_infinite_advantage_names_its_sample_and_a_nan_gradient_changes_nothi
     bad = samples()
     bad[4] = replace(bad[4], advantages=[float("inf")] * 2)
     stats = backend.forward_backward(
-        pack(bad, max_tokens=1000, share_prompts=True), LOSS, denominator=1.0
+        pack_samples(bad, max_tokens=1000, share_prompts=True), LOSS, denominator=1.0
     )
     assert stats.bad_sample == 4
     before = [m.clone() for m in backend.state_dict()["masters"]]
@@ -284,12 +283,12 @@ def test_an_infinite_advantage_names_its_sample_and_a_nan_gradient_changes_nothi
 
 def test_the_mismatch_is_that_of_the_trainers_policy_from_the_engines(tiny):
     backend = backend_of(tiny, torch.float64)
-    (batch,) = pack(off_policy_samples(), max_tokens=1000, share_prompts=True)
-    sums = backend.forward_backward([batch], LOSS, denominator=1.0).sums
+    (batch,) = pack_samples(off_policy_samples(), max_tokens=1000, share_prompts=True)
+    sums = backend.forward_backward([batch], LOSS, denominator=1.0).mismatch
     # the rollouts' log-probabilities are -1 each
-    d = batch.extras["old_logprobs"] + 1.0
-    assert sums["mismatch/k3"] == pytest.approx(float((d.exp() - 1 - d).sum()))
-    assert sums["mismatch/logprob_difference_mean"] == pytest.approx(float(d.abs().sum()))
+    d = batch.columns["old_logprobs"] + 1.0
+    assert sums.k3 == pytest.approx(float((d.exp() - 1 - d).sum()))
+    assert sums.difference == pytest.approx(float(d.abs().sum()))
 
 
 def test_a_sample_whose_engine_or_reference_said_nan_is_the_one_that_is_named(tiny):
@@ -298,16 +297,16 @@ def test_a_sample_whose_engine_or_reference_said_nan_is_the_one_that_is_named(ti
     backend = PolicyTrainer(decoder, TrainerConfig(), temperature=0.7, corrector=corrector)
     made = off_policy_samples()
     made[3].rollout.log.rollout_logprobs[-1] = float("nan")
-    batches = pack(made, max_tokens=1000, share_prompts=True)
+    batches = pack_samples(made, max_tokens=1000, share_prompts=True)
     assert backend.forward_backward(batches, LOSS, denominator=1.0).bad_sample == 3
     made = off_policy_samples()
     made[4].extras["ref_logprobs"][1] = float("-inf")
-    batches = pack(made, max_tokens=1000, share_prompts=True)
+    batches = pack_samples(made, max_tokens=1000, share_prompts=True)
     assert backend.forward_backward(batches, LOSSES["kl k2"], denominator=1.0).bad_sample == 4
 
 
 def test_state_survives_a_round_trip_and_the_next_step_is_bitwise_the_same(tiny):
-    micro_batches = pack(samples(), max_tokens=1000, share_prompts=True)
+    micro_batches = pack_samples(samples(), max_tokens=1000, share_prompts=True)
 
     def one_step(backend: PolicyTrainer) -> None:
         backend.forward_backward(micro_batches, LOSS, denominator=12.0)
@@ -329,7 +328,7 @@ def test_state_survives_a_round_trip_and_the_next_step_is_bitwise_the_same(tiny)
 
 def test_each_token_weighs_as_its_importance_says(tiny):
     # a policy at its own start: the gradient of exp(p - old) is that of p, so weights can be checked from outside
-    batches = pack(samples(logprob=-6.0), max_tokens=1000, share_prompts=True)
+    batches = pack_samples(samples(logprob=-6.0), max_tokens=1000, share_prompts=True)
     decoder = load_decoder(tiny, dtype=torch.float64)
     corrected = PolicyTrainer(
         decoder, TrainerConfig(), temperature=0.7, corrector=Corrector(max_weight=1.5)
@@ -358,9 +357,9 @@ def test_ratios_are_to_the_old_policy_or_to_the_engines_as_the_config_says(tiny,
         seen.append(tokens.base_logprobs_N)
         return rloo_loss(tokens)
 
-    (batch,) = pack(off_policy_samples(), max_tokens=1000, share_prompts=True)
+    (batch,) = pack_samples(off_policy_samples(), max_tokens=1000, share_prompts=True)
     backend.forward_backward([batch], loss, denominator=1.0)
-    expected = batch.extras["old_logprobs"]
+    expected = batch.columns["old_logprobs"]
     if base is RatioBase.rollout:
         expected = batch.rollout_logprobs_N.double()
     assert torch.equal(seen[0], expected)

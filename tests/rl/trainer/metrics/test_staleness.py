@@ -4,10 +4,10 @@ import pytest
 
 from rl.algorithms.base.config import CorrectionConfig
 from rl.rollouts import Rollout
-from rl.trainer.learn.backend import BatchStats
 from rl.trainer.metrics.mismatch import MismatchError, check_mismatch
-from rl.trainer.metrics.staleness import Pipeline, check_staleness, is_fresh, staleness_metrics
-from rl.trainer.metrics.step import training_metrics
+from rl.trainer.metrics.staleness import Pipeline, Staleness, check_staleness, is_fresh
+from rl.trainer.metrics.sums import LossSums, MismatchSums
+from rl.trainer.metrics.training import LearningResult
 from tests.rl.trainer.rollout_factory import completion, group, rollout
 
 
@@ -23,8 +23,8 @@ def of_versions(*versions: int) -> Rollout:
 
 def test_the_staleness_of_a_rollout_is_that_of_its_oldest_token():
     groups = [group(of_versions(3, 5, 6), of_versions(6)), group(of_versions(5, 6), of_versions(6))]
-    assert staleness_metrics(groups, 6) == {"staleness/mean": 1.0, "staleness/max": 3}
-    assert staleness_metrics([group(rollout([1], version=-1))], 6) == {}, "nothing was sampled"
+    assert Staleness.of(groups, 6).metrics() == {"staleness/mean": 1.0, "staleness/max": 3}
+    assert Staleness.of([group(rollout([1], version=-1))], 6) is None, "nothing was sampled"
 
 
 def test_a_batch_that_is_older_than_allowed_or_newer_than_what_is_trained_is_refused():
@@ -46,40 +46,44 @@ def test_tokens_are_fresh_that_were_drawn_with_the_weights_that_are_trained():
     assert is_fresh(new, 6, keeps_kv=False).tolist() == [False, False]
 
 
-def stats_of(*, num_fresh: int, fresh_k3: float, stale_k3: float) -> BatchStats:
+def stats_of(*, num_fresh: int, fresh_k3: float, stale_k3: float) -> LossSums:
     """Ten tokens."""
-    return BatchStats(
-        sums={
-            "staleness/fresh_fraction": num_fresh,
-            "staleness/k3": stale_k3,
-            "mismatch/k3": fresh_k3,
-            "mismatch/logprob_difference_mean": fresh_k3,
-            "mismatch/importance_weight_mean": 9.0,
-            "mismatch/importance_weight_squared_mean": 9.0,
-        },
-        max_logprob_difference=0.5,
-        num_tokens=10,
-        bad_sample=None,
+    mismatch = MismatchSums(
+        num_fresh=num_fresh,
+        num_stale=10 - num_fresh,
+        k3=fresh_k3,
+        stale_k3=stale_k3,
+        difference=fresh_k3,
+        max_difference=0.5,
+        weight=9.0,
+        squared_weight=9.0,
     )
+    return LossSums(mismatch=mismatch, num_tokens=10)
+
+
+def metrics_of(sums: LossSums) -> dict[str, float]:
+    return LearningResult(
+        sums=sums, denominator=10.0, grad_norm=1.0, learning_rate=1.0, tracks_freshness=True
+    ).metrics()
 
 
 def test_drift_is_no_mismatch_and_each_is_a_mean_over_its_own_tokens():
     stats = stats_of(num_fresh=4, fresh_k3=2.0, stale_k3=30.0)
-    metrics = training_metrics(stats, denominator=10.0, grad_norm=1.0, learning_rate=1.0)
+    metrics = metrics_of(stats)
     assert (metrics["mismatch/k3"], metrics["staleness/k3"]) == (0.5, 5.0)
     assert metrics["mismatch/importance_weight_mean"] == 0.9, "of all tokens"
     assert metrics["staleness/fresh_fraction"] == 0.4
     with pytest.raises(MismatchError, match=r"0\.5 nats"):
-        check_mismatch(stats, CorrectionConfig(stop_k3=0.4), step=1)
-    check_mismatch(stats, CorrectionConfig(stop_k3=0.6), step=1)
+        check_mismatch(stats.mismatch, CorrectionConfig(stop_k3=0.4), step=1)
+    check_mismatch(stats.mismatch, CorrectionConfig(stop_k3=0.6), step=1)
 
 
 def test_a_batch_without_fresh_tokens_has_no_mismatch_and_stops_no_run():
     stats = stats_of(num_fresh=0, fresh_k3=0.0, stale_k3=1e6)
-    metrics = training_metrics(stats, denominator=10.0, grad_norm=1.0, learning_rate=1.0)
+    metrics = metrics_of(stats)
     assert not {"mismatch/k3", "mismatch/logprob_difference_max"} & metrics.keys()
     assert metrics["staleness/k3"] == 1e5
-    check_mismatch(stats, CorrectionConfig(), step=1)
+    check_mismatch(stats.mismatch, CorrectionConfig(), step=1)
 
 
 # --- the closed form

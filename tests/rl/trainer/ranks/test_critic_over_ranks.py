@@ -39,7 +39,7 @@ def value_losses(
 ) -> list[tuple[float, float]]:
     """Of PPO's ten steps on one batch, with the critic's gradients. The policy learns, too: its old probabilities are asked."""
     made = learner(tiny, ranks, trainer, PPOConfig(critic_learning_rate=1e-2), dtype)
-    rows = [made.learn(groups(), step, Stopwatch()) for step in range(10)]
+    rows = [made.learn(groups(), step, Stopwatch()).metrics() for step in range(10)]
     return [(row["loss/value"], row["optimizer/critic_grad_norm"]) for row in rows]
 
 
@@ -69,7 +69,7 @@ def critic_steps(
     made = learner(tiny, ranks, trainer, PPOConfig(critic_learning_rate=1e-2))
     if path is not None:
         made.load_state_dict(torch.load(path, weights_only=True, mmap=True))
-    rows = [made.learn(groups(), step, Stopwatch()) for step in range(2)]
+    rows = [made.learn(groups(), step, Stopwatch()).metrics() for step in range(2)]
     state = made.state_dict()
     if ranks.is_first and saved is not None:
         torch.save(state, saved)

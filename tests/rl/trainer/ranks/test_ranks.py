@@ -13,7 +13,6 @@ from rl.algorithms.grpo import GRPOConfig
 from rl.algorithms.gspo import GSPOConfig
 from rl.algorithms.sft import SFTConfig, sft_loss
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.packing import TrainingSample, pack
 from rl.trainer.metrics.stopwatch import Stopwatch
 from rl.trainer.ranks.group import ALONE, Ranks
 from rollout.models.sources.tiny import make_tiny_model
@@ -29,6 +28,7 @@ from tests.rl.trainer.rank_learners import (
     step_once,
 )
 from tests.rl.trainer.rank_pool import RankPool
+from tests.rl.trainer.rollout_factory import Sample, pack_samples
 
 ALGORITHMS = {
     "grpo": GRPOConfig(),
@@ -67,17 +67,17 @@ def test_a_teacher_is_asked_by_each_rank_for_its_share(two_ranks: RankPool, tiny
 def counts_and_weights(ranks: Ranks, tiny: Path) -> tuple[int, list[bytes]]:
     made = learner(tiny, ranks, DDP, SFTConfig())
     seen: list[int] = []
-    inner = made.backend.forward_backward
+    inner = made.policy.forward_backward
 
     def counting(micro_batches, loss_function, *, denominator):
         seen.append(sum(batch.is_filler for batch in micro_batches))
         seen.append(len(micro_batches))
         return inner(micro_batches, loss_function, denominator=denominator)
 
-    made.backend.forward_backward = counting
-    made.learn(groups(), 0, Stopwatch())
-    made.learn(groups(), 1, Stopwatch())
-    return seen, [t.numpy().tobytes() for _, t in made.backend.named_weights()]
+    made.policy.forward_backward = counting
+    made.learn(groups(), 0, Stopwatch()).metrics()
+    made.learn(groups(), 1, Stopwatch()).metrics()
+    return seen, [t.numpy().tobytes() for _, t in made.policy.named_weights()]
 
 
 def test_ranks_forward_equally_many_micro_batches_and_their_copies_never_differ(
@@ -92,19 +92,19 @@ def test_ranks_forward_equally_many_micro_batches_and_their_copies_never_differ(
 def learns_from_bad(ranks: Ranks, tiny: Path, trainer: TrainerConfig) -> tuple[float, bool, float]:
     """An infinite advantage on one rank alone; then a good batch."""
     made = learner(tiny, ranks, trainer, SFTConfig())
-    before = [t.clone() for _, t in made.backend.named_weights()]
-    inner = made.backend.forward_backward
+    before = [t.clone() for _, t in made.policy.named_weights()]
+    inner = made.policy.forward_backward
 
     def spoilt(micro_batches, loss_function, *, denominator):
         if ranks.rank == 1:
             micro_batches[0].advantages_N[-1] = math.inf
         return inner(micro_batches, loss_function, denominator=denominator)
 
-    made.backend.forward_backward = spoilt
-    norm = made.learn(groups(), 0, Stopwatch())["optimizer/grad_norm"]
-    after = [t.clone() for _, t in made.backend.named_weights()]
-    made.backend.forward_backward = inner
-    good = made.learn(groups(), 1, Stopwatch())["optimizer/grad_norm"]
+    made.policy.forward_backward = spoilt
+    norm = made.learn(groups(), 0, Stopwatch()).metrics()["optimizer/grad_norm"]
+    after = [t.clone() for _, t in made.policy.named_weights()]
+    made.policy.forward_backward = inner
+    good = made.learn(groups(), 1, Stopwatch()).metrics()["optimizer/grad_norm"]
     return norm, all(map(torch.equal, before, after)), good
 
 
@@ -118,8 +118,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_skips_the_step_on_all(two_ranks: 
 
 def losses(ranks: Ranks, tiny: Path, trainer: TrainerConfig) -> tuple[list[float], list[float]]:
     made = learner(tiny, ranks, trainer, SFTConfig())
-    rows = [made.learn(groups(), step, Stopwatch()) for step in range(10)]
-    assert all(t.dtype is torch.float32 for _, t in made.backend.named_weights())
+    rows = [made.learn(groups(), step, Stopwatch()).metrics() for step in range(10)]
+    assert all(t.dtype is torch.float32 for _, t in made.policy.named_weights())
     return [row["loss/policy"] for row in rows], [row["optimizer/grad_norm"] for row in rows]
 
 
@@ -155,17 +155,17 @@ def test_ten_steps_of_two_processes_have_the_losses_of_one(two_ranks: RankPool, 
 
 def asked_around_a_step(ranks: Ranks, tiny: Path, trainer: TrainerConfig) -> torch.Tensor:
     """Log-probabilities after a step before which, too, they were asked."""
-    backend = learner(tiny, ranks, trainer, SFTConfig()).backend
+    backend = learner(tiny, ranks, trainer, SFTConfig()).policy
     samples = [
-        TrainingSample(rollout=r, advantages=[1.0] * r.num_sampled_tokens, loss_weight=1.0)
+        Sample(rollout=r, advantages=[1.0] * r.num_sampled_tokens, loss_weight=1.0)
         for r in groups()[0].rollouts
     ]
-    batches = pack(samples, max_tokens=400, share_prompts=True)
+    batches = pack_samples(samples, max_tokens=400, share_prompts=True)
     # every rank has all of them here
     backend.forward_backward(batches, sft_loss, denominator=100.0 * ranks.count)
-    backend.old_logprobs(batches)
+    backend.recompute_logprobs(batches)
     backend.step(1e-2)
-    return backend.old_logprobs(batches)
+    return backend.recompute_logprobs(batches)
 
 
 def test_nothing_that_was_gathered_before_a_step_is_used_after_it(two_ranks: RankPool, tiny):
@@ -177,8 +177,8 @@ def test_nothing_that_was_gathered_before_a_step_is_used_after_it(two_ranks: Ran
 
 def bf16_losses(ranks: Ranks, tiny: Path, trainer: TrainerConfig) -> list[float]:
     made = learner(tiny, ranks, trainer, SFTConfig(), torch.bfloat16)
-    rows = [made.learn(groups(), step, Stopwatch()) for step in range(5)]
-    assert all(t.dtype is torch.bfloat16 for _, t in made.backend.named_weights())
+    rows = [made.learn(groups(), step, Stopwatch()).metrics() for step in range(5)]
+    assert all(t.dtype is torch.bfloat16 for _, t in made.policy.named_weights())
     return [row["loss/policy"] for row in rows]
 
 
@@ -199,11 +199,11 @@ def steps(
         made.load_state_dict(torch.load(path, weights_only=True, mmap=True))
         first = 2
     for step in range(first, first + 2):
-        made.learn(groups(), step, Stopwatch())
+        made.learn(groups(), step, Stopwatch()).metrics()
     state = made.state_dict()
     if ranks.is_first and saved is not None:
         torch.save(state, saved)
-    return [t.clone() for _, t in made.backend.named_weights()]
+    return [t.clone() for _, t in made.policy.named_weights()]
 
 
 def test_a_checkpoint_of_any_trainer_is_gone_on_from_by_any_other(

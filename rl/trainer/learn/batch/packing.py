@@ -1,5 +1,5 @@
-"""From scored groups to micro-batches: packed rows without padding, a group's prompt once, and what a prompt has
-in common with the one before it (a system prompt, examples) once too.
+"""From samples to micro-batches: packed rows without padding. The prompt of a group is computed once, and so is what a prompt has
+in common with the one before it (a system prompt, examples).
 
 A micro-batch has T input rows (tokens that are read) and N targets (tokens that are trained). They are kept
 apart, because siblings share their prompt's rows, so that the last prompt row predicts the first token of each,
@@ -9,7 +9,7 @@ Shape legend: T = input rows, N = targets.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 
 import torch
@@ -17,27 +17,14 @@ import torch
 from kernels.attention import AttentionLayout, Segment, packed_layout
 from rl.algorithms.base.config import LossReduction
 from rl.rollouts import Rollout
+from rl.trainer.learn.batch.training_batch import TrainingBatch
 
-__all__ = ["MicroBatch", "TrainingSample", "fill_up", "loss_weights", "pack"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSample:
-    """One rollout with what the loss needs to know of it."""
-
-    rollout: Rollout
-    advantages: Sequence[float]
-    """Of each trained token."""
-    loss_weight: float
-    """Of every trained token; never 0."""
-    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """More of each trained token: `old_logprobs`, `ref_logprobs`, `values`, `returns`, `is_fresh`. All samples have the
-    same."""
+__all__ = ["MicroBatch", "fill_up", "loss_weights", "pack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What one forward sees."""
+    """What one forward sees: rows, targets, and the batch's columns at the targets."""
 
     token_ids_T: torch.Tensor  # int64
     positions_T: torch.Tensor  # int64, in the rollout's token log
@@ -45,15 +32,32 @@ class MicroBatch:
     source_rows_N: torch.Tensor  # int64, the input row that predicts the target
     target_ids_N: torch.Tensor  # int64
     sample_ids_N: torch.Tensor  # int64, index of the sample in the batch
-    loss_weights_N: torch.Tensor  # fp32
-    advantages_N: torch.Tensor  # fp32
-    rollout_logprobs_N: torch.Tensor  # fp32, as the engine reported
-    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # [N], those of the samples
+    span: slice
+    """Where its targets are in the batch's columns."""
+    columns: Mapping[str, torch.Tensor]
+    """[N] each."""
+
+    @property
+    def advantages_N(self) -> torch.Tensor:
+        return self.columns["advantages"]
+
+    @property
+    def loss_weights_N(self) -> torch.Tensor:
+        return self.columns["loss_weights"]
+
+    @property
+    def rollout_logprobs_N(self) -> torch.Tensor:
+        return self.columns["rollout_logprobs"]
 
     @property
     def is_filler(self) -> bool:
-        """Nothing in it is trained."""
+        """Whether nothing in it is trained."""
         return not len(self.target_ids_N)
+
+    def with_columns_of(self, batch: TrainingBatch) -> "MicroBatch":
+        """The same rows with the columns that the batch has now."""
+        columns = {name: column_N[self.span] for name, column_N in batch.columns.items()}
+        return replace(self, columns=columns)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on another device."""
@@ -61,17 +65,17 @@ class MicroBatch:
         for name, value in moved.items():
             if isinstance(value, torch.Tensor):
                 moved[name] = value.to(device)
-        moved["extras"] = {name: value.to(device) for name, value in self.extras.items()}
+        moved["columns"] = {name: value.to(device) for name, value in self.columns.items()}
         return MicroBatch(**moved)
 
 
 def loss_weights(
     rollouts: Sequence[Rollout], reduction: LossReduction, *, fixed_length: int
 ) -> tuple[list[float], float]:
-    """Weight of each rollout's tokens, and the denominator of their weighted sum.
+    """Compute the weight of each rollout's tokens, and the denominator of their weighted sum.
 
     Args:
-        rollouts: all that count, also those that will not be forwarded because their advantage is 0.
+        rollouts: all that count, including those that are not forwarded because their advantage is 0.
         reduction: `token_mean`: 1, over all tokens. `sequence_mean`: 1 / length, over rollouts. `fixed_length`:
             1 / fixed_length, over rollouts.
         fixed_length: in tokens; read by `fixed_length`.
@@ -86,40 +90,40 @@ def loss_weights(
             return [1.0 / fixed_length] * len(lengths), float(len(lengths))
 
 
-def pack(
-    samples: Sequence[TrainingSample], *, max_tokens: int, share_prompts: bool
-) -> list[MicroBatch]:
+def pack(batch: TrainingBatch, *, max_tokens: int, share_prompts: bool) -> list[MicroBatch]:
     """Pack samples, in their order, into micro-batches of at most `max_tokens` input rows.
 
     Args:
-        samples: siblings stand together. A sample is never split.
+        batch: siblings stand together. A sample is never split; one without trained tokens is left out.
         max_tokens: input rows of a micro-batch.
         share_prompts: compute a group's prompt, and the beginning it shares with the last one, once per micro-batch.
 
     Raises:
-        ValueError: a sample alone is longer than `max_tokens`.
+        ValueError: one sample is longer than `max_tokens`.
     """
     micro_batches: list[MicroBatch] = []
-    builder = _Builder(share_prompts)
-    for sample_id, sample in enumerate(samples):
-        if builder.num_rows and builder.num_rows + builder.cost(sample) > max_tokens:
+    builder = _Builder(batch, share_prompts)
+    for sample_id, rollout in enumerate(batch.rollouts):
+        if not batch.lengths[sample_id]:
+            continue
+        if builder.num_rows and builder.num_rows + builder.cost(rollout) > max_tokens:
             micro_batches.append(builder.build())
-            builder = _Builder(share_prompts)
-        if builder.cost(sample) > max_tokens:
+            builder = _Builder(batch, share_prompts, first_target=micro_batches[-1].span.stop)
+        if builder.cost(rollout) > max_tokens:
             raise ValueError(
-                f"trainer.max_tokens_per_micro_batch must hold the longest sample, {builder.cost(sample)} "
+                f"trainer.max_tokens_per_micro_batch must hold the longest sample, {builder.cost(rollout)} "
                 f"tokens, got {max_tokens}"
             )
-        builder.add(sample_id, sample)
+        builder.add(sample_id, rollout)
     if builder.num_rows:
         micro_batches.append(builder.build())
     return micro_batches
 
 
 def fill_up(micro_batches: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
-    """`count` micro-batches, those that are missing with one row and no target: sharded weights are gathered, and
-    gradients summed, by ranks that all make as many forwards and backwards."""
-    builder = _Builder(share_prompts=False)
+    """Add micro-batches with one row and no target up to `count`: sharded weights are gathered, and gradients summed, by
+    ranks that all make the same number of forwards and backwards."""
+    builder = _Builder(TrainingBatch.of([]), share_prompts=False)
     builder.add_row()
     return [*micro_batches, *[builder.build()] * (count - len(micro_batches))]
 
@@ -127,23 +131,16 @@ def fill_up(micro_batches: Sequence[MicroBatch], count: int) -> list[MicroBatch]
 class _Builder:
     """One micro-batch in the making."""
 
-    def __init__(self, share_prompts: bool) -> None:
+    def __init__(self, batch: TrainingBatch, share_prompts: bool, *, first_target: int = 0) -> None:
+        self._batch = batch
         self._share_prompts = share_prompts
+        self._first_target = first_target
         self._token_ids: list[int] = []
         self._positions: list[int] = []
         self._segments: list[Segment] = []
-        self._targets: dict[str, list[float]] = {
-            name: []
-            for name in (
-                "source_rows",
-                "target_ids",
-                "sample_ids",
-                "loss_weights",
-                "advantages",
-                "logprobs",
-            )
-        }
-        self._extras: dict[str, list[torch.Tensor]] = {}
+        self._source_rows: list[int] = []
+        self._target_ids: list[int] = []
+        self._sample_ids: list[int] = []
         self._prompt_ids: list[int] = []
         self._prompt_rows: Sequence[int] = ()
 
@@ -151,53 +148,46 @@ class _Builder:
     def num_rows(self) -> int:
         return len(self._token_ids)
 
-    def cost(self, sample: TrainingSample) -> int:
+    def cost(self, rollout: Rollout) -> int:
         """Input rows that a sample adds."""
-        return len(sample.rollout.log.token_ids) - 1 - self._num_shared(sample.rollout)
+        return len(rollout.log) - 1 - self._num_shared(rollout)
 
-    def add(self, sample_id: int, sample: TrainingSample) -> None:
-        rollout = sample.rollout
-        num_prompt, num_shared = rollout.num_prompt_tokens, self._num_shared(rollout)
-        prompt_ids = rollout.log.token_ids[:num_prompt]
+    def add(self, sample_id: int, rollout: Rollout) -> None:
+        log, num_prompt, num_shared = (
+            rollout.log,
+            rollout.num_prompt_tokens,
+            self._num_shared(rollout),
+        )
+        prompt_ids = log.token_ids[:num_prompt]
         shared_rows = self._prompt_rows[:num_shared]
         new_rows = self._append(prompt_ids[num_shared:], prefix=shared_rows)
         self._prompt_ids, self._prompt_rows = prompt_ids, [*shared_rows, *new_rows]
-        own_rows = self._append(rollout.log.token_ids[num_prompt:-1], prefix=self._prompt_rows)
+        own_rows = self._append(log.token_ids[num_prompt:-1], prefix=self._prompt_rows)
         rows = [*self._prompt_rows, *own_rows]
-        trained = [
-            p for p in range(num_prompt, len(rollout.log.token_ids)) if rollout.log.loss_mask[p]
-        ]
-        self._targets["source_rows"] += [rows[p - 1] for p in trained]
-        self._targets["target_ids"] += [rollout.log.token_ids[p] for p in trained]
-        self._targets["sample_ids"] += [sample_id] * len(trained)
-        self._targets["loss_weights"] += [sample.loss_weight] * len(trained)
-        self._targets["advantages"] += sample.advantages
-        self._targets["logprobs"] += [rollout.log.rollout_logprobs[p] for p in trained]
-        assert len(sample.advantages) == len(trained), "an advantage for every trained token"
-        for name, values in sample.extras.items():
-            self._extras.setdefault(name, []).append(values)
+        trained = [p for p in range(num_prompt, len(log)) if log.loss_mask[p]]
+        self._source_rows += [rows[p - 1] for p in trained]
+        self._target_ids += [log.token_ids[p] for p in trained]
+        self._sample_ids += [sample_id] * len(trained)
 
     def add_row(self) -> None:
-        """A row that predicts nothing."""
+        """Add a row that predicts nothing."""
         self._append([0], prefix=())
 
     def build(self) -> MicroBatch:
-        t: Mapping[str, list[float]] = self._targets
+        span = slice(self._first_target, self._first_target + len(self._target_ids))
         return MicroBatch(
             token_ids_T=torch.tensor(self._token_ids),
             positions_T=torch.tensor(self._positions),
             layout=packed_layout(self._segments, num_rows=self.num_rows),
-            source_rows_N=torch.tensor(t["source_rows"], dtype=torch.int64),
-            target_ids_N=torch.tensor(t["target_ids"], dtype=torch.int64),
-            sample_ids_N=torch.tensor(t["sample_ids"], dtype=torch.int64),
-            loss_weights_N=torch.tensor(t["loss_weights"], dtype=torch.float32),
-            advantages_N=torch.tensor(t["advantages"], dtype=torch.float32),
-            rollout_logprobs_N=torch.tensor(t["logprobs"], dtype=torch.float32),
-            extras={name: torch.cat(values) for name, values in self._extras.items()},
+            source_rows_N=torch.tensor(self._source_rows, dtype=torch.int64),
+            target_ids_N=torch.tensor(self._target_ids, dtype=torch.int64),
+            sample_ids_N=torch.tensor(self._sample_ids, dtype=torch.int64),
+            span=span,
+            columns={name: column_N[span] for name, column_N in self._batch.columns.items()},
         )
 
     def _num_shared(self, rollout: Rollout) -> int:
-        """Tokens of its prompt that have rows already: those it begins with like the last prompt."""
+        """Tokens of its prompt that have rows already: the beginning that it shares with the last prompt."""
         if not self._share_prompts:
             return 0
         prompt_ids = rollout.log.token_ids[: rollout.num_prompt_tokens]

@@ -2,19 +2,15 @@
 
 import pytest
 
-from rl.trainer.learn.balance import balance
-from rl.trainer.learn.packing import TrainingSample
+from rl.rollouts import Rollout
+from rl.trainer.learn.batch.balance import balance
 from tests.rl.trainer.rollout_factory import rollout
 
 
-def samples(*groups: tuple[int, list[int]]) -> list[TrainingSample]:
+def samples(*groups: tuple[int, list[int]]) -> list[Rollout]:
     """(tokens of the prompt, tokens of each completion) of every group."""
     return [
-        TrainingSample(
-            rollout=rollout([1] * prompt, [2] * length, group_id=g, sample_index=i),
-            advantages=[1.0] * length,
-            loss_weight=1.0,
-        )
+        rollout([1] * prompt, [2] * length, group_id=g, sample_index=i)
         for g, (prompt, lengths) in enumerate(groups)
         for i, length in enumerate(lengths)
     ]

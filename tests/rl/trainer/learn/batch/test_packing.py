@@ -1,12 +1,12 @@
 import pytest
 
 from rl.algorithms.base.config import LossReduction
-from rl.trainer.learn.packing import TrainingSample, loss_weights, pack
-from tests.rl.trainer.rollout_factory import rollout
+from rl.trainer.learn.batch.packing import loss_weights
+from tests.rl.trainer.rollout_factory import Sample, pack_samples, rollout
 
 
 def sample(made, advantage=1.0, loss_weight=1.0):
-    return TrainingSample(
+    return Sample(
         rollout=made, advantages=[advantage] * made.num_sampled_tokens, loss_weight=loss_weight
     )
 
@@ -18,7 +18,7 @@ SIBLINGS = [
 
 
 def test_siblings_share_their_prompts_rows_and_its_last_row_predicts_each_first_token():
-    (batch,) = pack(SIBLINGS, max_tokens=100, share_prompts=True)
+    (batch,) = pack_samples(SIBLINGS, max_tokens=100, share_prompts=True)
     # prompt 1 2 3, then 10; 11 and 20 are last tokens, which nobody reads
     assert batch.token_ids_T.tolist() == [1, 2, 3, 10]
     assert batch.positions_T.tolist() == [0, 1, 2, 3]
@@ -29,7 +29,7 @@ def test_siblings_share_their_prompts_rows_and_its_last_row_predicts_each_first_
 
 
 def test_without_sharing_every_sample_has_its_prompt():
-    (batch,) = pack(SIBLINGS, max_tokens=100, share_prompts=False)
+    (batch,) = pack_samples(SIBLINGS, max_tokens=100, share_prompts=False)
     assert batch.token_ids_T.tolist() == [1, 2, 3, 10, 1, 2, 3]
     assert batch.positions_T.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert batch.source_rows_N.tolist() == [2, 3, 6]
@@ -37,7 +37,7 @@ def test_without_sharing_every_sample_has_its_prompt():
 
 def test_an_environments_reply_is_read_but_not_trained():
     made = rollout([1], [10, 11], [90, 91], [12])
-    (batch,) = pack([sample(made)], max_tokens=100, share_prompts=True)
+    (batch,) = pack_samples([sample(made)], max_tokens=100, share_prompts=True)
     assert batch.token_ids_T.tolist() == [1, 10, 11, 90, 91]
     assert batch.target_ids_N.tolist() == [10, 11, 12]
     assert batch.source_rows_N.tolist() == [0, 1, 4]
@@ -50,7 +50,7 @@ def test_prompts_share_what_they_begin_with_until_they_part():
         rollout([1, 2], [70, 71], group_id=2),
         rollout([5, 2], [80], group_id=3),
     ]
-    (batch,) = pack([sample(r) for r in made], max_tokens=100, share_prompts=True)
+    (batch,) = pack_samples([sample(r) for r in made], max_tokens=100, share_prompts=True)
     assert batch.token_ids_T.tolist() == [1, 2, 3, 4, 50, 9, 70, 5, 2]
     assert batch.positions_T.tolist() == [0, 1, 2, 3, 4, 2, 2, 0, 1]
     assert batch.source_rows_N.tolist() == [3, 4, 5, 1, 6, 8]
@@ -65,15 +65,15 @@ def test_prompts_share_what_they_begin_with_until_they_part():
 
 def test_the_same_tokens_after_different_ones_are_not_shared():
     made = [rollout([1, 2], [5], group_id=0), rollout([3, 2], [5], group_id=1)]
-    (batch,) = pack([sample(r) for r in made], max_tokens=100, share_prompts=True)
+    (batch,) = pack_samples([sample(r) for r in made], max_tokens=100, share_prompts=True)
     assert batch.token_ids_T.tolist() == [1, 2, 3, 2]
 
 
 def test_a_micro_batch_holds_its_budget_and_a_split_group_repeats_the_prompt():
-    batches = pack(SIBLINGS, max_tokens=4, share_prompts=True)
+    batches = pack_samples(SIBLINGS, max_tokens=4, share_prompts=True)
     assert [b.token_ids_T.tolist() for b in batches] == [[1, 2, 3, 10]]  # the sibling adds no row
     longer = [*SIBLINGS, sample(rollout([1, 2, 3], [30, 31, 32], group_id=4, sample_index=2))]
-    batches = pack(longer, max_tokens=5, share_prompts=True)
+    batches = pack_samples(longer, max_tokens=5, share_prompts=True)
     assert [b.token_ids_T.tolist() for b in batches] == [[1, 2, 3, 10], [1, 2, 3, 30, 31]]
     assert [b.sample_ids_N.tolist() for b in batches] == [[0, 0, 1], [2, 2, 2]]
 
@@ -87,7 +87,7 @@ def test_every_target_is_packed_once_whatever_the_budget():
         token for s in samples for token in s.rollout.log.token_ids[s.rollout.num_prompt_tokens :]
     ]
     for budget in (8, 13, 1000):
-        batches = pack(samples, max_tokens=budget, share_prompts=True)
+        batches = pack_samples(samples, max_tokens=budget, share_prompts=True)
         assert [t for b in batches for t in b.target_ids_N.tolist()] == expected
         assert all(len(b.token_ids_T) <= budget for b in batches)
 
@@ -96,7 +96,7 @@ def test_a_sample_longer_than_the_budget_is_refused_with_the_key():
     with pytest.raises(
         ValueError, match=r"max_tokens_per_micro_batch must hold .* 4 tokens, got 3"
     ):
-        pack(SIBLINGS[:1], max_tokens=3, share_prompts=True)
+        pack_samples(SIBLINGS[:1], max_tokens=3, share_prompts=True)
 
 
 def test_token_mean_weighs_tokens_and_divides_by_their_number():

@@ -1,7 +1,5 @@
 """The policy's trainer: forward and backward in the compute type, fp32 master weights."""
 
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,10 @@ from rl.algorithms.base.config import RatioBase
 from rl.algorithms.base.correction import Corrector
 from rl.algorithms.base.signals import Tokens
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.backend import BatchStats
+from rl.trainer.learn.accumulate import accumulate
+from rl.trainer.learn.batch.packing import MicroBatch
 from rl.trainer.learn.forward import over_batch, policy_logprobs
-from rl.trainer.learn.packing import MicroBatch
+from rl.trainer.metrics.sums import LossSums, MismatchSums
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights
 from rl.trainer.weights.lora import Adapters
@@ -34,12 +33,12 @@ class PolicyTrainer:
     Args:
         decoder: its weights and compute type.
         config: of the optimiser.
-        temperature: of the rollouts, > 0.
-        corrector: of tokens, where the engine's policy differs from the trainer's; None weighs all alike.
-        ratio_base: whose probability the loss divides by.
-        adapters: the decoder's, where only they are trained.
-        weights: the decoder's, where they are sharded.
-        ranks: each with a copy of the weights, where they are not.
+        temperature: temperature of the rollouts, > 0.
+        corrector: weighs tokens where the engine's policy differs from the trainer's; None weighs all the same.
+        ratio_base: the policy whose probability the loss divides by.
+        adapters: the decoder's adapters, if only they are trained.
+        weights: sharded weights of the decoder; None keeps a copy on every rank.
+        ranks: processes that train together.
     """
 
     def __init__(
@@ -74,53 +73,54 @@ class PolicyTrainer:
         loss_function: LossFunction,
         *,
         denominator: float,
-    ) -> BatchStats:
-        """Accumulate the gradient of the loss sum over `denominator`.
+    ) -> LossSums:
+        """Accumulate the gradient of the loss sum, divided by `denominator`.
 
-        `old_logprobs` are those in the micro-batch's extras; without them, with one optimiser step per batch, the
-        detached training forward.
+        The old log-probabilities are the column `old_logprobs`; without it, with one optimiser step per batch, they are
+        those of the training forward, detached.
         """
-        stats = BatchStats(sums={}, max_logprob_difference=0.0, num_tokens=0, bad_sample=None)
-        for index, micro_batch in enumerate(micro_batches):
-            is_last = index == len(micro_batches) - 1
-            logprobs_N, entropy_N = self.logprobs(micro_batch)
-            if micro_batch.is_filler:
-                self._weights.backward(logprobs_N.sum(), is_last=is_last)
-                continue
-            old_logprobs_N = micro_batch.extras.get("old_logprobs", logprobs_N.detach())
-            importance_N = self._importance(old_logprobs_N, micro_batch)
-            tokens = self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
-            output = loss_function(tokens)
-            if not bool(output.loss.isfinite()):
-                if stats.bad_sample is None:
-                    stats.bad_sample = _first_bad_sample(tokens)
-                # goes on, since other ranks do; NaN everywhere, so that no step can be made of it
-                self._weights.backward(logprobs_N.sum() * math.nan, is_last=is_last)
-                continue
-            started = time.perf_counter()
-            self._weights.backward(output.loss / denominator, is_last=is_last)
-            stats.backward_seconds += time.perf_counter() - started
-            metrics = {
-                **output.metrics,
-                "loss/policy": output.loss.detach(),
-                "policy/entropy": entropy_N.detach().sum(),
-                "mismatch/importance_weight_mean": importance_N.sum(),
-                "mismatch/importance_weight_squared_mean": importance_N.square().sum(),
-                "mismatch/left_out_fraction": (importance_N == 0).sum(),
-            }
-            _add_stats(stats, micro_batch, old_logprobs_N, metrics)
-        return stats
+
+        def loss(
+            micro_batch: MicroBatch, outputs: tuple[torch.Tensor, ...]
+        ) -> tuple[torch.Tensor, LossSums]:
+            return self._loss(loss_function, micro_batch, *outputs)
+
+        return accumulate(
+            self._weights, micro_batches, self.logprobs, loss, denominator=denominator
+        )
+
+    def _loss(
+        self,
+        loss_function: LossFunction,
+        micro_batch: MicroBatch,
+        logprobs_N: torch.Tensor,
+        entropy_N: torch.Tensor,
+    ) -> tuple[torch.Tensor, LossSums]:
+        old_logprobs_N = micro_batch.columns.get("old_logprobs", logprobs_N.detach())
+        importance_N = self._importance(old_logprobs_N, micro_batch)
+        tokens = self._tokens(logprobs_N, old_logprobs_N, importance_N, micro_batch)
+        output = loss_function(tokens)
+        if not bool(output.loss.isfinite()):
+            return output.loss, LossSums(bad_sample=_first_bad_sample(tokens))
+        metrics = {**output.metrics, "policy/entropy": entropy_N.detach().sum()}
+        sums = LossSums(
+            losses={"loss/policy": float(output.loss.detach())},
+            tokens={name: float(value) for name, value in metrics.items()},
+            mismatch=_mismatch(micro_batch, old_logprobs_N, importance_N),
+            num_tokens=logprobs_N.numel(),
+        )
+        return output.loss, sums
 
     def logprobs(self, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N] log-probabilities of the targets, with grad, and [N] entropies, both in nats."""
+        """Compute [N] log-probabilities of the targets, with grad, and [N] entropies, both in nats."""
 
         def logprobs(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
             return policy_logprobs(self._decoder, batch, temperature=self._temperature)
 
         return self._weights.forward(logprobs, micro_batch)
 
-    def old_logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        """[N] of all micro-batches, one after the other, without a gradient."""
+    def recompute_logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
+        """Compute the log-probabilities of all micro-batches, one after the other, without a gradient: [N]."""
         return over_batch(lambda batch: self.logprobs(batch)[0], micro_batches)
 
     def _tokens(
@@ -139,7 +139,7 @@ class PolicyTrainer:
             advantages_N=micro_batch.advantages_N.to(logprobs_N.dtype),
             loss_weights_N=micro_batch.loss_weights_N.to(logprobs_N.dtype) * importance_N,
             sample_ids_N=micro_batch.sample_ids_N,
-            ref_logprobs_N=micro_batch.extras.get("ref_logprobs"),
+            ref_logprobs_N=micro_batch.columns.get("ref_logprobs"),
         )
 
     def _importance(self, old_logprobs_N: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
@@ -156,13 +156,13 @@ class PolicyTrainer:
         self._weights.clear_gradients()
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights under Hugging Face's names, in the compute type, in a fixed order."""
+        """Yield the weights under Hugging Face's names, in the compute type, in a fixed order."""
         for module, tensors in self._decoder.hf_parts():
             yield from self._weights.read(module, tensors)
 
     def write_beside(self, directory: Path | None) -> None:
-        """Add to a Hugging Face directory of the weights what is not in them: `adapter/`, in peft's format, and `ema/`, a
-        Hugging Face directory of their average in the compute type. On the ranks that only help: None."""
+        """Add to a Hugging Face directory of the weights `adapter/`, in peft's format, and `ema/`, a Hugging Face directory of
+        their average in the compute type, where there are such. All ranks call it; those that only help pass None."""
         if self._adapters is not None and directory is not None:
             self._adapters.save(directory / "adapter")
         if isinstance(self._weights, MasterWeights) and self._weights.has_average:
@@ -185,7 +185,7 @@ class PolicyTrainer:
 
 
 def _first_bad_sample(tokens: Tokens) -> int:
-    """Of the first trained token with anything that is not finite."""
+    """Return the sample of the first trained token with anything that is not finite."""
     known = [tokens.logprobs_N, tokens.base_logprobs_N, tokens.advantages_N, tokens.loss_weights_N]
     if tokens.ref_logprobs_N is not None:
         known.append(tokens.ref_logprobs_N)
@@ -195,27 +195,27 @@ def _first_bad_sample(tokens: Tokens) -> int:
 
 
 @torch.no_grad()
-def _add_stats(
-    stats: BatchStats,
-    micro_batch: MicroBatch,
-    old_logprobs_N: torch.Tensor,
-    metrics: Mapping[str, torch.Tensor],
-) -> None:
+def _mismatch(
+    micro_batch: MicroBatch, old_logprobs_N: torch.Tensor, importance_N: torch.Tensor
+) -> MismatchSums:
     log_ratio_N = old_logprobs_N - micro_batch.rollout_logprobs_N.to(old_logprobs_N)
     # K3 of KL(engine || trainer): r - 1 - log r, r = trainer / engine
     k3_N = log_ratio_N.expm1() - log_ratio_N
     difference_N = log_ratio_N.abs()
-    sums = {**metrics}
-    is_fresh_N = micro_batch.extras.get("is_fresh")
+    sums = MismatchSums(
+        num_fresh=log_ratio_N.numel(),
+        weight=float(importance_N.sum()),
+        squared_weight=float(importance_N.square().sum()),
+        num_left_out=int((importance_N == 0).sum()),
+    )
+    is_fresh_N = micro_batch.columns.get("is_fresh")
     if is_fresh_N is not None:
-        sums["staleness/fresh_fraction"] = is_fresh_N.sum()
-        sums["staleness/k3"] = torch.where(is_fresh_N, 0.0, k3_N).sum()
+        sums.num_fresh = int(is_fresh_N.sum())
+        sums.num_stale = log_ratio_N.numel() - sums.num_fresh
+        sums.stale_k3 = float(torch.where(is_fresh_N, 0.0, k3_N).sum())
         k3_N = torch.where(is_fresh_N, k3_N, 0.0)
         difference_N = torch.where(is_fresh_N, difference_N, 0.0)
-    sums["mismatch/logprob_difference_mean"] = difference_N.sum()
-    sums["mismatch/k3"] = k3_N.sum()
-    for name, value in sums.items():
-        stats.sums[name] = stats.sums.get(name, 0.0) + float(value)
-    greatest = float(difference_N.max())
-    stats.max_logprob_difference = max(stats.max_logprob_difference, greatest)
-    stats.num_tokens += log_ratio_N.numel()
+    sums.k3 = float(k3_N.sum())
+    sums.difference = float(difference_N.sum())
+    sums.max_difference = float(difference_N.max())
+    return sums
