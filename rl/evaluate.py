@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
-from rollout.build.engines import load_engine
 
 from rl.cli import RunError, UserError
 from rl.config import EvaluateConfig
@@ -21,6 +20,7 @@ from rl.trainer.collect.encoded_prompts import EncodedPrompts, leave_out_long
 from rl.trainer.collect.evaluation import Evaluation, evaluate
 from rl.trainer.collect.scoring import ScoringError, check_scores
 from rl.trainer.metrics.rollouts import sample_rows
+from rollout.build.engines import load_engine
 from rollout.core import SamplingParams
 from rollout.engine.engine import Engine
 from rollout.fleet.inline import InlineFleet

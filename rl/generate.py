@@ -2,11 +2,11 @@
 
 from rich.console import Console
 from rich.text import Text
-from rollout.build.engines import load_engine
 
 from rl.cli import UserError
 from rl.config import GenerateConfig
 from rl.tasks.form import PromptForm
+from rollout.build.engines import load_engine
 from rollout.core import Completion, SamplingParams
 
 __all__ = ["generate"]

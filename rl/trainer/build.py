@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rollout.build.fleets import open_fleet
 
 from rl.algorithms.base.algorithm import Needs
 from rl.algorithms.registry import make_algorithm
@@ -40,6 +39,7 @@ from rl.trainer.resume import (
 )
 from rl.trainer.weights.lora import count_adapter_parameters
 from rl.version import commit, version
+from rollout.build.fleets import open_fleet
 from rollout.config import RayFleetConfig, StorageDtype
 from rollout.fleet.base import Fleet
 from rollout.fleet.synthetic import SyntheticFleet

@@ -7,11 +7,10 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rollout.build.engines import load_engine
-
 from rl.tasks.task import load_task
 from rl.tracking.plotting import INK, MUTED, make_figure, set_style
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rollout.build.engines import load_engine
 from rollout.config import ModelConfig
 from rollout.core import SampleKey, SamplingParams
 from rollout.engine.engine import Engine

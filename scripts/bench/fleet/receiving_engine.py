@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 
 import torch
-from rollout.build.engines import load_engine
 
+from rollout.build.engines import load_engine
 from rollout.config import EngineConfig, ModelConfig, OnUpdate
 from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine

@@ -4,9 +4,8 @@ import dataclasses
 import json
 import math
 
-from rollout.build.engines import load_engine
-
 from rl.cli import UserError, launch
+from rollout.build.engines import load_engine
 from scripts.bench.config import BenchRolloutConfig
 from scripts.bench.machine import busy_cores, measure_peaks, process_age_seconds, warn_if_busy
 from scripts.bench.rollout.measure import measure

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
-from rollout.build.engines import load_engine
 
 from rl.cli import UserError, launch
 from rl.tasks.task import load_task
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
+from rollout.build.engines import load_engine
 from rollout.core import SamplingParams
 from rollout.speculation.speculator import Speculator
 from scripts.bench.config import BenchSpeculationConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rollout.build.engines import build_engine
 
+from rollout.build.engines import build_engine
 from rollout.config import EngineConfig
 from rollout.core import Completion, Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine

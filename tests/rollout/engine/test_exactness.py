@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from rollout.build.engines import build_engine
 
 from kernels.attention import Segment, packed_attention, packed_layout
 from kernels.linear_logprobs import linear_logprobs
+from rollout.build.engines import build_engine
 from rollout.config import SMOLLM2_135M, EngineConfig, ModelConfig
 from rollout.core import Completion, Request
 from rollout.engine.runner import bytes_per_block

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rollout.build.engines import build_engine
 
+from rollout.build.engines import build_engine
 from rollout.config import EngineConfig, StorageDtype
 from rollout.engine.runner import bytes_per_block
 from rollout.models.checkpoint import load_decoder

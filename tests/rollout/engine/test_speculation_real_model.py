@@ -3,8 +3,8 @@
 import itertools
 
 import pytest
-from rollout.build.engines import load_engine
 
+from rollout.build.engines import load_engine
 from rollout.config import SMOLLM2_135M, DrafterKind, EngineConfig, ModelConfig, SpeculationConfig
 from rollout.core import Request, SampleKey, SamplingParams
 from rollout.text.prompts import encode_prompt
