@@ -8,6 +8,7 @@ What a run saved becomes a primary config of Hydra, with an option `saved` in ea
 always mean: `key=value` changes a key, `group=option` replaces a group, `experiment=...` is laid over all.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from rl.composition.schemas import register_schemas
 from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
 from rl.run_directory import run_dir_of
 from rl.tasks.config import TaskConfig
+from rl.tracking.plain import plain_data
 from rl.version import commit, version
 from rollout.models.json_file import read_json
 
@@ -158,7 +160,8 @@ def _published_node(directory: Path) -> dict[str, Any]:
         **{key: generation[key] for key in ("top_k", "top_p", "min_p") if key in generation},
     }
     model = {"chat_template_kwargs": prompt["chat_template_kwargs"]}
-    return {"model": model, "sampling": sampling, **{key: prompt[key] for key in _FORM}}
+    node = {"model": model, "sampling": sampling, **{key: prompt[key] for key in _FORM}}
+    return _escaped(node)
 
 
 def changed_keys(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -259,7 +262,15 @@ def _schemas_of(config: TrainConfig) -> dict[str, str]:
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    """Every key as YAML spells it: enum members by name."""
-    plain = OmegaConf.to_container(OmegaConf.create(asdict(config)), enum_to_str=True)
-    assert isinstance(plain, dict), f"a run config is a mapping, got {type(plain)}"
-    return {str(key): value for key, value in plain.items()}
+    """Every key as a YAML file of Hydra's spells it: enum members by name, and `${` in a text as no interpolation."""
+    return _escaped(plain_data(asdict(config)))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: f"{match[1] * 2}\\${{", value)
+    return value

@@ -7,13 +7,13 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from rl.tracking.config import TrackingConfig
 from rl.tracking.curves import draw_curves
 from rl.tracking.events import EventLog, SampleLog, read_events
 from rl.tracking.harmless import Harmless
+from rl.tracking.plain import plain_data
 from rl.tracking.progress import Progress
 from rl.tracking.wandb_sink import WandbSink
 
@@ -54,7 +54,7 @@ class Tracker:
         self._config = config
         self._run_dir = run_dir
         self.console = console if console is not None else Console()
-        plain = _without_enums(run_config)
+        plain = plain_data(run_config)
         self._wandb = WandbSink(
             config.wandb,
             run_dir,
@@ -144,13 +144,6 @@ class Tracker:
         with self._harmless("curves.png"):
             events = read_events(self._run_dir / "events.jsonl")
             draw_curves(events, self._run_dir / "curves.png", title=self._run_dir.resolve().name)
-
-
-def _without_enums(run_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as YAML spells it: enum members by name."""
-    plain = OmegaConf.to_container(OmegaConf.create(dict(run_config)), enum_to_str=True)
-    assert isinstance(plain, dict), f"a run config is a mapping, got {type(plain)}"
-    return {str(key): value for key, value in plain.items()}
 
 
 def _with_names(run_config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -121,6 +121,21 @@ def test_published_weights_that_have_left_their_run_are_asked_as_their_files_say
     assert config_of("generate", f"model.path={tmp_path}").sampling.temperature == 0
 
 
+@pytest.mark.parametrize(
+    "text", ["costs ${5}", "${", "a \\ b", "\\${x}", "\\\\${x} and ${y}", "[b] {c} $d", "${seed}"]
+)
+def test_a_text_is_the_same_when_its_run_is_resumed_whatever_is_in_it(run, text):
+    config: TrainConfig = config_of("train", *PLAIN)
+    config.task.system_prompt = text
+    save_config(config, run / "config.yaml")
+    again: TrainConfig = config_of("train", f"resume_from={run}")
+    assert again.task.system_prompt == text
+    saved = read_config(run)
+    assert saved is not None
+    assert changed_keys(saved, again) == {}
+    assert task_config_of(saved).system_prompt == text
+
+
 def test_a_path_that_is_no_run_changes_nothing(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     (tmp_path / "weights").mkdir()
