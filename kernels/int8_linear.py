@@ -15,10 +15,17 @@ Shape legend: T = rows, K = in features, N = out features.
 
 import torch
 
+from kernels.backends import runs_in_triton
 from kernels.checks import check_linear_operands, require_dtype
 from kernels.cpu.int8_linear import int8_linear_native
 from kernels.cpu.native_functions import runs_natively
-from kernels.quantize import INT8_LEVELS, activation_levels, quantize_activations, quantize_rows
+from kernels.quantize import (
+    INT8_LEVELS,
+    STEP_RATIO,
+    activation_levels,
+    quantize_activations,
+    quantize_rows,
+)
 
 __all__ = [
     "int8_linear",
@@ -64,6 +71,12 @@ def int8_linear(
     levels = activation_levels(weight_NK.shape[1])
     if runs_natively(x_TK):
         return int8_linear_native(x_TK, weight_NK, scale_N, bias_N, packed_weight, levels=levels)
+    if runs_in_triton(x_TK):
+        from kernels.gpu.int8_linear import MAX_LEVELS, int8_linear_triton
+
+        if levels <= MAX_LEVELS:
+            operands = (x_TK, weight_NK, scale_N, bias_N)
+            return int8_linear_triton(*operands, levels=levels, ratio=STEP_RATIO)
     return _int8_linear_tensors(x_TK, weight_NK, scale_N, bias_N, levels).to(x_TK.dtype)
 
 

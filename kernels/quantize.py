@@ -7,6 +7,7 @@ import torch
 
 __all__ = [
     "INT8_LEVELS",
+    "STEP_RATIO",
     "activation_levels",
     "int8_round_trip",
     "quantize_activations",
@@ -15,7 +16,8 @@ __all__ = [
 
 INT8_LEVELS = 127
 _MAX_LEVELS = 2**15 - 1
-_ROOT_MEAN_SQUARES = 6.0
+STEP_RATIO = 6.0 / INT8_LEVELS
+"""Factor from the root mean square of a row, in fine steps, to its step: 6 root mean squares fit into 8 bits."""
 _SMALLEST = 1e-30  # a row below it counts as zero: its inverse would overflow
 
 
@@ -44,7 +46,7 @@ def quantize_activations(x: torch.Tensor, levels: int) -> tuple[torch.Tensor, to
     fine, fine_step = quantize_rows(x, levels)
     # of integers, so that it is the same in any order, in C too
     squares = fine.double().square().sum(-1)
-    ratio = ((squares / x.shape[-1]).sqrt() * (_ROOT_MEAN_SQUARES / INT8_LEVELS)).float()
+    ratio = ((squares / x.shape[-1]).sqrt() * STEP_RATIO).float()
     ratio = ratio.clamp(min=1)
     greatest = x.float().abs().amax(-1)
     is_known = greatest.isfinite() & (greatest >= _SMALLEST)

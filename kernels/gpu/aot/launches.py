@@ -8,6 +8,7 @@ import torch
 from kernels.attention_layout import AttentionLayout, Segment
 from kernels.gpu.attention import attention_triton
 from kernels.gpu.attention_backward import attention_backward_triton
+from kernels.gpu.int8_linear import int8_linear_triton
 from kernels.gpu.linear import linear_triton
 from kernels.gpu.linear_logprobs import (
     linear_logprobs_backward_triton,
@@ -185,4 +186,10 @@ def _linears() -> Iterator[Launch]:
         name="lm_head",
         run=lambda: linear_triton(x, head, out_dtype=torch.float32),
         matrix=matrix,
+    )
+    integers, scale = empty(HIDDEN, HIDDEN, dtype=torch.int8), empty(HIDDEN, dtype=torch.float32)
+    yield Launch(
+        name="int8_linear",
+        run=lambda: int8_linear_triton(x, integers, scale, bias, levels=4128, ratio=6 / 127),
+        matrix={"_int8_linear_kernel": "int8"},
     )
