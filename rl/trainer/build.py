@@ -163,7 +163,10 @@ def assemble(
         answers=answers,
     )
     plan = _plan(config, algorithm.needs, task, decoder, train_prompts.lengths(_NUM_CHECKED))
-    plan |= {"ends at": loaded.ends.description, **first_prompt_plan(train_prompts)}
+    plan["ends at"] = loaded.ends.description
+    if config.sampling.stop:  # as they were understood: a newline, not a backslash and an n
+        plan["stops before"] = ", ".join(repr(text) for text in config.sampling.stop)
+    plan |= first_prompt_plan(train_prompts)
     if config.resume_from:
         plan |= resume_plan(config, start.state)
     if ranks.count > 1:
