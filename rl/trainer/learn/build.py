@@ -1,4 +1,4 @@
-"""Builds the learner of a run: the policy's trainer, and whoever else its algorithm asks."""
+"""Builds the learner of a run: the policy's trainer, and the models that its algorithm needs."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ __all__ = ["make_learner", "trains_on_samples"]
 def trains_on_samples(mode: RunMode, needs: Needs) -> bool:
     """Whether the engine sampled what is trained, so that its log-probabilities mean something.
 
-    It did not sample random completions (TRAIN_ONLY) or the tasks' own answers, and ROLLOUT_ONLY trains nothing.
+    It did not sample random completions (`mode=train_only`) or the tasks' own answers, and `mode=rollout_only` trains nothing.
     """
     return mode is RunMode.full and not needs.is_supervised
 
@@ -42,50 +42,39 @@ def make_learner(
     ranks: Ranks = ALONE,
     kind: type[Learner] = Learner,
 ) -> Learner:
-    """The learner at the beginning of a run, before it takes over a checkpoint's state.
+    """Make the learner of a run, before it loads a checkpoint's state.
 
     Args:
         config: of the run.
-        algorithm: made of it.
-        source: directory of the model that the very first run began with; the reference, and where a critic begins.
-        weights: directory of what is trained.
+        algorithm: made from the config.
+        source: directory of the model that the very first run began with; it is the reference and the critic's start.
+        weights: directory of the weights to train.
         dtype: compute type.
-        ranks: that train together; all call this.
-        kind: of the learner.
+        ranks: processes that train together; all call this.
+        kind: class of the learner.
 
     Raises:
         ValueError: the teacher cannot be loaded, or has another vocabulary; another rank found a mistake.
     """
-    needs = algorithm.needs
-    is_sampled = trains_on_samples(config.mode, needs)
-    temperature = config.sampling.temperature
-    trainer = config.trainer
+    needs, trainer = algorithm.needs, config.trainer
     # the base of adapters is what the very first run began with; a checkpoint's weights have them merged
     policy = _trained_decoder(source if trainer.lora.rank else weights, trainer, dtype)
     adapters = None
     if trainer.lora.rank:
         adapters = Adapters(policy, trainer.lora, base=str(source), seed=config.seed)
-    critic_decoder = None
-    if needs.critic is not None:
-        critic_decoder = _trained_decoder(source, trainer, dtype)
-    reference = None
+    critic_decoder = _trained_decoder(source, trainer, dtype) if needs.critic else None
+    temperature = config.sampling.temperature
+    reference = teacher = None
     if needs.reference:
         reference = FrozenPolicy(load_decoder(source, dtype=dtype), temperature=temperature)
-    teacher = None
     if needs.teacher:
         decoder = _teacher(needs.teacher, config.model.dtype, policy=policy, dtype=dtype)
         teacher = FrozenPolicy(decoder, temperature=temperature)
     # before the first collective of tensors, in which others would wait for a rank that found a mistake
     ranks.check(None)
-    policy_trainer = PolicyTrainer(
-        policy,
-        trainer,
-        temperature=temperature,
-        corrector=_corrector(config.correction) if is_sampled else None,
-        ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.old,
-        adapters=adapters,
-        weights=_shards(policy, trainer, ranks, ema_decay=trainer.ema_decay),
-        ranks=ranks,
+    is_sampled = trains_on_samples(config.mode, needs)
+    policy_trainer = _policy_trainer(
+        config, policy, adapters=adapters, is_sampled=is_sampled, ranks=ranks
     )
     critic = None
     if critic_decoder is not None and needs.critic is not None:
@@ -99,6 +88,27 @@ def make_learner(
         teacher=teacher,
         critic=critic,
         is_sampled=is_sampled,
+        ranks=ranks,
+    )
+
+
+def _policy_trainer(
+    config: TrainConfig,
+    policy: Decoder,
+    *,
+    adapters: Adapters | None,
+    is_sampled: bool,
+    ranks: Ranks,
+) -> PolicyTrainer:
+    """Make the policy's trainer; tokens that the engine did not sample are not corrected."""
+    return PolicyTrainer(
+        policy,
+        config.trainer,
+        temperature=config.sampling.temperature,
+        corrector=_corrector(config.correction) if is_sampled else None,
+        ratio_base=config.algorithm.ratio_base if is_sampled else RatioBase.old,
+        adapters=adapters,
+        weights=_shards(policy, config.trainer, ranks, ema_decay=config.trainer.ema_decay),
         ranks=ranks,
     )
 
@@ -123,7 +133,7 @@ def _shards(
     head: ValueHead | None = None,
     ema_decay: float = 0.0,
 ) -> TrainedWeights | None:
-    """What `trainer.backend` and `data_parallel` make of the weights; None where every rank has a copy."""
+    """Shard the weights as `trainer.backend` and `data_parallel` say; None where every rank has a copy."""
     if config.backend is TrainerBackend.deepspeed:
         from rl.trainer.weights.deepspeed import DeepSpeedWeights
 
