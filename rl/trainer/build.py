@@ -24,11 +24,11 @@ from rl.trainer.collect.demonstrations import Demonstrations
 from rl.trainer.collect.encoded_prompts import EncodedPrompts, leave_out_long
 from rl.trainer.first_prompt import first_prompt_plan
 from rl.trainer.learn.build import make_learner
+from rl.trainer.learn.follower import Follower, LeadingLearner
 from rl.trainer.learn.learner import Learner
 from rl.trainer.loop import Parts, TrainLoop
 from rl.trainer.plan import make_plan, num_parameters, processes_plan
 from rl.trainer.ranks.checks import check_ranks
-from rl.trainer.ranks.follower import Follower, LeadingLearner
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.resume import (
     check_held_out,

@@ -22,10 +22,10 @@ from rl.trainer.build import Run, assemble, assemble_follower
 from rl.trainer.collect.evaluation import Evaluation
 from rl.trainer.collect.scoring import ScoringError
 from rl.trainer.config import TrainerBackend
+from rl.trainer.learn.follower import dismiss
 from rl.trainer.metrics.mismatch import MismatchError
 from rl.trainer.metrics.rollouts import all_rows, sample_rows
 from rl.trainer.ranks.checks import check_launch
-from rl.trainer.ranks.follower import dismiss
 from rl.trainer.ranks.group import join_ranks
 from rl.trainer.ranks.ray_launch import RankError, start_ranks
 from rl.trainer.resume import check_resume, goes_on_in_place, write_config

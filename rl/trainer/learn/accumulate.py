@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rl.trainer.learn.batch.packing import MicroBatch
+from rl.trainer.batch.packing import MicroBatch
 from rl.trainer.metrics.sums import LossSums
 from rl.trainer.weights.base import TrainedWeights
 

@@ -4,7 +4,7 @@ import torch
 
 from rl.algorithms.base.algorithm import Algorithm
 from rl.algorithms.base.signals import Signals
-from rl.trainer.learn.batch.training_batch import TrainingBatch
+from rl.trainer.batch.training_batch import TrainingBatch
 from rl.trainer.learn.kl_penalty import KLPenalty
 
 __all__ = ["with_advantages"]

@@ -7,10 +7,10 @@ import torch
 
 from kernels.numerics import accumulate_dtype
 from rl.algorithms.ppo import value_loss
+from rl.trainer.batch.forward import over_batch, target_states
+from rl.trainer.batch.packing import MicroBatch
 from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.accumulate import accumulate
-from rl.trainer.learn.batch.packing import MicroBatch
-from rl.trainer.learn.forward import over_batch, target_states
 from rl.trainer.metrics.sums import LossSums
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights

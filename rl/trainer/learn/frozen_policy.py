@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from rl.trainer.learn.batch.packing import MicroBatch
-from rl.trainer.learn.forward import over_batch, policy_logprobs
+from rl.trainer.batch.forward import over_batch, policy_logprobs
+from rl.trainer.batch.packing import MicroBatch
 from rollout.models.decoder import Decoder
 
 __all__ = ["FrozenPolicy"]

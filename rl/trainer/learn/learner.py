@@ -20,10 +20,10 @@ from rl.algorithms.base.algorithm import Algorithm
 from rl.algorithms.ppo import explained_variance
 from rl.config import TrainConfig
 from rl.rollouts import RolloutGroup
+from rl.trainer.batch.division import Divider
+from rl.trainer.batch.mini_batches import MiniBatch, MiniBatches
+from rl.trainer.batch.training_batch import TrainingBatch
 from rl.trainer.learn.advantages import with_advantages
-from rl.trainer.learn.batch.division import Divider
-from rl.trainer.learn.batch.mini_batches import MiniBatch, MiniBatches
-from rl.trainer.learn.batch.training_batch import TrainingBatch
 from rl.trainer.learn.critic import Critic
 from rl.trainer.learn.frozen_policy import FrozenPolicy
 from rl.trainer.learn.kl_penalty import KLPenalty

@@ -10,10 +10,10 @@ from rl.algorithms.base.algorithm import LossFunction
 from rl.algorithms.base.config import RatioBase
 from rl.algorithms.base.correction import Corrector
 from rl.algorithms.base.signals import Tokens
+from rl.trainer.batch.forward import over_batch, policy_logprobs
+from rl.trainer.batch.packing import MicroBatch
 from rl.trainer.config import TrainerConfig
 from rl.trainer.learn.accumulate import accumulate
-from rl.trainer.learn.batch.packing import MicroBatch
-from rl.trainer.learn.forward import over_batch, policy_logprobs
 from rl.trainer.metrics.sums import LossSums, MismatchSums
 from rl.trainer.ranks.group import ALONE, Ranks
 from rl.trainer.weights.base import TrainedWeights

@@ -3,8 +3,8 @@ log-probabilities, and the critic's values. They are divided among the ranks and
 
 import torch
 
-from rl.trainer.learn.batch.division import Divider, Division
-from rl.trainer.learn.batch.training_batch import TrainingBatch
+from rl.trainer.batch.division import Divider, Division
+from rl.trainer.batch.training_batch import TrainingBatch
 from rl.trainer.learn.critic import Critic
 from rl.trainer.learn.frozen_policy import FrozenPolicy
 from rl.trainer.learn.policy_trainer import PolicyTrainer

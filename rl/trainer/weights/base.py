@@ -5,7 +5,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from rl.trainer.learn.batch.packing import MicroBatch
+from rl.trainer.batch.packing import MicroBatch
 
 __all__ = ["Forward", "HFTensors", "TrainedWeights"]
 

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from rl.trainer.batch.forward import policy_logprobs, target_states
+from rl.trainer.batch.packing import MicroBatch, fill_up
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.batch.packing import MicroBatch, fill_up
-from rl.trainer.learn.forward import policy_logprobs, target_states
 from rl.trainer.ranks.group import Ranks
 from rl.trainer.weights.base import Forward, HFTensors
 from rl.trainer.weights.optimizer import make_adamw

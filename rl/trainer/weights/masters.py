@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from kernels.numerics import accumulate_dtype
+from rl.trainer.batch.packing import MicroBatch
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.batch.packing import MicroBatch
 from rl.trainer.weights.base import Forward, HFTensors
 from rl.trainer.weights.ema import WeightAverage
 from rl.trainer.weights.optimizer import Optimizer

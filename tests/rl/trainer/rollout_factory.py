@@ -8,8 +8,8 @@ import torch
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rollouts import Purpose, Rollout, RolloutGroup
 from rl.tasks.prompts import Prompt
-from rl.trainer.learn.batch.packing import MicroBatch, pack
-from rl.trainer.learn.batch.training_batch import TrainingBatch
+from rl.trainer.batch.packing import MicroBatch, pack
+from rl.trainer.batch.training_batch import TrainingBatch
 from rollout.core import Completion, FinishReason
 
 

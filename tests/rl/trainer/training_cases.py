@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from rl.algorithms.base.algorithm import LossFunction
+from rl.trainer.batch.packing import MicroBatch
 from rl.trainer.config import LoRAConfig, TrainerConfig
-from rl.trainer.learn.batch.packing import MicroBatch
 from rl.trainer.learn.policy_trainer import PolicyTrainer
 from rl.trainer.weights.lora import Adapters
 from rollout.models.checkpoint import load_decoder

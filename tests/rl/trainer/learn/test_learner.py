@@ -14,8 +14,8 @@ from rl.algorithms.ppo import PPOConfig, explained_variance
 from rl.algorithms.registry import make_algorithm
 from rl.algorithms.rloo import RLOOConfig, rloo_loss
 from rl.config import TrainConfig
+from rl.trainer.batch.packing import MicroBatch
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.batch.packing import MicroBatch
 from rl.trainer.learn.kl_penalty import KLPenalty
 from rl.trainer.learn.learner import Learner
 from rl.trainer.metrics.mismatch import MismatchError, check_mismatch

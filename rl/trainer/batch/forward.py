@@ -9,7 +9,7 @@ import torch
 
 from kernels.attention import packed_attention
 from kernels.linear_logprobs import linear_logprobs
-from rl.trainer.learn.batch.packing import MicroBatch
+from rl.trainer.batch.packing import MicroBatch
 from rollout.models.decoder import Decoder
 
 __all__ = ["over_batch", "policy_logprobs", "target_states"]

@@ -1,7 +1,7 @@
 import pytest
 
 from rl.algorithms.base.config import LossReduction
-from rl.trainer.learn.batch.packing import loss_weights
+from rl.trainer.batch.packing import loss_weights
 from tests.rl.trainer.rollout_factory import Sample, pack_samples, rollout
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rl.rollouts import Rollout
-from rl.trainer.learn.batch.balance import balance
+from rl.trainer.batch.balance import balance
 from tests.rl.trainer.rollout_factory import rollout
 
 

@@ -3,10 +3,10 @@
 import torch
 
 from rl.algorithms.base.config import LossReduction
+from rl.trainer.batch.division import Divider
+from rl.trainer.batch.mini_batches import MiniBatches
+from rl.trainer.batch.training_batch import TrainingBatch
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.batch.division import Divider
-from rl.trainer.learn.batch.mini_batches import MiniBatches
-from rl.trainer.learn.batch.training_batch import TrainingBatch
 from rl.trainer.ranks.group import ALONE
 from tests.rl.trainer.rollout_factory import group, rollout
 

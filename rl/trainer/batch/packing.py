@@ -17,7 +17,7 @@ import torch
 from kernels.attention import AttentionLayout, Segment, packed_layout
 from rl.algorithms.base.config import LossReduction
 from rl.rollouts import Rollout
-from rl.trainer.learn.batch.training_batch import TrainingBatch
+from rl.trainer.batch.training_batch import TrainingBatch
 
 __all__ = ["MicroBatch", "fill_up", "loss_weights", "pack"]
 

@@ -8,9 +8,9 @@ import torch
 
 from rl.algorithms.base.config import LossReduction
 from rl.rollouts import RolloutGroup
-from rl.trainer.learn.batch.division import Divider, Division
-from rl.trainer.learn.batch.packing import MicroBatch, loss_weights
-from rl.trainer.learn.batch.training_batch import TrainingBatch
+from rl.trainer.batch.division import Divider, Division
+from rl.trainer.batch.packing import MicroBatch, loss_weights
+from rl.trainer.batch.training_batch import TrainingBatch
 
 __all__ = ["MiniBatch", "MiniBatches"]
 

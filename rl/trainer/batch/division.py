@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from rl.trainer.batch.balance import balance
+from rl.trainer.batch.packing import MicroBatch, fill_up, pack
+from rl.trainer.batch.training_batch import TrainingBatch
 from rl.trainer.config import TrainerConfig
-from rl.trainer.learn.batch.balance import balance
-from rl.trainer.learn.batch.packing import MicroBatch, fill_up, pack
-from rl.trainer.learn.batch.training_batch import TrainingBatch
 from rl.trainer.ranks.group import ALONE, Ranks
 
 __all__ = ["Divider", "Division"]
