@@ -73,7 +73,7 @@ def paged_attention(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout
             q_TND, cache.keys, cache.values, layout, scales=cache.scales, lanes=cache.lanes
         )[0]
     if runs_in_triton(q_TND):
-        from kernels.gpu.attention import attention_triton
+        from kernels.gpu.attention.forward import attention_triton
 
         return attention_triton(q_TND, cache.keys, cache.values, layout, scales=cache.scales)[0]
     return fold_paged(q_TND, cache, layout)
@@ -113,7 +113,7 @@ class _PackedAttention(torch.autograd.Function):
     def backward(ctx, grad_TND):  # pyrefly: ignore
         q_TND, k_TMD, v_TMD, out_TND, logsumexp_TN = ctx.saved_tensors
         if runs_in_triton(q_TND):
-            from kernels.gpu.attention_backward import attention_backward_triton
+            from kernels.gpu.attention.backward import attention_backward_triton
 
             inputs = (q_TND, k_TMD, v_TMD, out_TND, logsumexp_TN)
             return *attention_backward_triton(grad_TND, *inputs, ctx.layout), None
@@ -130,7 +130,7 @@ def _packed_forward(
     if attends_natively(q_TND, k_TMD.shape[1]):
         return _native(q_TND, k_TMD.contiguous(), v_TMD.contiguous(), layout)
     if runs_in_triton(q_TND):
-        from kernels.gpu.attention import attention_triton
+        from kernels.gpu.attention.forward import attention_triton
 
         return attention_triton(q_TND, k_TMD, v_TMD, layout)
     return fold_packed(q_TND, k_TMD, v_TMD, layout)

@@ -72,7 +72,7 @@ def int8_linear(
     if runs_natively(x_TK):
         return int8_linear_native(x_TK, weight_NK, scale_N, bias_N, packed_weight, levels=levels)
     if runs_in_triton(x_TK):
-        from kernels.gpu.int8_linear import MAX_LEVELS, int8_linear_triton
+        from kernels.gpu.linears.int8_linear import MAX_LEVELS, int8_linear_triton
 
         if levels <= MAX_LEVELS:
             operands = (x_TK, weight_NK, scale_N, bias_N)

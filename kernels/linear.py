@@ -65,7 +65,7 @@ def head_logits(
     check_linear_operands("head_logits", hidden_TK, weight_NK, None)
     require_dtype("head_logits", hidden_TK.dtype, weight_NK)
     if runs_in_triton(hidden_TK):
-        from kernels.gpu.linear import linear_triton
+        from kernels.gpu.linears.linear import linear_triton
 
         return linear_triton(hidden_TK, weight_NK, out_dtype=torch.float32)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def _forward(
     """Chooses between the implementations in which a row does not depend on the others."""
     if runs_natively(x_TK):
         return linear_native(x_TK, weight_NK, bias_N, packed_weight)
-    from kernels.gpu.linear import linear_triton
+    from kernels.gpu.linears.linear import linear_triton
 
     return linear_triton(x_TK, weight_NK, bias_N)
 

@@ -110,7 +110,7 @@ def _chunk_backward(
     """[T, V] gradient of the logits; `sums` are their maxima and totals."""
     maximum_T, total_T = sums
     if runs_in_triton(hidden_TH):
-        from kernels.gpu.linear_logprobs import grad_logits_triton
+        from kernels.gpu.vocabulary.grad_logits import grad_logits_triton
 
         inverse_T = torch.full_like(maximum_T, inverse_temperature)
         per_row = (inverse_T, token_ids_T, maximum_T, total_T, grad_logprobs_T)

@@ -41,7 +41,7 @@ def philox_uniform(sample_keys_B3: torch.Tensor, positions_B: torch.Tensor) -> t
         [B] float32, multiples of 2**-24.
     """
     if positions_B.is_cuda or is_interpreting():
-        from kernels.gpu.philox import philox_uniform_triton
+        from kernels.gpu.vocabulary.philox import philox_uniform_triton
 
         return philox_uniform_triton(sample_keys_B3, positions_B)
     seed, group_id, sample_index = sample_keys_B3.unbind(-1)

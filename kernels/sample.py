@@ -45,7 +45,7 @@ def sample(sums: VocabSums, uniforms_B: torch.Tensor) -> torch.Tensor:
     if runs_natively(sums.logits_TV):
         return sample_native(*operands)
     if runs_in_triton(sums.logits_TV):
-        from kernels.gpu.sample import sample_triton
+        from kernels.gpu.vocabulary.sample import sample_triton
 
         return sample_triton(*operands)
     return _sample_tensors(sums, uniforms_B)

@@ -75,7 +75,7 @@ def vocab_sums(
             logits_TV, inverse_T, with_moment=with_moment
         )
     elif runs_in_triton(logits_TV):
-        from kernels.gpu.token_logprobs import vocab_sums_triton
+        from kernels.gpu.vocabulary.sums import vocab_sums_triton
 
         maximum_T, cumulative_TJ, moment_T = vocab_sums_triton(
             logits_TV, inverse_T, with_moment=with_moment

@@ -6,21 +6,19 @@ from dataclasses import dataclass, field
 import torch
 
 from kernels.attention_layout import AttentionLayout, Segment
-from kernels.gpu.attention import attention_triton
-from kernels.gpu.attention_backward import attention_backward_triton
-from kernels.gpu.int8_linear import int8_linear_triton
-from kernels.gpu.linear import linear_triton
-from kernels.gpu.linear_logprobs import (
-    linear_logprobs_backward_triton,
-    linear_logprobs_triton,
-)
+from kernels.gpu.attention.backward import attention_backward_triton
+from kernels.gpu.attention.forward import attention_triton
+from kernels.gpu.linears.int8_linear import int8_linear_triton
+from kernels.gpu.linears.linear import linear_triton
 from kernels.gpu.paged_kv import write_kv_triton
-from kernels.gpu.philox import philox_uniform_triton
 from kernels.gpu.rms_norm import rms_norm_backward_triton, rms_norm_triton
 from kernels.gpu.rope import rope_triton
-from kernels.gpu.sample import lm_head_sample_triton, sample_triton
 from kernels.gpu.swiglu import swiglu_backward_triton, swiglu_triton
-from kernels.gpu.token_logprobs import vocab_sums_triton
+from kernels.gpu.vocabulary.grad_logits import grad_logits_triton
+from kernels.gpu.vocabulary.linear_logprobs import linear_logprobs_triton
+from kernels.gpu.vocabulary.philox import philox_uniform_triton
+from kernels.gpu.vocabulary.sample import lm_head_sample_triton, sample_triton
+from kernels.gpu.vocabulary.sums import vocab_sums_triton
 
 __all__ = ["Launch", "all_launches"]
 
@@ -108,10 +106,8 @@ def _vocabulary() -> Iterator[Launch]:
         matrix={"_head_stats_kernel": "bf16"},
     )
     yield Launch(
-        name="linear_logprobs_backward",
-        run=lambda: linear_logprobs_backward_triton(
-            per_row, hidden, weight, tokens, per_row, (per_row, per_row)
-        ),
+        name="grad_logits",
+        run=lambda: grad_logits_triton(hidden, weight, per_row, tokens, per_row, per_row, per_row),
         matrix={"_grad_logits_kernel": "bf16"},
     )
     rows = slice(0, 256)

@@ -23,7 +23,12 @@ from kernels.sample import sample
 from kernels.swiglu import swiglu
 from kernels.token_logprobs import vocab_sums
 from tests.kernels.accuracy import randn
-from tests.kernels.gpu.test_attention_triton import BLOCK_SIZE, LENGTHS, TABLES, last_queries
+from tests.kernels.gpu.attention.test_attention_triton import (
+    BLOCK_SIZE,
+    LENGTHS,
+    TABLES,
+    last_queries,
+)
 from tests.kernels.sequences import make_qkv, shared_prompt, whole_sequences
 
 

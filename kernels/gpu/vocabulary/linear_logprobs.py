@@ -1,10 +1,9 @@
-"""Triton kernels of `kernels.linear_logprobs`: LM head, log-probability and entropy, forward and backward, never [T, V].
+"""Triton kernels that fuse the LM head with log-probability and entropy: logits are never written.
 
-Forward: each program multiplies a tile of 128 rows and 128 columns and leaves its sums; a second launch joins a row's
-tiles. Backward: the logits of a chunk of rows are computed again, by the same tiles, as gradients.
+Each program multiplies a tile of 128 rows and 128 columns and leaves its sums; a second launch joins a row's tiles.
+Sums of tiles round otherwise than sums of whole blocks: use this on both sides (`kernels.gpu.vocabulary.sample`) or on none.
 
-Shape legend: T = rows, H = width, V = vocabulary, C = ceil(V / 128) tiles. Memory: 12*T*C bytes forward, one chunk of
-gradients backward.
+Shape legend: T = rows, H = width, V = vocabulary, C = ceil(V / 128) tiles. Memory: 12*T*C bytes.
 """
 
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.linear import TILE_K, TILE_T, product_tile
-from kernels.gpu.token_logprobs import (
+from kernels.gpu.linears.linear import TILE_K, TILE_T, product_tile
+from kernels.gpu.vocabulary.sums import (
     JOIN_WARPS,
     join_tiles,
     logprob_of,
@@ -25,16 +24,12 @@ from kernels.numerics import VOCAB_BLOCK
 
 __all__ = [
     "TILE_V",
-    "grad_logits_triton",
     "head_stats_triton",
-    "linear_logprobs_backward_triton",
     "linear_logprobs_triton",
 ]
 
 TILE_V = 128
 _FORWARD_ROWS = 8192
-_GRADIENT_ELEMENTS = 1 << 27
-"""Elements of the gradient of the logits that are held at a time: 256 MB in bfloat16."""
 
 
 @triton.jit
@@ -119,55 +114,6 @@ def _join_logprobs_kernel(
     tl.store(total_ptr + row, total)
 
 
-@triton.jit
-def _grad_logits_kernel(
-    hidden_ptr,  # [T, H], unit column stride
-    weight_ptr,  # [V, H], unit column stride
-    inverse_temperature_ptr,  # [T] fp32
-    token_ids_ptr,  # [T] int64
-    maximum_ptr,  # [T] fp32
-    total_ptr,  # [T] fp32
-    grad_logprobs_ptr,  # [T] fp32
-    grad_logits_ptr,  # [T, V] dense, written
-    num_rows,
-    vocab_size,
-    width,
-    stride_t,
-    stride_v,
-    TILE_T: tl.constexpr,
-    TILE_V: tl.constexpr,
-    TILE_K: tl.constexpr,
-):
-    num_row_tiles = tl.cdiv(num_rows, TILE_T)
-    tile, row_tile = tl.program_id(0) // num_row_tiles, tl.program_id(0) % num_row_tiles
-    rows = row_tile * TILE_T + tl.arange(0, TILE_T)
-    columns = tile * TILE_V + tl.arange(0, TILE_V)
-    is_row = rows < num_rows
-    logits = product_tile(
-        hidden_ptr,
-        weight_ptr,
-        rows,
-        columns,
-        num_rows,
-        vocab_size,
-        width,
-        stride_t,
-        stride_v,
-        TILE_K,
-    )
-    inverse_temperature = tl.load(inverse_temperature_ptr + rows, mask=is_row, other=0.0)
-    maximum = tl.load(maximum_ptr + rows, mask=is_row, other=0.0)
-    total = tl.load(total_ptr + rows, mask=is_row, other=1.0)
-    grad = tl.load(grad_logprobs_ptr + rows, mask=is_row, other=0.0) * inverse_temperature
-    token_ids = tl.load(token_ids_ptr + rows, mask=is_row, other=-1)
-    weights = tl.exp(logits * inverse_temperature[:, None] - maximum[:, None])
-    grad_logits = weights * (-grad / total)[:, None]
-    grad_logits += tl.where(token_ids[:, None] == columns[None, :], grad[:, None], 0.0)
-    place = grad_logits_ptr + rows.to(tl.int64)[:, None] * vocab_size + columns[None, :]
-    mask = is_row[:, None] & (columns < vocab_size)[None, :]
-    tl.store(place, grad_logits.to(grad_logits_ptr.dtype.element_ty), mask=mask)
-
-
 def head_stats_triton(
     hidden_TH: torch.Tensor,
     weight_VH: torch.Tensor,
@@ -248,60 +194,6 @@ def linear_logprobs_triton(
             enable_fp_fusion=False,
         )
     return out[0], out[1], out[2], out[3]
-
-
-def linear_logprobs_backward_triton(
-    grad_logprobs_T: torch.Tensor,
-    hidden_TH: torch.Tensor,
-    weight_VH: torch.Tensor,
-    token_ids_T: torch.Tensor,
-    inverse_temperature_T: torch.Tensor,
-    sums: tuple[torch.Tensor, torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of hidden and of the weight, the latter summed over chunks of rows in fp32; `sums` are maxima and totals."""
-    vocab_size = weight_VH.shape[0]
-    grad_hidden = torch.empty(hidden_TH.shape, dtype=hidden_TH.dtype, device=hidden_TH.device)
-    grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32)
-    for rows in _chunks(hidden_TH.shape[0], max(TILE_T, _GRADIENT_ELEMENTS // vocab_size)):
-        per_row = (inverse_temperature_T, token_ids_T, *sums, grad_logprobs_T)
-        grad_logits = grad_logits_triton(hidden_TH[rows], weight_VH, *(x[rows] for x in per_row))
-        grad_hidden[rows] = grad_logits @ weight_VH
-        grad_weight += grad_logits.T @ hidden_TH[rows]
-        del grad_logits  # before the next one is made
-    return grad_hidden, grad_weight.to(weight_VH.dtype)
-
-
-def grad_logits_triton(
-    hidden_TH: torch.Tensor,
-    weight_VH: torch.Tensor,
-    inverse_temperature_T: torch.Tensor,
-    token_ids_T: torch.Tensor,
-    maximum_T: torch.Tensor,
-    total_T: torch.Tensor,
-    grad_logprobs_T: torch.Tensor,
-) -> torch.Tensor:
-    """Gradient of the logits [T, V], in the type of hidden; logits are computed again, tile by tile."""
-    per_row = (inverse_temperature_T, token_ids_T, maximum_T, total_T, grad_logprobs_T)
-    (num_rows, width), vocab_size = hidden_TH.shape, weight_VH.shape[0]
-    out_TV = torch.empty(num_rows, vocab_size, dtype=hidden_TH.dtype, device=hidden_TH.device)
-    _grad_logits_kernel[(triton.cdiv(vocab_size, TILE_V) * triton.cdiv(num_rows, TILE_T),)](
-        hidden_TH,
-        weight_VH,
-        *(x.contiguous() for x in per_row),
-        out_TV,
-        num_rows,
-        vocab_size,
-        width,
-        hidden_TH.stride(0),
-        weight_VH.stride(0),
-        TILE_T=TILE_T,
-        TILE_V=TILE_V,
-        TILE_K=TILE_K,
-        num_warps=8,
-        num_stages=3,
-        enable_fp_fusion=False,
-    )
-    return out_TV
 
 
 def _chunks(num_rows: int, size: int) -> Iterator[slice]:

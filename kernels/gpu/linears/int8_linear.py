@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.linear import TILE_T
+from kernels.gpu.linears.linear import TILE_T
 from kernels.gpu.quantize import quantize_tile, round_half_even
 
 __all__ = ["MAX_LEVELS", "int8_linear_triton"]

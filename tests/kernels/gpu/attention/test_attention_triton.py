@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from kernels.attention import PagedKV, Segment, packed_layout, paged_layout
-from kernels.gpu.attention import attention_triton
-from kernels.gpu.attention_tasks import attention_tasks
+from kernels.gpu.attention.forward import attention_triton
+from kernels.gpu.attention.tasks import attention_tasks
 from kernels.gpu.paged_kv import write_kv_triton
 from kernels.quantize import int8_round_trip
 from tests.kernels.accuracy import assert_as_accurate

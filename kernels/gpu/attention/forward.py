@@ -13,9 +13,17 @@ import triton
 import triton.language as tl
 
 from kernels.attention_layout import KEY_BLOCK, AttentionLayout
-from kernels.gpu.attention_tasks import AttentionTasks, attention_tasks
+from kernels.gpu.attention.tasks import AttentionTasks, attention_tasks
 
-__all__ = ["ROWS", "attention_triton", "key_strides", "load_keys", "tile_warps"]
+__all__ = [
+    "ROWS",
+    "attention_triton",
+    "key_strides",
+    "load_keys",
+    "member_rows",
+    "task_rows",
+    "tile_warps",
+]
 
 ROWS = 64
 """Rows of a tile: the fewest that Hopper's matrix instruction takes."""
@@ -53,6 +61,28 @@ def load_keys(
         from_scale = scale_ptr + index.to(tl.int64) * stride_scale + head * KEYS_PER_INDEX + place
         data = data.to(tl.float32) * tl.load(from_scale, mask=is_key, other=0.0)[:, None]
     return data.to(dtype)
+
+
+@triton.jit
+def task_rows(tasks_ptr, queries_ptr, task, head, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """[R] query, head, whether there is such a row, its row in the packed tensor, its position."""
+    first_query, end_query = tl.load(tasks_ptr + task * 4), tl.load(tasks_ptr + task * 4 + 1)
+    rows = tl.arange(0, ROWS)
+    query, n = first_query + rows // GROUP, head * GROUP + rows % GROUP
+    is_row = query < end_query
+    row = tl.load(queries_ptr + query * 2, mask=is_row, other=0).to(tl.int64)
+    position = tl.load(queries_ptr + query * 2 + 1, mask=is_row, other=-1)
+    return query, n, is_row, row, position
+
+
+@triton.jit
+def member_rows(members_ptr, member, query, is_row, position):
+    """[R] whether a row is of the member, and the last key it sees; the last key of all; the member's start in the table and key blocks."""
+    member_ptr = members_ptr + member * 5
+    is_member = (query >= tl.load(member_ptr)) & (query < tl.load(member_ptr + 1)) & is_row
+    seen = tl.where(is_member, position, -1)
+    table_start, first_block = tl.load(member_ptr + 2), tl.load(member_ptr + 3)
+    return is_member, seen, tl.max(seen, axis=0), table_start, first_block, tl.load(member_ptr + 4)
 
 
 @triton.jit
@@ -110,12 +140,9 @@ def _attention_fwd_kernel(
     KEY_BLOCK: tl.constexpr,
 ):
     task_ptr, head = tasks_ptr + tl.program_id(0) * 4, tl.program_id(1)
-    first_query, end_query = tl.load(task_ptr), tl.load(task_ptr + 1)
-    rows = tl.arange(0, ROWS)
-    query, n = first_query + rows // GROUP, head * GROUP + rows % GROUP
-    is_row = query < end_query
-    row = tl.load(queries_ptr + query * 2, mask=is_row, other=0).to(tl.int64)
-    position = tl.load(queries_ptr + query * 2 + 1, mask=is_row, other=-1)
+    query, n, is_row, row, position = task_rows(
+        tasks_ptr, queries_ptr, tl.program_id(0), head, GROUP, ROWS
+    )
     columns = tl.arange(0, BLOCK_D)
     mask = is_row[:, None] & (columns < WIDTH)[None, :]
     from_q = (row * stride_qt + n * stride_qn)[:, None] + columns[None, :]
@@ -126,15 +153,12 @@ def _attention_fwd_kernel(
     out = tl.zeros((ROWS, BLOCK_D), tl.float32)
     keys = tl.arange(0, KEY_BLOCK)
     for member in range(tl.load(task_ptr + 2), tl.load(task_ptr + 3)):
-        member_ptr = members_ptr + member * 5
-        is_member = (query >= tl.load(member_ptr)) & (query < tl.load(member_ptr + 1)) & is_row
-        table_start = tl.load(member_ptr + 2)
-        first_block, end_block = tl.load(member_ptr + 3), tl.load(member_ptr + 4)
+        is_member, seen, last_key, table_start, first_block, end_block = member_rows(
+            members_ptr, member, query, is_row, position
+        )
         if BLOCKS_PER_PROGRAM:
             first_block = tl.maximum(first_block, tl.program_id(2) * BLOCKS_PER_PROGRAM)
             end_block = tl.minimum(end_block, (tl.program_id(2) + 1) * BLOCKS_PER_PROGRAM)
-        seen = tl.where(is_member, position, -1)
-        last_key = tl.max(seen, axis=0)
         for block in range(first_block, end_block):
             key = block * KEY_BLOCK + keys
             # past the last key lies what an earlier owner of the block left

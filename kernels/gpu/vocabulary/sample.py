@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.gpu.linear_logprobs import TILE_V, head_stats_triton
-from kernels.gpu.token_logprobs import JOIN_WARPS, join_tiles, logprob_of
+from kernels.gpu.vocabulary.linear_logprobs import TILE_V, head_stats_triton
+from kernels.gpu.vocabulary.sums import JOIN_WARPS, join_tiles, logprob_of
 from kernels.numerics import VOCAB_BLOCK
 
 __all__ = ["lm_head_sample_triton", "sample_triton"]

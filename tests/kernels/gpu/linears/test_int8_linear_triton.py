@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.gpu.int8_linear import MAX_LEVELS, int8_linear_triton
+from kernels.gpu.linears.int8_linear import MAX_LEVELS, int8_linear_triton
 from kernels.int8_linear import int8_linear, quantize_channels
 from kernels.quantize import STEP_RATIO, activation_levels
 from tests.kernels.accuracy import randn

@@ -1,7 +1,7 @@
 """Triton kernels of `kernels.token_logprobs`: sums over the vocabulary in fixed blocks of 1,024, joined in order.
 
 A first launch leaves (maximum, sum, moment) of each tile of the vocabulary on the tile's own maximum; a second joins the
-tiles of a row. `kernels.gpu.linear_logprobs` makes the same of tiles of 128 columns that were never written.
+tiles of a row. `kernels.gpu.vocabulary.linear_logprobs` makes the same of tiles of 128 columns that were never written.
 
 Shape legend: T = rows, V = vocabulary, J = ceil(V / 1024) blocks, C = tiles.
 """

@@ -3,7 +3,7 @@
 One kernel takes the forward's tasks and gives the queries' gradients; another takes tiles of keys, sums over every segment
 that sees them, a shared prompt's siblings included, and so needs no atomics: gradients are the same in every run.
 
-Shape legend: as in `kernels.gpu.attention`, and K = key tiles.
+Shape legend: as in `kernels.gpu.attention.forward`, and K = key tiles.
 """
 
 import torch
@@ -11,8 +11,15 @@ import triton
 import triton.language as tl
 
 from kernels.attention_layout import KEY_BLOCK, AttentionLayout
-from kernels.gpu.attention import ROWS, key_strides, load_keys, tile_warps
-from kernels.gpu.attention_tasks import attention_tasks, key_tiles
+from kernels.gpu.attention.forward import (
+    ROWS,
+    key_strides,
+    load_keys,
+    member_rows,
+    task_rows,
+    tile_warps,
+)
+from kernels.gpu.attention.tasks import attention_tasks, key_tiles
 
 __all__ = ["attention_backward_triton"]
 
@@ -59,12 +66,9 @@ def _grad_queries_kernel(
     KEY_BLOCK: tl.constexpr,
 ):
     task_ptr, head = tasks_ptr + tl.program_id(0) * 4, tl.program_id(1)
-    first_query, end_query = tl.load(task_ptr), tl.load(task_ptr + 1)
-    rows = tl.arange(0, ROWS)
-    query, n = first_query + rows // GROUP, head * GROUP + rows % GROUP
-    is_row = query < end_query
-    row = tl.load(queries_ptr + query * 2, mask=is_row, other=0).to(tl.int64)
-    position = tl.load(queries_ptr + query * 2 + 1, mask=is_row, other=-1)
+    query, n, is_row, row, position = task_rows(
+        tasks_ptr, queries_ptr, tl.program_id(0), head, GROUP, ROWS
+    )
     dense_t = num_heads * WIDTH
     queries = _load_rows(q_ptr, row, n, stride_qt, stride_qn, is_row, WIDTH, BLOCK_D)
     out = _load_rows(out_ptr, row, n, dense_t, WIDTH, is_row, WIDTH, BLOCK_D)
@@ -76,12 +80,10 @@ def _grad_queries_kernel(
     grad_q = tl.zeros((ROWS, BLOCK_D), tl.float32)
     keys = tl.arange(0, KEY_BLOCK)
     for member in range(tl.load(task_ptr + 2), tl.load(task_ptr + 3)):
-        member_ptr = members_ptr + member * 5
-        is_member = (query >= tl.load(member_ptr)) & (query < tl.load(member_ptr + 1)) & is_row
-        table_start = tl.load(member_ptr + 2)
-        seen = tl.where(is_member, position, -1)
-        last_key = tl.max(seen, axis=0)
-        for block in range(tl.load(member_ptr + 3), tl.load(member_ptr + 4)):
+        _, seen, last_key, table_start, first_block, end_block = member_rows(
+            members_ptr, member, query, is_row, position
+        )
+        for block in range(first_block, end_block):
             key = block * KEY_BLOCK + keys
             is_key = key <= last_key
             index = tl.load(table_ptr + table_start + key, mask=is_key, other=0)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from kernels.gpu.linear_logprobs import linear_logprobs_backward_triton, linear_logprobs_triton
-from kernels.gpu.sample import lm_head_sample_triton
+from kernels.gpu.vocabulary.grad_logits import grad_logits_triton
+from kernels.gpu.vocabulary.linear_logprobs import linear_logprobs_triton
+from kernels.gpu.vocabulary.sample import lm_head_sample_triton
 from kernels.linear_logprobs import linear_logprobs_reference
 from kernels.sample import sample_reference
 from tests.kernels.accuracy import randn
@@ -57,24 +58,20 @@ def test_a_row_is_the_same_bits_in_any_batch(device):
 def test_rows_in_chunks_give_the_bits_of_one(device, monkeypatch):
     inputs = head(5, 140)
     whole = computed(*inputs, 1.0, device)
-    monkeypatch.setattr("kernels.gpu.linear_logprobs._FORWARD_ROWS", 2)
+    monkeypatch.setattr("kernels.gpu.vocabulary.linear_logprobs._FORWARD_ROWS", 2)
     for x, y in zip(computed(*inputs, 1.0, device), whole, strict=True):
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("elements", [1 << 27, 1], ids=["one_chunk", "chunks_of_a_tile"])
-def test_gradients_agree_with_float64(elements, device, monkeypatch):
-    monkeypatch.setattr("kernels.gpu.linear_logprobs._GRADIENT_ELEMENTS", elements)
+def test_the_gradient_of_the_logits_agrees_with_float64(device):
     hidden, weight, tokens = head(130, 140)
-    grad = randn(130, seed=2)
-    true = [x.double().requires_grad_() for x in (hidden, weight)]
-    linear_logprobs_reference(*true, tokens, temperature=0.7)[0].backward(grad.double())
+    grad, inverse = randn(130, seed=2), torch.full((130,), 1 / 0.7)
+    logits = (hidden.double() @ weight.double().T).requires_grad_()
+    (logits / 0.7).log_softmax(-1).gather(-1, tokens[:, None])[:, 0].backward(grad.double())
     _, _, *sums = computed(hidden, weight, tokens, 0.7, device)
-    inverse = torch.full((130,), 1 / 0.7)
-    inputs = (x.to(device) for x in (grad, hidden, weight, tokens, inverse))
-    got = linear_logprobs_backward_triton(*inputs, tuple(sums))
-    for tensor, expected in zip(got, true, strict=True):
-        torch.testing.assert_close(tensor.cpu().double(), expected.grad, rtol=1e-4, atol=2e-5)
+    inputs = (x.to(device) for x in (hidden, weight, inverse, tokens, *sums, grad))
+    got = grad_logits_triton(*inputs)
+    torch.testing.assert_close(got.cpu().double(), logits.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_the_sampler_reports_the_bits_of_the_loss_and_draws_as_the_reference_does(device):

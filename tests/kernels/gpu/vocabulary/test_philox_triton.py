@@ -1,6 +1,6 @@
 import torch
 
-from kernels.gpu.philox import philox_uniform_triton
+from kernels.gpu.vocabulary.philox import philox_uniform_triton
 from kernels.philox import philox_uniform
 
 

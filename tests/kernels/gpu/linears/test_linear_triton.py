@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-import kernels.gpu.linear
-from kernels.gpu.linear import linear_triton
+import kernels.gpu.linears.linear
+from kernels.gpu.linears.linear import linear_triton
 from kernels.linear import linear_reference
 from tests.kernels.accuracy import assert_as_accurate, assert_rows_stand_alone, randn
 
@@ -18,7 +18,9 @@ def operands(num_rows: int, width: int, columns: int, dtype: torch.dtype, device
 @pytest.fixture(params=["pointers", "descriptors"])
 def way(request, monkeypatch) -> str:
     monkeypatch.setattr(
-        kernels.gpu.linear, "has_tensor_descriptors", lambda device: request.param == "descriptors"
+        kernels.gpu.linears.linear,
+        "has_tensor_descriptors",
+        lambda device: request.param == "descriptors",
     )
     return request.param
 
@@ -49,14 +51,14 @@ def test_a_row_is_the_same_bits_among_any_rows(way, device):
 def test_descriptors_give_the_bits_of_pointers(device, monkeypatch):
     x, weight, bias = operands(130, 72, 65, torch.bfloat16, device)
     by_pointers = linear_triton(x, weight, bias)
-    monkeypatch.setattr(kernels.gpu.linear, "has_tensor_descriptors", lambda device: True)
+    monkeypatch.setattr(kernels.gpu.linears.linear, "has_tensor_descriptors", lambda device: True)
     assert torch.equal(linear_triton(x, weight, bias), by_pointers)
 
 
 def test_every_program_takes_several_tiles(device, monkeypatch):
     x, weight, bias = operands(130, 16, 200, torch.float32, device)
     expected = linear_triton(x, weight, bias)
-    monkeypatch.setattr(kernels.gpu.linear, "num_multiprocessors", lambda device: 1)
+    monkeypatch.setattr(kernels.gpu.linears.linear, "num_multiprocessors", lambda device: 1)
     assert torch.equal(linear_triton(x, weight, bias), expected)
 
 

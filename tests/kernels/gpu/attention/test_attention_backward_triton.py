@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kernels.attention import Segment, packed_layout
-from kernels.gpu.attention import attention_triton
-from kernels.gpu.attention_backward import attention_backward_triton
-from kernels.gpu.attention_tasks import key_tiles
+from kernels.gpu.attention.backward import attention_backward_triton
+from kernels.gpu.attention.forward import attention_triton
+from kernels.gpu.attention.tasks import key_tiles
 from tests.kernels.accuracy import randn
 from tests.kernels.sequences import make_qkv, reference, shared_prompt, whole_sequences
 

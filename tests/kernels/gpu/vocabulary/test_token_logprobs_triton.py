@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from kernels.gpu.sample import sample_triton
-from kernels.gpu.token_logprobs import vocab_sums_triton
+from kernels.gpu.vocabulary.sample import sample_triton
+from kernels.gpu.vocabulary.sums import vocab_sums_triton
 from kernels.sample import sample_reference
 from kernels.token_logprobs import VocabSums
 from tests.kernels.accuracy import randn

@@ -1,0 +1,1 @@
+"""Linears in which a row does not depend on the others, plain and quantized."""

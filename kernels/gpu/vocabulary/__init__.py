@@ -1,0 +1,1 @@
+"""Everything over the vocabulary: sums, sampling, log-probabilities, keyed uniforms."""
