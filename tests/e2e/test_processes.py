@@ -198,7 +198,7 @@ def test_after_ctrl_c_in_the_terminal_a_checkpoint_and_no_process_is_left(tmp_pa
     os.killpg(run.pid, signal.SIGINT)
     assert run.wait(60) == 130
     log = log_of(run_dir).read_text()
-    assert "Stopped after step" in log
+    assert "Stopped by SIGINT after step" in log
     assert "Traceback" not in log
     assert weights_of(run_dir, len(steps_of(run_dir)))
     assert not wait_for_end_of(started)
