@@ -32,13 +32,13 @@ class RolloutEnd(Enum):
 
 @dataclass(slots=True)
 class TokenLog:
-    """All tokens of a rollout, in order. It only grows; all four lists have the same length."""
+    """Tokens of a rollout, in order. The log only grows; all four lists have the same length."""
 
     token_ids: list[int] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
     """True where the policy sampled the token, and it is trained."""
     rollout_logprobs: list[float] = field(default_factory=list)
-    """As the engine reported; 0 where nothing was sampled."""
+    """Log-probabilities as the engine reported them; 0 where nothing was sampled."""
     policy_versions: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class TokenLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What the policy said at one time: a span of the rollout's log, and its text."""
+    """One turn of the policy: a span of the rollout's log, and its text."""
 
     start: int
     stop: int

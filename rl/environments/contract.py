@@ -1,4 +1,4 @@
-"""What an environment is: the world that a policy talks to.
+"""The contract of environments: the worlds that a policy talks to.
 
     start(row, seed) -> messages        the prompt
     reply(turn)      -> messages        the policy's next turn follows
@@ -33,6 +33,8 @@ class Reply:
 
 
 class Environment(Protocol):
+    """The world of one rollout."""
+
     def start(self, row: Mapping[str, Any], seed: int) -> Sequence[Message]:
         """Return the prompt.
 

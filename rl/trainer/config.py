@@ -15,8 +15,8 @@ class LRSchedule(Enum):
 class OptimizerKind(Enum):
     adamw = "adamw"
     muon = "muon"
-    """For the matrices of the layers; embedding, head, norms and biases keep AdamW. Its iterations are in bf16, slow on a CPU
-    without bf16 instructions."""
+    """Muon for the matrices of the layers; embedding, head, norms and biases keep AdamW. Its iterations are in bf16, slow on a
+    CPU without bf16 instructions."""
 
 
 class TrainerBackend(Enum):
@@ -109,8 +109,8 @@ class TrainerConfig:
     max_skipped_steps: int = 3
     """Steps in a row that may be skipped because a loss or the gradient is not finite; then the run ends."""
     steps_per_batch: int = 1
-    """Optimiser steps on each batch, every one on as many of its groups. Above 1, ratios are to the policy before the
-    first of them, which takes a forward more; with 1 they are exactly 1, and no clip is ever felt."""
+    """Optimiser steps on each batch, each on an equal part of its groups. Above 1, ratios are to the policy before the first
+    step, which takes one more forward; with 1 the ratios are exactly 1, and clipping has no effect."""
     max_tokens_per_micro_batch: int = 4096
     """Packed tokens of one forward and backward; the longest sample must fit."""
     share_prompts: bool = True

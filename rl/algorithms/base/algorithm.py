@@ -1,4 +1,4 @@
-"""What an algorithm gives the trainer: two functions, what it needs, and its state if it has any."""
+"""The interface of an algorithm: two functions, what it needs from the trainer, and its state if it has one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class CriticSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What an algorithm asks of the trainer beyond rollouts and scores. The default asks for nothing."""
+    """Models and data that an algorithm needs beyond rollouts and scores. By default it needs none."""
 
     old_logprobs: bool = False
     """The policy's own log-probabilities before the first step on a batch, for the advantages."""
@@ -60,7 +60,7 @@ class Needs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """What the trainer runs; made from a config by `rl.algorithms.registry.make_algorithm`."""
+    """Functions and needs of an algorithm; `rl.algorithms.registry.make_algorithm` makes one from a config."""
 
     advantages: Callable[[Signals], Estimates]
     """Called once per batch, with all its samples, on every rank."""

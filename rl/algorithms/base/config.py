@@ -19,42 +19,54 @@ __all__ = [
 
 
 class LossReduction(Enum):
+    """Denominator of the loss."""
+
     token_mean = "token_mean"
     sequence_mean = "sequence_mean"
     fixed_length = "fixed_length"
 
 
 class KLEstimator(Enum):
+    """Estimator of the divergence from the reference; formulas are in kl.py."""
+
     k1 = "k1"
     k2 = "k2"
     k3 = "k3"
 
 
 class KLPlacement(Enum):
+    """Place of the KL penalty."""
+
     loss = "loss"
     reward = "reward"
 
 
 class RatioBase(Enum):
+    """Policy whose probability the current one is divided by."""
+
     old = "old"
     """The trainer's own policy at the start of the step."""
     rollout = "rollout"
-    """The engine's, as it reported: the ratio then carries the mismatch, too."""
+    """The engine's policy, as it reported; the ratio then includes the mismatch between engine and trainer."""
 
 
 class CorrectionLevel(Enum):
+    """Span of the ratio that weights a token."""
+
     token = "token"
     sequence = "sequence"
 
 
 class CorrectionMode(Enum):
+    """Treatment of weights past a limit."""
+
     truncate = "truncate"
     mask = "mask"
 
 
 @dataclass(kw_only=True)
 class AlgorithmConfig:
-    """Base of the `algorithm` group."""
+    """Keys that all algorithms have; base of the `algorithm` group."""
 
     loss_reduction: LossReduction = LossReduction.token_mean
     """`token_mean`: every trained token weighs the same; `sequence_mean`: every rollout does; `fixed_length`: tokens
@@ -68,9 +80,9 @@ class AlgorithmConfig:
     kl_placement: KLPlacement = KLPlacement.loss
     """`loss`: differentiated; `reward`: taken off each token's reward."""
     kl_target: float = 0.0
-    """In nats per token: `kl_coef` is adapted, by at most 2 % a step, until the divergence is this; 0: it is fixed."""
+    """Divergence in nats per token towards which `kl_coef` is adapted, by at most 2 % a step; 0 keeps `kl_coef` fixed."""
     reference_refresh_steps: int = 0
-    """Every so many steps the reference becomes the policy; 0: it stays."""
+    """Steps after which the reference becomes a copy of the policy, again and again; 0 keeps the first reference."""
 
     def __post_init__(self) -> None:
         require(self.kl_coef >= 0, "algorithm.kl_coef", ">= 0", self.kl_coef)
@@ -91,7 +103,7 @@ class AlgorithmConfig:
 
 @dataclass(kw_only=True)
 class ClippedConfig(AlgorithmConfig):
-    """Algorithms with a clipped ratio."""
+    """Keys of algorithms with a clipped ratio."""
 
     clip_low: float = 0.2
     """The ratio is kept at or above 1 - clip_low."""

@@ -1,4 +1,4 @@
-"""Tokens that were sampled by a slightly other policy than the one that is trained: stale, in 8 bits, another engine's.
+"""Corrects for tokens that a slightly different policy sampled: a stale one, one in 8 bits, or another engine's.
 
     d = old_logprobs - rollout_logprobs            per token, detached; 0.0 in exact mode, and then every weight is 1
     token:    w = exp(d)                           sequence: w = exp(sum of d over the sample)
@@ -26,7 +26,7 @@ __all__ = ["Corrector", "effective_fraction"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrector:
-    """Weights of tokens; 0 switches a limit off."""
+    """Computes the importance weight of each token; a limit of 0 is off."""
 
     max_weight: float  # >= 1; 0: no weights, all tokens alike
     min_weight: float = 0.0  # read by `mask`
@@ -41,7 +41,7 @@ class Corrector:
         rollout_logprobs_N: torch.Tensor,
         sample_ids_N: torch.Tensor,
     ) -> torch.Tensor:
-        """[N] weights in [0, max_weight].
+        """Compute weights in [0, max_weight]: [N].
 
         Args:
             old_logprobs_N: [N], the trainer's policy at the start of the step, detached.
@@ -81,5 +81,5 @@ class Corrector:
 
 
 def effective_fraction(weight_mean: float, squared_mean: float) -> float:
-    """Effective sample size over the number of tokens, (sum w)^2 / (N sum w^2): 1 where all weigh the same."""
+    """Compute the effective sample size over the number of tokens, (sum w)^2 / (N sum w^2): 1 where all weigh the same."""
     return weight_mean**2 / squared_mean if squared_mean else 0.0

@@ -6,7 +6,7 @@
     K3 = exp(-d) - 1 + d   unbiased, never negative
 
 As estimates of the value they are interchangeable; as losses they are not (http://joschu.net/blog/kl-approx.html;
-https://arxiv.org/abs/2506.09477). What each gradient is, in expectation over tokens of pi itself:
+https://arxiv.org/abs/2506.09477). Their gradients, in expectation over tokens of pi itself, are:
     K1: grad log pi: zero. Minimising it does nothing but add noise.
     K2: d grad log pi: the gradient of KL(pi || ref), the reverse KL.
     K3: (1 - ref / pi) grad log pi: that of KL(ref || pi), the forward KL, at first order the same.
@@ -30,7 +30,7 @@ _MAX_ERROR, _GAIN = 0.2, 0.1
 def kl_divergence(
     logprobs_N: torch.Tensor, ref_logprobs_N: torch.Tensor, estimator: KLEstimator
 ) -> torch.Tensor:
-    """[N] estimates in nats, with the gradient of `logprobs_N`."""
+    """Estimate the divergence of each token in nats: [N], with the gradient of `logprobs_N`."""
     difference_N = logprobs_N - ref_logprobs_N
     match estimator:
         case KLEstimator.k1:
@@ -42,15 +42,15 @@ def kl_divergence(
 
 
 def k3_divergence(log_ratio_N: torch.Tensor) -> torch.Tensor:
-    """[N] K3 = r - 1 - log r of each log r."""
+    """Compute K3 = r - 1 - log r of each log r: [N]."""
     # both terms: with one of them clamped the gradient would change its sign there
     log_ratio_N = log_ratio_N.clamp(max=MAX_LOG_RATIO)
     return log_ratio_N.expm1() - log_ratio_N
 
 
 def kl_loss(tokens: Tokens, *, coefficient: float, estimator: KLEstimator) -> LossOutput:
-    """coefficient * sum_n w_n K(n), to be added to a policy's loss."""
-    assert tokens.ref_logprobs_N is not None, "the learner computes them where the loss needs them"
+    """Compute coefficient * sum_n w_n K(n), which is added to a policy's loss."""
+    assert tokens.ref_logprobs_N is not None, "the trainer computes them where the loss needs them"
     # before the estimator: where it stands, a NaN of an untrained token still reaches the gradient
     logprobs_N = torch.where(tokens.loss_weights_N != 0, tokens.logprobs_N, tokens.ref_logprobs_N)
     kl_N = kl_divergence(logprobs_N, tokens.ref_logprobs_N, estimator)
@@ -59,7 +59,7 @@ def kl_loss(tokens: Tokens, *, coefficient: float, estimator: KLEstimator) -> Lo
 
 
 def adapted_coefficient(coefficient: float, *, divergence: float, target: float) -> float:
-    """The coefficient after a step: up where the divergence is above `target`, down where it is below.
+    """Adapt the coefficient after a step: up where the divergence is above `target`, down where it is below.
 
     A proportional controller in log space (https://arxiv.org/abs/1909.08593, section 2.2): at most 2 % a step.
     """

@@ -1,4 +1,4 @@
-"""Arithmetic that several algorithms share. N = trained tokens, sample after sample; G = siblings of one prompt."""
+"""Functions that several algorithms share. N = trained tokens, sample after sample; G = siblings of one prompt."""
 
 import torch
 
@@ -18,22 +18,22 @@ __all__ = [
 ]
 
 MAX_LOG_RATIO = 20.0
-"""Of probabilities. Past it exp is clamped: it would overflow in the end, and its gradient be NaN even where the clip
-cuts it off."""
+"""Limit on logarithms of ratios of probabilities. Larger ones are clamped before exp, which would overflow; its gradient would be
+NaN even where the clip cuts it off."""
 
 
 def is_uniform(rewards_G: torch.Tensor) -> bool:
-    """Whether all scored the same, so that comparing them teaches nothing; true of one alone."""
+    """Whether all rewards are the same, so that comparing them teaches nothing; true for a single reward."""
     return bool((rewards_G == rewards_G[0]).all())
 
 
 def centred(rewards_G: torch.Tensor) -> torch.Tensor:
-    """Rewards minus their mean; exactly zero where all are the same, whatever the mean is rounded to."""
+    """Subtract the mean; exactly zero where all rewards are the same, however the mean is rounded."""
     return torch.zeros_like(rewards_G) if is_uniform(rewards_G) else rewards_G - rewards_G.mean()
 
 
 def whitened(x_N: torch.Tensor) -> torch.Tensor:
-    """Mean 0 and standard deviation 1 (divided by N); zeros where all are the same."""
+    """Scale to mean 0 and standard deviation 1 (divided by N); zeros where all values are the same."""
     if not len(x_N):
         return x_N
     centred_N = centred(x_N)
@@ -41,9 +41,9 @@ def whitened(x_N: torch.Tensor) -> torch.Tensor:
 
 
 def token_log_ratio(tokens: Tokens) -> torch.Tensor:
-    """[N] log of current over base probability, at most `MAX_LOG_RATIO`; 0 where nothing is trained.
+    """Compute the log of current over base probability: [N], at most `MAX_LOG_RATIO`, and 0 where nothing is trained.
 
-    In both cases without a gradient.
+    Clamped and untrained tokens have no gradient.
     """
     # where, not *: NaN * 0 is NaN
     is_trained_N = tokens.loss_weights_N != 0
@@ -52,12 +52,14 @@ def token_log_ratio(tokens: Tokens) -> torch.Tensor:
 
 
 def sample_sums(x_N: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-    """[N]: at each token the sum over its sample. `ids_N` counts the samples from 0, in ascending order; N > 0."""
+    """Sum over each sample: [N], at each token the sum of its sample. `ids_N` counts the samples from 0, ascending; N > 0."""
     return x_N.new_zeros(int(ids_N[-1]) + 1).index_add(0, ids_N, x_N)[ids_N]
 
 
 def sample_means(x_N: torch.Tensor, tokens: Tokens) -> torch.Tensor:
-    """[N]: at each token the mean over the trained tokens of its sample of `x_N`, which is 0 at all others.
+    """Average `x_N` over the trained tokens of each sample: [N], at each token the mean of its sample.
+
+    `x_N` must be 0 where nothing is trained.
 
     A sample is never split over micro-batches, so the mean is that of all its tokens.
     """
@@ -71,7 +73,7 @@ def sample_means(x_N: torch.Tensor, tokens: Tokens) -> torch.Tensor:
 def clipped_surrogate(
     ratio_N: torch.Tensor, tokens: Tokens, *, clip_low: float, clip_high: float
 ) -> LossOutput:
-    """-sum w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) (https://arxiv.org/abs/1707.06347, eq. 7)."""
+    """Compute -sum w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) (https://arxiv.org/abs/1707.06347, eq. 7)."""
     is_trained_N, advantages_N = tokens.loss_weights_N != 0, tokens.advantages_N
     clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
     token_loss_N = -torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)
@@ -82,7 +84,7 @@ def clipped_surrogate(
 
 
 def importance_weighted(tokens: Tokens) -> LossOutput:
-    """-sum w exp(logprobs - base_logprobs) A: at a ratio of 1 the gradient of REINFORCE, -sum w A grad log p."""
+    """Compute -sum w exp(logprobs - base_logprobs) A. At a ratio of 1 its gradient is REINFORCE's, -sum w A grad log p."""
     ratio_N = token_log_ratio(tokens).exp()
     weighted_N = ratio_N * tokens.advantages_N * tokens.loss_weights_N
     loss = -torch.where(tokens.loss_weights_N != 0, weighted_N, 0.0).sum()

@@ -1,4 +1,4 @@
-"""What every loss returns."""
+"""The result of a loss."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,8 @@ __all__ = ["LossOutput"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
+    """A loss over the tokens of a micro-batch, and sums to report."""
+
     loss: torch.Tensor  # scalar sum, in the graph
     metrics: dict[
         str, torch.Tensor

@@ -1,4 +1,4 @@
-"""What algorithms read: of a batch, to find advantages; of a micro-batch, to compute a loss.
+"""Inputs of an algorithm: a whole batch for its advantages, a micro-batch for its loss.
 
 Shape legend: S = samples of a batch, those of a group side by side; N = trained tokens, sample after sample.
 """
@@ -13,42 +13,44 @@ __all__ = ["Estimates", "Signals", "Tokens"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """A whole batch, in float64."""
+    """Rewards and lengths of a whole batch, in float64."""
 
     rewards_S: torch.Tensor
     group_ids_S: torch.Tensor  # int64
     lengths_S: torch.Tensor  # int64, trained tokens; 0 where the policy sampled none
-    token_rewards_N: torch.Tensor  # given at each token: minus a KL penalty, or a teacher's opinion
+    token_rewards_N: (
+        torch.Tensor
+    )  # given at each token: minus a KL penalty, or a teacher's judgement
     values_N: torch.Tensor | None = None  # the critic's, of the state before each token
 
     def with_rewards(self, rewards_S: torch.Tensor) -> "Signals":
-        """The same with other rewards."""
+        """Return the same signals with other rewards."""
         return replace(self, rewards_S=rewards_S)
 
     @property
     def returns_S(self) -> torch.Tensor:
-        """[S] reward of each sample and of all its tokens."""
+        """Sum of each sample's reward and its token rewards: [S]."""
         sample_ids_N = torch.arange(len(self.lengths_S)).repeat_interleave(self.lengths_S)
         return self.rewards_S.index_add(0, sample_ids_N, self.token_rewards_N)
 
     def per_group(self, advantages: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """[S] of a function of one group's rewards, applied to each group."""
+        """Apply a function of one group's rewards to each group: [S]."""
         if not len(self.rewards_S):
             return self.rewards_S
         _, sizes = self.group_ids_S.unique_consecutive(return_counts=True)
         return torch.cat([advantages(r_G) for r_G in self.returns_S.split(sizes.tolist())])
 
     def per_token(self, x_S: torch.Tensor) -> torch.Tensor:
-        """[S] -> [N]."""
+        """Repeat a value per sample for each of its tokens: [S] -> [N]."""
         return x_S.repeat_interleave(self.lengths_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimates:
-    """What is made of the signals."""
+    """Advantages of a batch, and the critic's targets."""
 
     advantages_N: torch.Tensor
-    returns_N: torch.Tensor | None = None  # what the critic is to predict
+    returns_N: torch.Tensor | None = None  # targets of the critic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

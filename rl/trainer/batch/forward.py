@@ -1,4 +1,4 @@
-"""The forward of a decoder over packed rows: what policy, reference, teacher and critic have in common.
+"""The forward of a decoder over packed rows, shared by policy, reference, teacher and critic.
 
 Shape legend: T = input rows, N = targets, H = width.
 """
@@ -19,13 +19,13 @@ __all__ = ["over_batch", "policy_logprobs", "target_states"]
 def over_batch(
     forward: Callable[[MicroBatch], torch.Tensor], micro_batches: Sequence[MicroBatch]
 ) -> torch.Tensor:
-    """[N] of all micro-batches, one after the other, without a gradient."""
+    """Join what `forward` returns for all micro-batches, without a gradient: [N]."""
     parts = [forward(batch) for batch in micro_batches]
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def target_states(decoder: Decoder, batch: MicroBatch) -> torch.Tensor:
-    """[N, H] final hidden state of the row that predicts each target."""
+    """Compute the final hidden state of the row that predicts each target: [N, H]."""
 
     def attend(
         _layer: int, q_TND: torch.Tensor, k_TMD: torch.Tensor, v_TMD: torch.Tensor
@@ -39,7 +39,7 @@ def target_states(decoder: Decoder, batch: MicroBatch) -> torch.Tensor:
 def policy_logprobs(
     decoder: Decoder, micro_batch: MicroBatch, *, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N] log-probabilities of the targets, with grad, and [N] entropies, both in nats."""
+    """Compute [N] log-probabilities of the targets, with grad, and [N] entropies, both in nats."""
     batch = micro_batch.to(decoder.embed_tokens.device)
     return linear_logprobs(
         target_states(decoder, batch),

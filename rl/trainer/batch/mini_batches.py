@@ -17,14 +17,14 @@ __all__ = ["MiniBatch", "MiniBatches"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiniBatch:
-    """What one optimiser step sees."""
+    """The part of a batch that one optimiser step trains on."""
 
     own: Sequence[int]
     """Samples of this rank, as indices in the batch."""
     micro_batches: Sequence[MicroBatch]
     """The packed samples of this rank."""
     denominator: float
-    """What the loss is divided by, over all ranks; samples without signal count in it."""
+    """Divisor of the loss, over all ranks; samples without signal count in it."""
 
 
 class MiniBatches:

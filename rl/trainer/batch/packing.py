@@ -1,4 +1,4 @@
-"""From samples to micro-batches: packed rows without padding. The prompt of a group is computed once, and so is what a prompt has
+"""Packs samples into micro-batches, without padding. The prompt of a group is computed once, and so is what a prompt has
 in common with the one before it (a system prompt, examples).
 
 A micro-batch has T input rows (tokens that are read) and N targets (tokens that are trained). They are kept
@@ -24,7 +24,7 @@ __all__ = ["MicroBatch", "fill_up", "loss_weights", "pack"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """What one forward sees: rows, targets, and the batch's columns at the targets."""
+    """Input of one forward: rows, targets, and the batch's columns at the targets."""
 
     token_ids_T: torch.Tensor  # int64
     positions_T: torch.Tensor  # int64, in the rollout's token log
@@ -33,7 +33,7 @@ class MicroBatch:
     target_ids_N: torch.Tensor  # int64
     sample_ids_N: torch.Tensor  # int64, index of the sample in the batch
     span: slice
-    """Where its targets are in the batch's columns."""
+    """Place of its targets in the batch's columns."""
     columns: Mapping[str, torch.Tensor]
     """[N] each."""
 
@@ -55,12 +55,12 @@ class MicroBatch:
         return not len(self.target_ids_N)
 
     def with_columns_of(self, batch: TrainingBatch) -> "MicroBatch":
-        """The same rows with the columns that the batch has now."""
+        """Return the same rows with the columns that the batch has now."""
         columns = {name: column_N[self.span] for name, column_N in batch.columns.items()}
         return replace(self, columns=columns)
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on another device."""
+        """Return a copy on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in moved.items():
             if isinstance(value, torch.Tensor):

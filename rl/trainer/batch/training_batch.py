@@ -51,11 +51,11 @@ class TrainingBatch:
         return self.columns[column]
 
     def spans(self) -> list[slice]:
-        """Where the tokens of each sample are in the columns."""
+        """Return the place of each sample's tokens in the columns."""
         return [slice(start, stop) for start, stop in pairwise(accumulate(self.lengths, initial=0))]
 
     def with_columns(self, columns: Mapping[str, torch.Tensor]) -> "TrainingBatch":
-        """The same batch with more columns."""
+        """Return the same batch with more columns."""
         return replace(self, columns={**self.columns, **columns})
 
     def take(self, indices: Sequence[int]) -> "TrainingBatch":

@@ -103,7 +103,7 @@ class Attempt:
         return ScoreOutcome(kind=OutcomeKind.SCORE, score=sum(self._rewards))
 
     def job(self) -> ScoreJob:
-        """What the task's scorer gets: the last turn's text, the prompt's data, and the whole transcript."""
+        """Return what the task's scorer gets: the last turn's text, the prompt's data, and the whole transcript."""
         prompt = self.group.prompt
         return ScoreJob(
             completion=self.rollout.text,
@@ -127,7 +127,7 @@ class Attempt:
             )
 
     def _say(self, text: str) -> None:
-        """Add the policy's text to the transcript, behind a reply prefix if the prompt ends with one."""
+        """Add the policy's text to the transcript, after a reply prefix if the prompt ends with one."""
         if self._transcript and self._transcript[-1]["role"] == "assistant":
             prefix = self._transcript.pop()["content"]
             text = f"{prefix}{text}"

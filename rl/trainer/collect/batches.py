@@ -1,8 +1,8 @@
-"""Which groups are begun, which make a batch, and which are replaced because they teach nothing.
+"""Decides which groups are begun, which form a batch, and which are replaced because they teach nothing.
 
     prompts -> admit (staleness capacity) -> collector -> the next `num_prompts_per_step` groups in `group_id` order
 
-With `max_staleness` S, groups of the S batches behind the next one are begun, too. Batches are made in `group_id` order
+With `max_staleness` S, groups of the S batches after the next one are begun, too. Batches are made in `group_id` order
 and never by arrival, so what is finished early waits for its turn, no group is overtaken for being slow, and none can
 be consumed more than S versions after it was begun.
 """
@@ -33,7 +33,7 @@ _POLL_SECONDS = 1.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectedBatch:
     groups: list[RolloutGroup]
-    """In `group_id` order, also those that were replaced."""
+    """Groups in `group_id` order, including those that were replaced."""
     trained: list[RolloutGroup]
     """`num_prompts_per_step` of them: the first ones without signal are left out, as many as were replaced."""
     num_waiting: int
@@ -97,9 +97,9 @@ class Batches:
         progress: Callable[[int, int], None],
         should_stop: Callable[[], bool],
     ) -> CollectedBatch | None:
-        """The next batch, complete; None when told to stop before it was.
+        """Return the next complete batch; None when told to stop before it was complete.
 
-        A group that is dropped makes room for one more. How many are dropped depends on their rewards alone, and which
+        A group that is dropped makes room for one more. How many are dropped depends only on their rewards, and which
         of them is decided in `group_id` order: a batch never depends on who was fast.
 
         Args:
@@ -146,7 +146,7 @@ class Batches:
         )
 
     def _num_to_drop(self, wanted: Sequence[int], *, is_last: bool) -> int:
-        """Of the groups of a batch, complete so far.
+        """Count the groups to drop among those of a batch that are complete so far.
 
         While others are in flight that will be trained by later versions, the time at which a replacement is begun
         changes where they stand at the next update. It must not hang on how fast a scorer was: then it is begun when

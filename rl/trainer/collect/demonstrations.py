@@ -1,4 +1,4 @@
-"""What the tasks' own answers are in tokens: the completions that supervised fine-tuning learns."""
+"""The tasks' own answers as tokens: the completions that supervised fine-tuning learns."""
 
 from typing import Any
 

@@ -58,9 +58,9 @@ def evaluate(
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """One greedy completion of each (prompt, token ids); None if it was told to stop half-way.
+    """Sample one greedy completion of each (prompt, token ids); returns None if told to stop before the end.
 
-    Training groups may be in flight; they go on meanwhile, and are left to whoever asks for them.
+    Training groups may be in flight; they continue meanwhile, and stay with the collector.
 
     Args:
         collector: with no other evaluation in flight.

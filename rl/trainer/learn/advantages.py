@@ -1,4 +1,4 @@
-"""From scores and recomputed columns to advantages."""
+"""Turns scores and recomputed columns into advantages."""
 
 import torch
 

@@ -22,10 +22,10 @@ __all__ = ["Critic", "ValueHead"]
 
 
 class ValueHead(torch.nn.Module):
-    """One output, computed in the type that gradients are accumulated in. It begins at zero, so every value does.
+    """A linear output in the type that gradients are accumulated in. It starts at zero, so every value starts at 0.
 
     Args:
-        decoder: whose final hidden states it reads.
+        decoder: its final hidden states are read.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -37,7 +37,7 @@ class ValueHead(torch.nn.Module):
         )
 
     def forward(self, hidden_NH: torch.Tensor) -> torch.Tensor:
-        """[N]."""
+        """Compute values from hidden states: [N]."""
         return hidden_NH.to(self._dtype) @ self.weight.to(self._dtype)
 
 

@@ -1,10 +1,10 @@
-"""The loop on the ranks behind the first, which alone has the fleet, the scorers and the run directory.
+"""The loop of every rank but the first. Only the first rank has the fleet, the scorers and the run directory.
 
-    rank 0:   TrainLoop  ->  LeadingLearner: says what it is about to do, with what, and does it
-    others:   Follower   <-  does the same
+    rank 0:   TrainLoop  ->  LeadingLearner: broadcasts each call with its arguments, then makes it
+    others:   Follower   <-  makes the same call
 
-So all ranks make the same calls on their learners, in the same order; how the loop comes to its decisions (who is admitted,
-what is dropped, when a checkpoint is due, when to stop) is written, and decided, once.
+So all ranks make the same calls on their learners, in the same order. Only the first rank decides which groups are admitted or
+dropped, when a checkpoint is due, and when to stop.
 """
 
 from collections import deque
@@ -46,7 +46,7 @@ class _Published:
 
 
 class LeadingLearner(Learner):
-    """The first rank's: tells the others before it does anything that needs them."""
+    """The first rank's learner; it broadcasts every call that needs the other ranks before it makes it."""
 
     def learn(
         self, groups: Sequence[RolloutGroup], version: int, stopwatch: Stopwatch
@@ -73,16 +73,16 @@ class LeadingLearner(Learner):
 
 
 def dismiss(ranks: Ranks) -> None:
-    """The first rank is done, and the others are."""
+    """Tell the other ranks that the run has ended."""
     ranks.broadcast(_Order.END)
 
 
 class Follower:
-    """Does what the first rank does, until that is done.
+    """Makes the calls of the first rank on its own learner until the run ends.
 
     Args:
         learner: made like the first rank's.
-        ranks: of which this is not the first.
+        ranks: this process is not the first of them.
     """
 
     def __init__(self, learner: Learner, ranks: Ranks) -> None:
@@ -90,7 +90,7 @@ class Follower:
         self._ranks = ranks
 
     def run(self) -> None:
-        """Do what the first rank orders until it ends the run; when to stop is its decision, whoever gets a signal."""
+        """Follow the first rank's orders until it ends the run. Only the first rank decides when to stop, whichever gets a signal."""
         while (order := self._ranks.broadcast(None)) is not _Order.END:
             self._do(order)
 

@@ -1,4 +1,4 @@
-"""A policy that is asked and not trained: the reference of a KL penalty, or a teacher."""
+"""A policy that is read and not trained: the reference of a KL penalty, or a teacher."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,11 +12,11 @@ __all__ = ["FrozenPolicy"]
 
 
 class FrozenPolicy:
-    """Log-probabilities at the rollouts' own temperature.
+    """Computes log-probabilities at the temperature of the rollouts.
 
     Args:
-        decoder: its own; frozen in place.
-        temperature: of the rollouts, > 0.
+        decoder: the policy's own decoder; frozen in place.
+        temperature: temperature of the rollouts, > 0.
     """
 
     def __init__(self, decoder: Decoder, *, temperature: float) -> None:
@@ -24,7 +24,7 @@ class FrozenPolicy:
         self._temperature = temperature
 
     def logprobs(self, micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
-        """[N] of all micro-batches, one after the other."""
+        """Compute the log-probabilities of all micro-batches, one after the other: [N]."""
 
         def of(batch: MicroBatch) -> torch.Tensor:
             return policy_logprobs(self._decoder, batch, temperature=self._temperature)[0]
@@ -33,12 +33,12 @@ class FrozenPolicy:
 
     @torch.no_grad()
     def load(self, named_weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Become a copy of another policy of the same shape."""
+        """Copy the weights of another policy of the same shape."""
         own = dict(self._decoder.hf_tensors())
         for name, tensor in named_weights:
             own.pop(name).copy_(tensor)
         assert not own, f"weights without a value: {sorted(own)}"
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Under Hugging Face's names."""
+        """Return the weights under Hugging Face's names."""
         return {name: tensor.detach() for name, tensor in self._decoder.hf_tensors()}

@@ -1,4 +1,4 @@
-"""From scored groups to a better policy. It does not know which algorithm it runs.
+"""Turns scored groups into a better policy. It does not know which algorithm it runs.
 
     rollouts -> columns: reference, teacher, critic, old policy -> advantages -> mini-batches
              -> (forward/backward -> mismatch check -> step) * steps_per_batch

@@ -1,9 +1,9 @@
-"""What over-provisioning leaves out: the rollouts that were kept beside all that were begun.
+"""Measures what over-provisioning leaves out: compares the kept rollouts with all that were begun.
 
-The first to end are the short ones. How long the others would have become nobody knows: an aborted rollout is *at least* as
-long as it was (censored), so the mean over all that were begun is a lower bound, and the true bias of the kept is at
-least the difference. Nor has what was aborted a score. What comes nearest to it are the longest of the kept: where their
-rewards differ from the others', so would those of the aborted, and in that direction the batch is biased.
+The first to end are the short ones. The final length of the others is unknown: an aborted rollout is *at least* as
+long as it was (censored), so the mean over all that were begun is a lower bound, and the true bias of the kept ones is at
+least the difference. Aborted rollouts have no score either. The longest kept rollouts come nearest to them: where their
+rewards differ from the others', the batch is biased in that direction.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["overprovision_metrics"]
 
 
 def overprovision_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """Over the groups of a batch; empty where nothing was begun in excess. Lengths are in sampled tokens.
+    """Measure the groups of a batch; empty where there were no spare rollouts. Lengths are in sampled tokens.
 
     `num_begun` and `num_aborted` count rollouts (what is neither kept nor aborted ended together with the last that was
     kept); `length_mean_kept`; `length_mean_begun_at_least`, over kept and aborted; `length_mean_aborted_at_least`;

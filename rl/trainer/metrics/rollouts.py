@@ -1,4 +1,4 @@
-"""What the rollouts of a step were like, and some of them as rows for people to read."""
+"""Summary of the rollouts of a step, and rollouts as rows for people to read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How old what a batch consists of is: bounded, measured, and predicted.
+"""Staleness of a batch: checked against its bound, measured, and predicted.
 
 staleness of a rollout = trainer's version - the oldest version among its tokens, when it is trained on
 """
@@ -56,13 +56,15 @@ class Staleness:
 
 
 def is_fresh(rollout: Rollout, policy_version: int, *, keeps_kv: bool) -> torch.Tensor:
-    """[n] of each sampled token: whether the engine drew it with the very weights that are trained, so that in exact mode
-    its log-probability is the trainer's own. Others differ because a policy has moved, and tell nothing of the engine.
+    """Tell for each sampled token whether the engine drew it with the very weights that are trained: [n].
+
+    In exact mode the log-probability of such a token is the trainer's own. Others differ because the policy has moved, and say
+    nothing about the engine.
 
     Args:
-        rollout: with n sampled tokens.
-        policy_version: that is trained.
-        keeps_kv: tokens behind an older one of their rollout were drawn with keys and values of older weights.
+        rollout: has n sampled tokens.
+        policy_version: version that is trained.
+        keeps_kv: whether tokens after an older one of their rollout were drawn with keys and values of older weights.
     """
     versions = torch.tensor(_versions(rollout), dtype=torch.int64)
     fresh_n = versions == policy_version
@@ -131,5 +133,5 @@ def _sampled(groups: Sequence[RolloutGroup]) -> Iterator[Rollout]:
 
 
 def _versions(rollout: Rollout) -> list[int]:
-    """Of its sampled tokens; empty where no policy sampled them."""
+    """Return the versions of its sampled tokens; empty where no policy sampled them."""
     return [v for v in rollout.log.policy_versions if v != NO_VERSION]

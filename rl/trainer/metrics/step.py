@@ -12,7 +12,7 @@ __all__ = ["FleetRates", "StepResult"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetRates:
-    """What the fleet measured while its engines stepped; None where none did."""
+    """Rates that the fleet measured while its engines stepped; None where none did."""
 
     concurrency: float | None
     """Requests per engine step, the mean."""
@@ -29,13 +29,13 @@ class FleetRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What came of one batch."""
+    """Results of one step."""
 
     rollouts: RolloutSummary
     num_dropped_groups: int
     """Groups that dynamic sampling replaced."""
     tokens_per_second: float | None
-    """Speed of the rollouts; None where nobody decoded them."""
+    """Speed of the rollouts; None where they were not decoded."""
     learning: LearningResult | None = None
     """None where nothing is trained."""
     staleness: Staleness | None = None

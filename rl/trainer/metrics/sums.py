@@ -19,7 +19,7 @@ class MismatchSums:
     k3: float = 0.0
     """K3 of KL(engine || trainer) over fresh tokens, in nats."""
     stale_k3: float = 0.0
-    """The same over stale tokens."""
+    """K3 over stale tokens."""
     difference: float = 0.0
     """|old_logprobs - rollout_logprobs| over fresh tokens."""
     max_difference: float = 0.0
@@ -50,7 +50,7 @@ class MismatchSums:
 
 @dataclass(slots=True, kw_only=True)
 class LossSums:
-    """What a loss reports of its tokens."""
+    """Sums that a loss reports."""
 
     losses: dict[str, float] = field(default_factory=dict)
     """Losses by their metric's name; reported over the denominator that divides their gradient."""

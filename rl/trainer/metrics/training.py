@@ -1,4 +1,4 @@
-"""What the trainer learned from one batch, typed; names of metrics appear only in `metrics`."""
+"""The typed result of training on one batch; names of metrics appear only in `metrics`."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ __all__ = ["CriticResult", "LearningResult"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriticResult:
-    """What the critic did on the batch."""
+    """Result of the critic's steps on a batch."""
 
     grad_norm: float
     """Mean over the steps."""
@@ -20,7 +20,7 @@ class CriticResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningResult:
-    """All steps on one batch."""
+    """Result of all steps on one batch."""
 
     sums: LossSums
     denominator: float
@@ -29,7 +29,7 @@ class LearningResult:
     """Mean over the steps; NaN where one was skipped."""
     learning_rate: float
     has_engine_logprobs: bool = True
-    """False where nobody sampled the tokens: then there is nothing to compare the trainer with."""
+    """False where no engine sampled the tokens, so there is nothing to compare the trainer with."""
     tracks_freshness: bool = False
     """Whether fresh and stale tokens are told apart."""
     critic: CriticResult | None = None

@@ -1,4 +1,4 @@
-"""What a trainer of several processes, or one that shards, cannot do."""
+"""Checks of what several trainer processes, or sharded weights, cannot do."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ def check_ranks(config: TrainConfig, needs: Needs, count: int) -> None:
 
 
 def _check_sharded(config: TrainConfig) -> None:
-    """What only copies of whole weights can do."""
+    """Refuse what only whole copies of the weights can do."""
     trainer = config.trainer
     reasons = {
         "trainer.optimizer=muon": (

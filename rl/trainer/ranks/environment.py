@@ -1,4 +1,4 @@
-"""What torchrun tells a process by its environment, and what half of it means."""
+"""Checks of the environment variables that torchrun sets, and of leftovers among them."""
 
 import os
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ __all__ = ["ALONE", "FIRST_WAITS", "Ranks", "join_ranks"]
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)
-"""Of a rank that waits for the first one's decision. A rank that dies ends the wait at once: its connections close."""
+"""Timeout of a rank that waits for the first rank's decision. A rank that dies ends the wait at once: its connections close."""
 _BUCKET_BYTES = 32 << 20
 _FAILED = "paceline/failed"
 
@@ -50,7 +50,7 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks."""
+        """Return every rank's value, in the order of ranks."""
         if self._control is None:
             return [value]
         values: list[T | None] = [None] * self.count
@@ -58,7 +58,7 @@ class Ranks:
         return values  # pyrefly: ignore
 
     def broadcast(self, value: T) -> T:
-        """The first rank's value; the others' do not matter."""
+        """Return the first rank's value; the values of the others are ignored."""
         if self._control is None:
             return value
         values = [value if self.is_first else None]
@@ -79,7 +79,7 @@ class Ranks:
 
     @torch.no_grad()
     def all_reduce(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks, the same bits on all of them; several tensors in one message."""
+        """Replace each tensor by its sum over the ranks, bit for bit the same on all; several tensors go in one message."""
         if self.count == 1:
             return
         for bucket in _buckets(tensors):
@@ -98,10 +98,10 @@ ALONE = Ranks()
 def join_ranks(
     device: torch.device | str, *, needs_group: bool = False, init_method: str = "env://"
 ) -> Iterator[Ranks]:
-    """The processes that were started together; `ALONE` for one, unless it needs a process group all the same.
+    """Join the processes that were started together; `ALONE` for one process, unless it needs a process group.
 
-    An error on any rank ends all: it closes its connections, on which the others wait. Whoever failed first says so in
-    the store; the first rank then names it, the rest leave without a word.
+    An error on any rank ends all: its connections close, on which the others wait. The rank that failed first writes its
+    error to the store; the first rank reports it, and the others exit silently.
 
     Args:
         device: of the tensors that are communicated.
@@ -146,7 +146,7 @@ def _rendezvous(init_method: str) -> tuple[dist.Store, int, int]:
 
 
 def _first_to_fail(error: Exception, store: dist.Store, rank: int) -> str | None:
-    """The number of another rank that failed before this one, and why."""
+    """Return the number of another rank that failed before this one, and why; None if this one was first."""
     try:
         first = store.compare_set(_FAILED, "", f"{rank} ({type(error).__name__}: {error})").decode()
     except dist.DistError:  # the store went with the rank that had it
@@ -155,13 +155,13 @@ def _first_to_fail(error: Exception, store: dist.Store, rank: int) -> str | None
 
 
 def _be_quiet() -> None:
-    """The first rank says what there is to say."""
+    """Silence warnings; only the first rank prints."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Neighbours of one type, together at most `_BUCKET_BYTES` large, or one alone."""
+    """Group neighbouring tensors of one type into buckets of at most `_BUCKET_BYTES`; a larger tensor has its own bucket."""
     bucket: list[torch.Tensor] = []
     used = 0
     for tensor in tensors:

@@ -4,7 +4,7 @@
     actors           wait for                             work(config), as rank 1, 2, ...
 
 Each finds what torchrun gives a rank: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and a store that is there already; from
-there on (`join_ranks`) nobody knows who started whom. The actors live at most as long as the first rank.
+there on (`join_ranks`) it makes no difference what started a rank. The actors live at most as long as the first rank.
 """
 
 import logging
@@ -31,18 +31,18 @@ logger = logging.getLogger("paceline")
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
-"""In which Ray learns of an actor that is gone, or ranks that are done leave."""
+"""Time for Ray to notice an actor that died, or for ranks that are done to exit."""
 
 Work = Callable[[TrainConfig], int]
 
 
 class RankError(RuntimeError):
-    """A rank behind the first ended the run."""
+    """A rank other than the first ended the run."""
 
 
 @contextmanager
 def start_ranks(work: Work, config: TrainConfig) -> Iterator[None]:
-    """Have `trainer.num_processes` - 1 actors run `work(config)` as ranks from 1 on, and be rank 0 inside.
+    """Run `work(config)` in `trainer.num_processes` - 1 actors as ranks 1, 2, ...; this process is rank 0 inside the block.
 
     Actors and Ray, if it was started here, are gone on leaving, however that comes about.
 
@@ -75,11 +75,11 @@ def start_ranks(work: Work, config: TrainConfig) -> Iterator[None]:
 
 
 class _Others:
-    """The ranks behind the first.
+    """All ranks but the first.
 
     Args:
         config: of the run.
-        host: where they reach this process.
+        host: address at which they reach this process.
     """
 
     def __init__(self, config: TrainConfig, *, host: str) -> None:
@@ -100,7 +100,7 @@ class _Others:
         self._watch = Thread(target=self._watch_over, name="ranks", daemon=True)
 
     def variables(self, rank: int) -> dict[str, str]:
-        """Of the environment of a rank."""
+        """Return the environment variables of a rank."""
         return {
             "RANK": str(rank),
             "LOCAL_RANK": "0",  # a process sees no devices but its own
@@ -111,7 +111,7 @@ class _Others:
         }
 
     def start(self, timeout_seconds: float) -> None:
-        """Return when all are there.
+        """Start the actors, and return when all have started.
 
         Raises:
             RankError: one is not, and why.
@@ -140,7 +140,7 @@ class _Others:
         self._watch.start()
 
     def wait_for_failure(self, timeout_seconds: float) -> str | None:
-        """Which rank failed, and why, when all have ended or time is over; None if none has."""
+        """Wait until all have ended or the time is over; returns which rank failed, and why, or None."""
         futures = list(self._runs)
         done, _ = self._ray.wait(futures, num_returns=len(futures), timeout=timeout_seconds)
         return self._failure_among({future: self._runs[future] for future in done})
@@ -154,7 +154,7 @@ class _Others:
         self._store = None
 
     def _failure_among(self, done: Mapping[Any, int]) -> str | None:
-        """Of several the one that is no consequence of another."""
+        """Describe the failure that caused the others; None if no rank failed."""
         errors = {rank: self._error(future) for future, rank in done.items()}
         failures = [(rank, error) for rank, error in sorted(errors.items()) if error is not None]
         if not failures:
@@ -187,7 +187,7 @@ class _Others:
 
 
 def _remoteness(error: Exception) -> int:
-    """From the cause: who loses a connection to a rank that died, or fails, raises a RuntimeError."""
+    """Return how far an error is from the cause: ranks that lose the connection to a failed rank raise a RuntimeError."""
     cause = getattr(error, "cause", None)
     return 0 if cause is None else 1 + isinstance(cause, RuntimeError)
 
@@ -229,7 +229,7 @@ def _ray(address: str, stack: ExitStack) -> Any:
 
 @contextmanager
 def _as_first(variables: Mapping[str, str], *, num_threads: int) -> Iterator[None]:
-    """Be a rank inside, and nothing of it afterwards."""
+    """Set a rank's variables and threads inside the block, and restore the old ones afterwards."""
     threads_before = torch.get_num_threads()
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -1,4 +1,4 @@
-"""What holds the weights of a model that is trained, a policy or a critic: where their gradients come together, and how they are updated."""
+"""The interface of trained weights, a policy's or a critic's: how gradients are summed over ranks, and how weights are updated."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
@@ -23,15 +23,15 @@ class TrainedWeights(Protocol):
     """
 
     def forward(self, function: Forward[T], micro_batch: MicroBatch) -> T:
-        """`function(micro_batch)`, with the weights at hand wherever it reads them."""
+        """Return `function(micro_batch)`, with whole weights available wherever the function reads them."""
         ...
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Add to the gradient, which is the sum over all ranks when `step` reads it.
 
         Args:
-            loss: the micro-batch's part of the sum, over the global denominator.
-            is_last: of the micro-batches before the step.
+            loss: the micro-batch's part of the sum, divided by the global denominator.
+            is_last: whether this is the last micro-batch before the step.
         """
         ...
 
@@ -40,23 +40,23 @@ class TrainedWeights(Protocol):
         ...
 
     def clear_gradients(self) -> None:
-        """Drop what was accumulated."""
+        """Drop the accumulated gradient."""
 
     def read(
         self, module: torch.nn.Module, tensors: HFTensors
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Whole tensors in the compute type.
+        """Yield whole tensors in the compute type.
 
         Args:
-            module: whose own parameters are read.
-            tensors: called when they are at hand.
+            module: its own parameters are read.
+            tensors: called while the parameters are available.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and the optimiser's state, whole and in fp32, in the order of the model's parameters: the same whoever
-        saves them. On the first rank; empty on the others."""
+        """Return masters and optimiser state, whole, in fp32 and in the order of the model's parameters, so that every kind of
+        weights saves the same. Only on the first rank; empty on the others."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What any other of these saved; given to every rank."""
+        """Load the state that any kind of weights saved; every rank gets all of it."""

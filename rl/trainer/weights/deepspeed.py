@@ -1,8 +1,8 @@
-"""DeepSpeed: ZeRO 0 to 3, the optimiser's state in the host's memory if asked.
+"""Weights held by DeepSpeed: ZeRO 0 to 3, with the optimiser's state in the host's memory if the config says so.
 
-DeepSpeed averages gradients over ranks, so losses are multiplied by their number; it would count micro-batches itself, so
-the last one is announced by hand; it clips, and leaves out a step whose gradient is not finite. Checkpoints are ours, not
-its own: whole tensors, so that any other trainer goes on from them.
+DeepSpeed averages gradients over ranks, so losses are multiplied by the number of ranks. It counts micro-batches itself, so the
+last one is announced explicitly. It clips gradients, and skips a step whose gradient is not finite. Checkpoints hold whole
+tensors in our own format, so that any other kind of weights can load them.
 """
 
 import logging
@@ -31,7 +31,7 @@ _KEPT_WHOLE = 10_000
 
 
 class _Model(torch.nn.Module):
-    """What DeepSpeed sees: it gathers parameters around the forward of the module that they belong to."""
+    """The module given to DeepSpeed, which gathers parameters around the forward of their module."""
 
     def __init__(self, decoder: Decoder, head: torch.nn.Module | None) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class DeepSpeedWeights:
     """Hands a decoder to DeepSpeed, in place.
 
     Args:
-        decoder: its weights and compute type, float32 or bfloat16.
-        config: of the optimiser, and `zero_stage`.
-        ranks: of the process group.
-        head: trained with it. DeepSpeed gives it the decoder's compute type.
+        decoder: has the weights and the compute type, float32 or bfloat16.
+        config: settings of the optimiser, and `zero_stage`.
+        ranks: the process group.
+        head: trained with the decoder; DeepSpeed gives it the decoder's compute type.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class DeepSpeedWeights:
         self._ranks = ranks
         model = _Model(decoder, head)
         self._parameters = list(model.parameters())
-        # behind DeepSpeed's own optimiser, which lets it see this rank's part of the masters
+        # wrapped by DeepSpeed's own optimiser, which gives it this rank's part of the masters
         self._adamw = make_adamw(self._parameters, config)
         dtype = decoder.embed_tokens.dtype
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._adamw, config=_settings(config, dtype)
         )
         if self._stage == 3:
-            # the head is read behind the decoder's forward
+            # the head is read after the decoder's forward
             deepspeed.zero.register_external_parameter(model, decoder.lm_head)
 
     def forward(self, function: Forward[T], micro_batch: MicroBatch) -> T:
@@ -88,7 +88,7 @@ class DeepSpeedWeights:
         self._engine.backward(loss * self._ranks.count)
 
     def step(self, learning_rate: float) -> float:
-        """AdamW; returns the gradient's norm before clipping. NaN or inf: no update."""
+        """Update by AdamW; returns the gradient's norm before clipping. NaN or inf: no update."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._stage == 0:
@@ -101,7 +101,7 @@ class DeepSpeedWeights:
         )
 
     def _whole_step(self) -> float:
-        """Without ZeRO the engine would step on NaN, too."""
+        """Step without ZeRO, whose engine does not skip NaN gradients itself."""
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         if math.isfinite(norm):
             self._engine.step()
@@ -110,14 +110,14 @@ class DeepSpeedWeights:
         return norm
 
     def clear_gradients(self) -> None:
-        """Drop a gradient that is not finite: DeepSpeed does that itself, when it is asked to step."""
+        """Drop a gradient that is not finite: DeepSpeed does so when it is told to step."""
         norm = self.step(0.0)
         assert not math.isfinite(norm), "no step was made on a gradient to be dropped"
 
     def read(
         self, module: torch.nn.Module, tensors: HFTensors
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Copies, where what was gathered is dropped again."""
+        """Yield the tensors; in stage 3 copies, because gathered tensors are dropped again."""
         if self._stage < 3:
             return ((name, tensor.detach()) for name, tensor in tensors())
         is_decoder = isinstance(module, Decoder)
@@ -156,14 +156,14 @@ class DeepSpeedWeights:
             own["step"].copy_(saved[0]["step"])
 
     def _make_moments(self) -> None:
-        """There are none before the first step, which is made here with a gradient and a learning rate of 0."""
+        """Create the optimiser's moments by a step with a gradient and a learning rate of 0."""
         with torch.enable_grad():
             (filler,) = fill_up([], 1)
             self.backward(self.forward(self._anything, filler), is_last=True)
         self.step(0.0)
 
     def _anything(self, micro_batch: MicroBatch) -> torch.Tensor:
-        """A number that depends on every parameter."""
+        """Return a number that depends on every parameter."""
         logprobs_N, _ = policy_logprobs(self._decoder, micro_batch, temperature=1.0)
         if self._head is None:
             return logprobs_N.sum()

@@ -1,7 +1,7 @@
 """An exponential moving average of weights (Polyak averaging): average <- d average + (1 - d) weights, after every step.
 
-Kept beside the masters and in their type, since a step is far below the resolution of bf16. It begins at the weights
-that the run begins with. Of a LoRA run it averages the factors, not their product.
+The average has the masters' type, because a step is far below the resolution of bf16. It starts at the weights that the run
+starts with. In a LoRA run it averages the factors, not their product.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ __all__ = ["WeightAverage"]
 
 
 class WeightAverage:
-    """Of tensors that stay where they are.
+    """Average of tensors, which must keep their storage.
 
     Args:
-        weights: what is averaged.
+        weights: tensors to average.
         decay: d, in (0, 1).
     """
 
@@ -26,13 +26,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow the weights by one step."""
+        """Move the average towards the weights, once per step."""
         for average, weight in zip(self.tensors, self._weights, strict=True):
             average.lerp_(weight, 1 - self._decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average and the weights; twice is nothing, bit for bit."""
+        """Exchange the average and the weights; doing it twice restores both bit for bit."""
         for average, weight in zip(self.tensors, self._weights, strict=True):
             kept = average.clone()
             average.copy_(weight)
@@ -40,6 +40,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Become what another saved."""
+        """Copy an average that another run saved."""
         for average, tensor in zip(self.tensors, tensors, strict=True):
             average.copy_(tensor)

@@ -1,8 +1,8 @@
-"""FSDP2: fp32 masters, their gradients and their optimiser's state in equal shards, one per rank.
+"""Weights sharded by FSDP2: fp32 masters, their gradients and their optimiser's state in equal shards, one per rank.
 
 A layer's weights are gathered in the compute type when its forward begins, dropped when it ends, and gathered again for
-its backward; its gradients are summed in fp32 and scattered after every micro-batch. What a rank needs of a model of P
-parameters is 16 P / ranks bytes, and one layer.
+its backward; its gradients are summed in fp32 and scattered after every micro-batch. For a model of P parameters a
+rank needs 16 P / ranks bytes, and one gathered layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +26,11 @@ class FSDPWeights(MasterWeights):
     """Shards a decoder in place, by layer. The masters are its parameters.
 
     Args:
-        decoder: its weights and compute type.
-        config: of the optimiser.
-        ranks: among which it is sharded.
-        head: trained with it, of a type of its own.
-        ema_decay: of the weights' average, which is in shards, too; 0 keeps none.
+        decoder: has the weights and the compute type.
+        config: settings of the optimiser.
+        ranks: processes that hold a shard each.
+        head: trained with the decoder, in a type of its own.
+        ema_decay: decay of the weights' average, which is sharded, too; 0 keeps no average.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class FSDPWeights(MasterWeights):
         self._first = ranks.is_first
 
     def step(self, learning_rate: float) -> float:
-        """AdamW on the shards; returns the gradient's norm before clipping. NaN or inf: no update."""
+        """Update the shards by AdamW; returns the gradient's norm before clipping. NaN or inf: no update."""
         self._drop_gathered()
         return super().step(learning_rate)
 
@@ -69,7 +69,7 @@ class FSDPWeights(MasterWeights):
     def read(
         self, module: torch.nn.Module, tensors: HFTensors
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Copies: what was gathered is dropped when they are made."""
+        """Yield copies, because gathered tensors are dropped afterwards."""
         assert isinstance(module, FSDPModule), "sharded when it was handed over"
         self._drop_gathered()
         module.unshard()
@@ -91,7 +91,7 @@ class FSDPWeights(MasterWeights):
         return whole if self._first else None
 
     def _own_shard(self, tensor: torch.Tensor, index: int) -> torch.Tensor:
-        """Of a tensor as large as parameter `index`; counts of steps stay as they are."""
+        """Return this rank's shard of a tensor shaped like parameter `index`; counts of steps stay as they are."""
         like = self._masters[index]
         if tensor.shape != like.shape:
             return tensor
@@ -101,14 +101,14 @@ class FSDPWeights(MasterWeights):
         )
 
     def _drop_gathered(self) -> None:
-        """The embedding, the final norm and the head stay gathered after a forward, since the head is read behind it; after
-        a step these copies would be old."""
+        """Drop gathered copies. Embedding, final norm and head stay gathered after a forward, because the head is read later; after
+        a step these copies would be stale."""
         for module in self._modules:
             module.reshard()
 
 
 def _sharded(module: torch.nn.Module, dtype: torch.dtype) -> FSDPModule:
-    """The module, gathered in `dtype`, its gradients added up in the type to accumulate in."""
+    """Shard a module: it is gathered in `dtype`, and its gradients are summed in the accumulation type."""
     module.to(accumulate_dtype(dtype))
     # inputs are left alone: a layer gets its angles in fp32, whatever it computes in
     policy = MixedPrecisionPolicy(
@@ -123,7 +123,7 @@ def _sharded(module: torch.nn.Module, dtype: torch.dtype) -> FSDPModule:
 def _each_tensor(
     state: Any, change: Callable[[torch.Tensor, int], torch.Tensor | None], index: int = -1
 ) -> Any:
-    """A state with every tensor changed; `index` is the number of the parameter that it belongs to."""
+    """Apply `change` to every tensor of a state; `index` is the number of the parameter that a tensor belongs to."""
     if isinstance(state, torch.Tensor):
         return change(state, index)
     if isinstance(state, Mapping):

@@ -33,14 +33,14 @@ _PEFT_PREFIX = "base_model.model."
 
 
 class Adapter(nn.Module):
-    """The factors of one matrix, in the type that gradients are accumulated in. Begins at a product of zero.
+    """Factors of one matrix, in the type that gradients are accumulated in. Their product starts at zero.
 
     Args:
-        rows: of the fused weight that the matrix is part of.
-        in_features: of the matrix.
+        rows: the matrix's rows of the fused weight.
+        in_features: input features of the matrix.
         rank: R.
         like: a tensor of the compute type, on the device.
-        generator: of the random A, uniform within 1 / sqrt(in_features), as peft draws it.
+        generator: draws the random A, uniform within 1 / sqrt(in_features), as peft does.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Adapter(nn.Module):
 
 
 class LoRALinear(Linear):
-    """A `Linear` whose weight is the base's with its adapters merged; only they are trained.
+    """A `Linear` whose weight is the base's with its adapters merged; only the adapters are trained.
 
     Args:
-        base: gives its weight and bias away.
+        base: its weight and bias are taken over.
         scale: s.
-        adapters: of the matrices in it that have one.
+        adapters: adapters of the matrices that have one.
     """
 
     def __init__(self, base: Linear, *, scale: float, adapters: list[Adapter]) -> None:
@@ -91,12 +91,12 @@ class LoRALinear(Linear):
     @property
     def each_adapter(self) -> Iterator[Adapter]:
         for adapter in self.adapters:
-            assert isinstance(adapter, Adapter), "adapters holds adapters alone"
+            assert isinstance(adapter, Adapter), "adapters holds only adapters"
             yield adapter
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Let the weight follow its adapters: summed in the accumulation type, rounded once."""
+        """Merge the adapters into the weight: summed in the accumulation type, rounded once."""
         for adapter in self.each_adapter:
             update = (adapter.b @ adapter.a).mul_(self.scale)
             merged = update.add_(self._base[adapter.rows])
@@ -127,13 +127,13 @@ class _LoRALinear(torch.autograd.Function):
 
 
 class Adapters:
-    """All adapters of a decoder. Making them freezes it and puts a `LoRALinear` where a matrix has one.
+    """Adapters of a decoder. Creating them freezes it and replaces each `Linear` that has an adapter by a `LoRALinear`.
 
     Args:
         decoder: changed in place; its weights are the base.
         config: rank above 0.
         base: the name or directory of the base, for adapter_config.json.
-        seed: of the random factors.
+        seed: seed of the random factors.
 
     Raises:
         ValueError: `config.path` holds an adapter of another rank, scale or shape.
@@ -166,12 +166,12 @@ class Adapters:
             self.load(Path(config.path))
 
     def merge(self) -> None:
-        """Let the decoder's weights follow; after every change of the factors."""
+        """Merge all adapters; called after every change of the factors."""
         for adapted in self._linears:
             adapted.merge()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The factors by peft's names."""
+        """Return the factors by peft's names."""
         return {
             f"{name}.lora_{factor.upper()}.weight": getattr(adapter, factor).detach()
             for name, adapter in self._named
@@ -179,7 +179,7 @@ class Adapters:
         }
 
     def save(self, directory: Path) -> None:
-        """Write what `peft.PeftModel.from_pretrained` reads, in a new directory."""
+        """Write a new directory that `peft.PeftModel.from_pretrained` reads."""
         directory.mkdir()
         settings = {
             "peft_type": "LORA",
@@ -199,7 +199,7 @@ class Adapters:
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:
-        """Take over the factors of an adapter in peft's format.
+        """Load the factors of an adapter in peft's format.
 
         Raises:
             ValueError: there is none, or it is of another rank, scale, kind or shape.
@@ -218,7 +218,7 @@ class Adapters:
 
 
 def count_adapter_parameters(decoder: Decoder, config: LoRAConfig) -> int:
-    """Of all adapters that `config` would give a decoder."""
+    """Count the parameters of all adapters that `config` would give a decoder."""
     return sum(
         config.rank * (getattr(layer, linear_name).weight.shape[1] + rows.stop - rows.start)
         for layer in decoder.decoder_layers
@@ -229,7 +229,7 @@ def count_adapter_parameters(decoder: Decoder, config: LoRAConfig) -> int:
 
 
 def _rows_of(matrices: dict[str, int]) -> dict[str, slice]:
-    """Where each matrix lies in what they are fused in."""
+    """Return the rows of each matrix in the weight that they are fused in."""
     found, start = {}, 0
     for name, size in matrices.items():
         found[name] = slice(start, start + size)

@@ -8,7 +8,7 @@ __all__ = ["learning_rate"]
 
 
 def learning_rate(config: TrainerConfig, step: int) -> float:
-    """Learning rate of step 0, 1, ...: linear warm-up to the full rate, then the schedule.
+    """Compute the learning rate of step 0, 1, ...: linear warm-up to the full rate, then the schedule.
 
     The decays reach 0 at `num_steps`, one step past the last.
     """

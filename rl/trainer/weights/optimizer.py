@@ -14,7 +14,7 @@ __all__ = ["Optimizer", "hidden_matrices", "make_adamw"]
 
 
 def hidden_matrices(decoder: Decoder) -> dict[torch.nn.Parameter, list[int]]:
-    """The trained matrices of the layers, and the rows of each that is fused in them."""
+    """Return the trained matrices of the layers, with the rows of each matrix that is fused in them."""
     found: dict[torch.nn.Parameter, list[int]] = {}
     for layer in decoder.decoder_layers:
         for linear_name, matrices in layer.projections():
@@ -29,7 +29,7 @@ def hidden_matrices(decoder: Decoder) -> dict[torch.nn.Parameter, list[int]]:
 
 
 class Optimizer:
-    """One learning rate for both: Muon's step is scaled to the size that AdamW's has (https://arxiv.org/abs/2502.16982,
+    """AdamW, or Muon and AdamW with one learning rate: Muon's step is scaled to the size that AdamW's has (https://arxiv.org/abs/2502.16982,
     section 2.2: 0.2 sqrt(max(rows, columns))).
 
     Args:
@@ -83,10 +83,10 @@ class Optimizer:
         return {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy what another saved.
+        """Copy the state that another run saved.
 
         Raises:
-            ValueError: it was of another kind.
+            ValueError: that run used another kind of optimiser.
         """
         if state.keys() != self._optimizers.keys():
             raise ValueError(
@@ -99,7 +99,7 @@ class Optimizer:
 
 
 def make_adamw(masters: Sequence[torch.nn.Parameter], config: TrainerConfig) -> torch.optim.AdamW:
-    """Whose learning rate is set at every step."""
+    """Make an AdamW optimiser; the trainer sets its learning rate before every step."""
     return torch.optim.AdamW(
         masters,
         lr=0.0,
