@@ -83,6 +83,9 @@ def _launch(task: Task, config_name: str, root: type) -> NoReturn:
         if explanation:
             sys.stdout.write(explanation)
             sys.exit(0)
+        if "--shell-completion" in line.hydra_flags:  # its arguments are Hydra's own
+            sys.argv[1:] = [*line.hydra_flags, *line.overrides]
+            _run(_Runs(task, root, overrides=(), count=0), config_name)
         config_name, overrides = base_on_run(config_name, line)
         overrides = check_override_keys(overrides, root)
         if line.shows_config:
