@@ -14,13 +14,14 @@ from typing import Any
 from rollout.core import Batch, RequestState
 from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import Decoding, allocate, survival
+from rollout.speculation.break_even import LEAST_GAIN, best_reach, can_pay
 from rollout.speculation.cost_table import CostTable, StepSize, step_size
 from rollout.speculation.drafters.drafter import NO_ROOM, Draft, Drafter
+from rollout.speculation.proposal import Proposal, tested_part
 from rollout.stats import SpeculationStats
 
 __all__ = ["Speculator"]
 
-_LEAST_GAIN = 1.05  # in speed: for what the estimates do not see, and the noise in those they do
 _LEARN_EVERY = 8  # steps that would not draft: compare drafts with what is sampled all the same
 _LEARN_REQUESTS = 4  # that a costly drafter is compared on
 _SAMPLED_REQUESTS = 16  # that any drafter is asked for, where the last drafts did not pay
@@ -29,17 +30,8 @@ _CONTROL_EVERY = 64  # steps that would draft: run one without, to know what dra
 
 
 @dataclass(frozen=True, slots=True)
-class _Proposal:
-    draft: Draft
-    source: int
-    """Which drafter's."""
-    probabilities: list[float]
-    """Of each token to be kept if those before it are, as far as the request can use them."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Plan:
-    proposals: Mapping[RequestState, _Proposal]
+    proposals: Mapping[RequestState, Proposal]
     """Also where none of it is verified."""
     lengths: Mapping[RequestState, int]
     is_control: bool
@@ -126,7 +118,7 @@ class Speculator:
         seconds = now - self._start
         for state, proposal in self._plan.proposals.items():
             self._acceptance[proposal.source].observe(
-                state.request.request_id, *_tested(proposal.draft, sampled[state])
+                state.request.request_id, *tested_part(proposal.draft, sampled[state])
             )
         num_tokens = sum(map(len, sampled.values()))
         plan, self._plan = self._plan, _NO_PLAN
@@ -190,7 +182,12 @@ class Speculator:
         if not max_lengths:
             return _NO_PLAN
         decoding = self._decoding(batch)
-        may_pay = self._may_pay(decoding, max_lengths)
+        may_pay = can_pay(
+            decoding,
+            max_lengths,
+            rate=max(acceptance.greatest() for acceptance in self._acceptance),
+            most_tokens=self._most_tokens(max_lengths),
+        )
         self._num_idle += 1
         self._num_unasked = [count + 1 for count in self._num_unasked]
         if self._num_idle < (self._pause if may_pay else _LEARN_EVERY):
@@ -205,7 +202,7 @@ class Speculator:
                 [proposal.probabilities for proposal in proposals.values()],
                 [len(state.token_ids) for state in proposals],
                 decoding=decoding,
-                least_gain=_LEAST_GAIN,
+                least_gain=LEAST_GAIN,
             )
         is_drafting = any(lengths)
         self._pause = 1 if is_drafting else min(2 * self._pause, _LEARN_EVERY)
@@ -228,32 +225,13 @@ class Speculator:
         states = [*max_lengths][start : start + _SAMPLED_REQUESTS]
         return {state: max_lengths[state] for state in states}
 
-    def _may_pay(self, decoding: Decoding, max_lengths: Mapping[RequestState, int]) -> bool:
-        """Whether drafts as good as the best ever seen would pay, for some of the requests or for all."""
-        greatest = max(acceptance.greatest() for acceptance in self._acceptance)
-        longest = min(self._max_draft_tokens, max(max_lengths.values()))
-        mean_context = sum(len(state.token_ids) for state in max_lengths) // len(max_lengths)
-        least_rate = _LEAST_GAIN * decoding.speed
-        num_requests = len(max_lengths)
-        while num_requests:
-            expected = 0.0
-            for length in range(1, longest + 1):
-                expected += greatest**length
-                rows = num_requests * length
-                longer = decoding.size.with_rows(rows, rows * mean_context)
-                num_tokens = decoding.num_tokens + num_requests * expected
-                if num_tokens / decoding.seconds(longer) > least_rate:
-                    return True
-            num_requests //= 2
-        return False
-
     def _propose(
         self, max_lengths: Mapping[RequestState, int], decoding: Decoding
-    ) -> dict[RequestState, _Proposal]:
+    ) -> dict[RequestState, Proposal]:
         """Of each request the draft that is expected to be kept the longest."""
-        best: dict[RequestState, _Proposal] = {}
+        best: dict[RequestState, Proposal] = {}
         for source, drafter in enumerate(self.drafters):
-            states, max_tokens = self._reach(source, max_lengths, decoding)
+            states, max_tokens = self._whom_to_ask(source, max_lengths, decoding)
             if not states:
                 continue
             drafts = drafter.propose(states, max_tokens=max_tokens)
@@ -262,8 +240,8 @@ class Speculator:
                 request_id = state.request.request_id
                 probabilities = self._acceptance[source].probabilities(request_id, draft)
                 limit = min(max_lengths[state], self._num_before_end(state, draft))
-                proposal = _Proposal(draft, source, probabilities[:limit])
-                if state not in best or _worth(proposal) > _worth(best[state]):
+                proposal = Proposal(draft, source, probabilities[:limit])
+                if state not in best or proposal.worth > best[state].worth:
                     best[state] = proposal
         return best
 
@@ -273,57 +251,31 @@ class Speculator:
         ends = (i for i, token_id in enumerate(draft.token_ids) if ends_at(token_id))
         return next(ends, len(draft.token_ids))
 
-    def _reach(
+    def _whom_to_ask(
         self, source: int, max_lengths: Mapping[RequestState, int], decoding: Decoding
     ) -> tuple[list[RequestState], int]:
-        """Whom to ask a drafter for, and how many tokens of each.
+        """Chooses the requests to ask a drafter for, and how many tokens for each.
 
-        One that costs nothing is asked for everything. Of another, drafting must pay for itself as well: the requests
-        and the length are those with the most expected tokens per second, all things counted, at the rate at which its
-        tokens were right so far. If there are none, a few requests are asked for every so often, to learn.
+        A drafter that costs nothing is asked for everything. Another one must also earn the time of drafting; where it cannot,
+        it is asked for a few requests every so often, to learn.
         """
         states, drafter = list(max_lengths), self.drafters[source]
         if drafter.seconds(states, max_tokens=1) == 0:
             return states, self._max_draft_tokens
-        longest = min(self._max_draft_tokens, max(max_lengths.values()))
-        rate = self._acceptance[source].mean()
-        best, best_speed = (0, 0), _LEAST_GAIN * decoding.speed
-        count = len(states)
-        while count:
-            asked, expected = states[:count], float(decoding.num_tokens)
-            num_keys = sum(len(state.token_ids) for state in asked)
-            for length in range(1, longest + 1):
-                expected += count * rate**length
-                longer = decoding.size.with_rows(count * length, num_keys * length)
-                own_seconds = drafter.seconds(asked, max_tokens=length)
-                speed = expected / (decoding.seconds(longer) + own_seconds)
-                if speed > best_speed:
-                    best, best_speed = (count, length), speed
-            count //= 2
-        if not best[0]:
+        count, length = best_reach(
+            drafter,
+            states,
+            decoding,
+            rate=self._acceptance[source].mean(),
+            most_tokens=self._most_tokens(max_lengths),
+        )
+        if not count:
             if self._num_unasked[source] < _LEARN_EVERY:
                 return [], 0
-            best = (_LEARN_REQUESTS, 1)
+            count, length = _LEARN_REQUESTS, 1
         self._num_unasked[source] = 0
-        return states[: best[0]], best[1]
+        return states[:count], length
 
-
-def _worth(proposal: _Proposal) -> float:
-    """Tokens expected to be kept."""
-    return sum(survival(proposal.probabilities))
-
-
-def _tested(draft: Draft, sampled: Sequence[int]) -> tuple[Draft, int]:
-    """The part of a draft that the sampled tokens put to the test, and how much of it was right.
-
-    A draft that was not verified is tested by the one token that was sampled: learning costs no row.
-    """
-    tested = Draft(
-        draft.token_ids[: len(sampled)], draft.confidences[: len(sampled)], draft.match_length
-    )
-    num_right = 0
-    for drafted, token_id in zip(tested.token_ids, sampled, strict=False):
-        if drafted != token_id:
-            break
-        num_right += 1
-    return tested, num_right
+    def _most_tokens(self, max_lengths: Mapping[RequestState, int]) -> int:
+        """Returns the length of the longest draft that any of the requests can use."""
+        return min(self._max_draft_tokens, max(max_lengths.values()))

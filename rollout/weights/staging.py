@@ -1,6 +1,6 @@
 """Receiving end of a weight update: weights become live only after their digests were verified."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -9,7 +9,8 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from rollout.weights.manifest import Manifest, combine_digests, digest_tensor, dtype_name
+from rollout.weights.layout import check_same_layout, layout_of, layout_of_manifest, some_of
+from rollout.weights.manifest import Manifest, combine_digests, digest_tensor
 from rollout.weights.update import WeightUpdate
 
 __all__ = [
@@ -86,7 +87,7 @@ class WeightReceiver(Generic[W]):
     """
 
     def __init__(self, live: W, shadow: W, *, version: int) -> None:
-        _check_same_layout(_layout(live.tensors), _layout(shadow.tensors), of="the shadows")
+        check_same_layout(layout_of(live.tensors), layout_of(shadow.tensors), of="the shadows")
         self._live = live
         self._shadow = shadow
         self._version = version
@@ -149,7 +150,7 @@ class WeightReceiver(Generic[W]):
             ValueError: other names, shapes or dtypes than the shadows', or no newer version.
         """
         with self.staging(update.manifest) as shadows:
-            _check_same_layout(_layout(shadows), _layout(update.tensors), of="the update")
+            check_same_layout(layout_of(shadows), layout_of(update.tensors), of="the update")
             for name, tensor in update.tensors.items():
                 shadows[name].copy_(tensor.detach())
 
@@ -168,7 +169,9 @@ class WeightReceiver(Generic[W]):
             raise ValueError(
                 f"a weight update must be newer than version {self._version}, got {manifest.version}"
             )
-        _check_same_layout(_layout(self._shadow.tensors), _layout_of(manifest), of="the manifest")
+        check_same_layout(
+            layout_of(self._shadow.tensors), layout_of_manifest(manifest), of="the manifest"
+        )
         self._state = ReceiverState.STAGING
         try:
             yield {name: shadow.detach() for name, shadow in self._shadow.tensors.items()}
@@ -202,7 +205,7 @@ class WeightReceiver(Generic[W]):
             self.rollback()
             raise RuntimeError(
                 f"weights of version {version} differ from their manifest in {len(bad)} of {len(specs)} "
-                f"tensors: {_some(bad)}; version {self._version} stays in force"
+                f"tensors: {some_of(bad)}; version {self._version} stays in force"
             )
         try:
             self._shadow.prepare()
@@ -242,7 +245,9 @@ class WeightReceiver(Generic[W]):
         assert staged is not None, "STAGED without a manifest"
         if manifest is None:
             manifest = staged
-        elif manifest.version != staged.version or _layout_of(manifest) != _layout_of(staged):
+        elif manifest.version != staged.version or layout_of_manifest(
+            manifest
+        ) != layout_of_manifest(staged):
             raise ValueError(
                 f"verify must be given the manifest of what was staged (version {staged.version}), "
                 f"got one of version {manifest.version} with {len(manifest.tensors)} tensors"
@@ -266,44 +271,3 @@ class WeightReceiver(Generic[W]):
             f"{call} is not allowed while the weight receiver is {self._state.name} "
             f"(version {self._version} in force); allowed now: {_ALLOWED[self._state]}"
         )
-
-
-_Layout = Mapping[str, tuple[tuple[int, ...], str]]
-
-
-def _layout(tensors: Mapping[str, torch.Tensor]) -> _Layout:
-    return {name: (tuple(t.shape), dtype_name(t.dtype)) for name, t in tensors.items()}
-
-
-def _layout_of(manifest: Manifest) -> _Layout:
-    return {spec.name: (spec.shape, spec.dtype) for spec in manifest.tensors}
-
-
-def _check_same_layout(expected: _Layout, got: _Layout, *, of: str) -> None:
-    """Raises a ValueError that names the tensors that are missing, extra, or of another shape or type in `got`."""
-    missing = [name for name in expected if name not in got]
-    extra = [name for name in got if name not in expected]
-    mismatched = [
-        f"{name} is {_describe(*got[name])}, not {_describe(*layout)}"
-        for name, layout in expected.items()
-        if name in got and got[name] != layout
-    ]
-    complaints = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (("missing", missing), ("extra", extra), ("mismatched", mismatched))
-        if names
-    ]
-    if complaints:
-        raise ValueError(
-            f"{of} must match the {len(expected)} live tensors, got " + "; ".join(complaints)
-        )
-
-
-def _describe(shape: tuple[int, ...], dtype: str) -> str:
-    return f"{dtype}{list(shape)}"
-
-
-def _some(names: Iterable[str], *, at_most: int = 3) -> str:
-    names = list(names)
-    rest = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")

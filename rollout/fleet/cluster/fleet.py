@@ -1,8 +1,8 @@
-"""A fleet of workers that come, go and fail: who serves, is replaced, or is brought to which weights.
+"""A fleet of workers that come, go and fail.
 
-Where requests are is `Dispatcher`'s, who belongs `Members`', which weights are in force `WeightsInForce`'s. Nothing here knows
-where workers run or what time it is: a `WorkerPool` does. So the same code runs over Ray, and in tests over simulated
-workers on a clock of their own.
+`Dispatcher` knows where requests are, `Members` which workers there are, `WeightsInForce` which weights are live; `Supervisor`
+decides which workers serve and which are replaced. The pool of workers and the clock are arguments, so that tests run the same
+code over simulated workers on a virtual clock.
 """
 
 import logging
@@ -20,7 +20,7 @@ from rollout.fleet.cluster.members import Members, WorkerState
 from rollout.fleet.cluster.metrics import FleetMeter
 from rollout.fleet.cluster.pool import Answered, Event, Lost, Reported, WorkerPool
 from rollout.fleet.cluster.report import WorkerReport
-from rollout.speculation.drafters.suffix import SuffixDrafter
+from rollout.fleet.cluster.supervisor import Supervisor
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["WorkerFleet", "WorkerState"]
@@ -36,13 +36,12 @@ class WorkerFleet:
     """The `Fleet` over a pool of workers.
 
     Args:
-        pool: of workers that load the weights of `policy_version`; closed with the fleet.
-        config: how many, and for how long they are waited for.
-        policy_version: of the first workers' weights.
-        digest: of those weights.
-        history_tokens: of past answers, at most, for the drafts of workers that join or begin anew; 0 where drafts have no
-            history.
-        is_stopping: asked before a lost worker is replaced: whether its loss is part of the end of the whole job.
+        pool: starts workers that load the weights of `policy_version`; closed with the fleet.
+        config: number of workers, and time limits.
+        policy_version: version of the weights that the first workers load.
+        digest: digest of these weights.
+        history_tokens: most tokens of past answers to keep, for the drafts of workers that join; 0 if drafts have no history.
+        is_stopping: returns whether the whole job is ending, so that a lost worker is not replaced.
     """
 
     is_concurrent = True
@@ -58,7 +57,6 @@ class WorkerFleet:
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._pool = pool
-        self._is_stopping = is_stopping
         self._config = config
         self._weights = WeightsInForce(
             pool, version=policy_version, digest=digest, start_seconds=config.start_seconds
@@ -67,26 +65,32 @@ class WorkerFleet:
             pool, lease_seconds=config.lease_seconds, history_tokens=history_tokens
         )
         self._members = Members(config)
+        self._supervisor = Supervisor(
+            pool,
+            config,
+            members=self._members,
+            weights=self._weights,
+            requests=self._requests,
+            is_stopping=is_stopping,
+        )
         self._meter = FleetMeter()
         self._watchdog = Watchdog(patience_seconds=_PATIENCE_SECONDS)
         self._time = 0.0  # as deadlines count it, see `_pump`
         self._attended_at = pool.now()
-        self._num_replaced = 0
         self._num_answered = 0  # when the watchdog last looked
-        self._last_loss = ""
 
     def start(self) -> Self:
-        """Start the workers; returns when all of them serve.
+        """Starts the workers; returns when all of them serve.
 
         Raises:
-            RuntimeError: one cannot be started, or holds other weights than the trainer; with the reason.
+            RuntimeError: a worker cannot be started, or holds other weights than the trainer.
         """
         for _ in range(self._config.num_workers):
             self.add_worker()
         while any(state is not WorkerState.SERVING for state in self.workers.values()):
             self._pump(_TICK_SECONDS)
-            if self._num_replaced:
-                raise RuntimeError(f"the fleet could not be started: {self._last_loss}")
+            if self._supervisor.num_replaced:
+                raise RuntimeError(f"the fleet could not be started: {self._supervisor.last_loss}")
         return self
 
     def close(self) -> None:
@@ -112,11 +116,11 @@ class WorkerFleet:
         self._requests.cancel(request_ids, self._time)
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Stage at all workers, verify at all, commit at all; a worker that fails alone is replaced.
+        """Stages at all workers, verifies at all, commits at all; replaces a worker that fails while others do not.
 
         Raises:
-            ValueError: no newer version.
-            RuntimeError: no worker could take it; the old version stays in force everywhere.
+            ValueError: the version is not newer.
+            RuntimeError: no worker could take the weights; the old version stays live everywhere.
         """
         before = self._weights.version
         if update.version <= before:
@@ -155,7 +159,7 @@ class WorkerFleet:
         totals = {
             "fleet/reissued_leases": book.num_reissued,
             "fleet/discarded_completions": book.num_discarded,
-            "fleet/replaced_workers": self._num_replaced,
+            "fleet/replaced_workers": self._supervisor.num_replaced,
         }
         metrics = self._meter.take(totals, self._members.reports)
         metrics["fleet/num_workers"] = float(len(self._requests.router.worker_ids))
@@ -164,115 +168,48 @@ class WorkerFleet:
     def state_dict(self) -> dict[str, Any]:
         return {
             "lengths": self._requests.lengths.state_dict(),
-            "speculation": self._speculation_state(),
+            "speculation": self._supervisor.speculation_state(),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         if "lengths" in saved:
             self._requests.lengths.load_state_dict(saved["lengths"])
-        history = saved.get("speculation", {}).get(SuffixDrafter.__name__)
-        if history is not None:
-            self._requests.history.load_state_dict(history)
-            for worker_id in self._requests.router.worker_ids:
-                self._restore(worker_id)
-
-    def _speculation_state(self) -> dict[str, Any]:
-        """As an engine's own `Speculator` would have it: all workers' answers are in one history, whoever gave them."""
-        return {SuffixDrafter.__name__: self._requests.history.state_dict()}
-
-    def _restore(self, worker_id: str) -> None:
-        if self._requests.history.num_tokens:
-            self._pool.restore(worker_id, self._speculation_state())
+        self._supervisor.load_speculation_state(saved.get("speculation", {}))
 
     # --- workers
 
     @property
     def workers(self) -> dict[str, WorkerState]:
+        """State of each worker, in the order in which they were started."""
         return self._members.states
 
     def requests_of(self, worker_id: str) -> set[str]:
-        """Ids of those that it works on, by its leases."""
+        """Returns the ids of the requests that a worker has under lease."""
         leases = self._requests.leases.of_worker(worker_id)
         return {lease.request.request_id for lease in leases}
 
     def add_worker(self) -> str:
-        """Start one more; it serves when it holds the current version."""
-        worker_id = self._members.add(self._time)
-        self._pool.start(worker_id)
-        return worker_id
+        """Starts one more worker, which serves once it holds the current version; returns its id."""
+        return self._supervisor.add(self._time)
 
     def remove_worker(self, worker_id: str) -> None:
-        """Give a worker nothing more, and end it when it has answered what it has."""
+        """Gives a worker no more requests, and ends it when it has answered those it has."""
         self._members.enter(worker_id, WorkerState.LEAVING, self._time)
         self._requests.router.remove_worker(worker_id)
 
     def _ready_workers(self) -> list[str]:
-        """Those that can take an update; waits until there is one, and for those that are joining at the old version."""
+        """Returns the workers that can take an update. Waits until there is one, and until joining workers have their weights."""
         while True:
             ready = [w for w, state in self.workers.items() if state is not WorkerState.STARTING]
             if ready and not self._weights.is_changing:
                 return ready
             self._pump(_TICK_SECONDS)
 
-    def _drop(self, worker_id: str, reason: str) -> None:
-        """Do without a worker: others get its requests, and unless it was leaving another one takes its place."""
-        state = self._members.remove(worker_id)
-        self._pool.stop(worker_id)
-        self._weights.lose(worker_id, reason)
-        num_requests = self._requests.lose(worker_id)
-        if state is WorkerState.LEAVING:
-            return
-        self._last_loss = f"{worker_id} is gone: {reason}"
-        if self._is_stopping():
-            raise RuntimeError(f"{self._last_loss}; it is not replaced, since the run stops")
-        logger.warning("%s; its %d requests go to others", self._last_loss, num_requests)
-        self._num_replaced += 1
-        if self._num_replaced > self._config.max_replacements:
-            raise RuntimeError(
-                f"{self._num_replaced} workers were lost, more than fleet.max_replacements="
-                f"{self._config.max_replacements} allows; the last one: {self._last_loss}"
-            )
-        self.add_worker()
-
-    def _admit_joiners(self) -> None:
-        """Let workers serve that hold the current version, and begin to bring others to it."""
-        behind = []
-        for worker_id in self._members.having(WorkerState.JOINING):
-            report = self._members.reports[worker_id]
-            if report.policy_version < self._weights.version:
-                behind.append(worker_id)
-            elif self._weights.are_held(report):
-                self._members.enter(worker_id, WorkerState.SERVING, self._time)
-                self._requests.router.add_worker(worker_id, report.capacity)
-                self._restore(worker_id)
-            else:
-                self._drop(
-                    worker_id,
-                    f"its weights of version {report.policy_version} ({report.digest}) are not the trainer's of "
-                    f"version {self._weights.version} ({self._weights.digest})",
-                )
-        if behind:
-            self._weights.begin_join(behind, self._time)
-
-    def _advance_update(self) -> None:
-        before = self._weights.version
-        for worker_id, reason in self._weights.late(self._time):
-            self._drop(worker_id, reason)
-        done = self._weights.advance(self._time)
-        if done is None:
-            return
-        if self._weights.version > before:
-            self._requests.router.forget_prefixes()
-        if done.committed or (done.version == before and not done.has_lost):
-            for worker_id in done.failures:
-                if worker_id in self._members:
-                    self._drop(worker_id, done.failures[worker_id])
-
     # --- time
 
     def _pump(self, timeout_seconds: float) -> None:
-        """Take what workers say, wait for it if need be, and do what is due."""
-        # while nobody asks, answers wait here to be taken: such time is not held against workers
+        """Handles events of workers, waiting for them up to the time limit, then does what is due."""
+        # events wait while nobody polls: this time does not count against workers
         self._time += min(self._pool.now() - self._attended_at, _TICK_SECONDS)
         start = self._pool.now()
         events = self._pool.wait(timeout_seconds)
@@ -283,21 +220,21 @@ class WorkerFleet:
                 self._handle(event)
         now = self._time
         for worker_id, reason in self._members.silent(now):
-            self._drop(worker_id, reason)
+            self._supervisor.drop(worker_id, reason, now)
         self._requests.lease_again(now)
-        self._advance_update()
+        self._supervisor.advance_update(now)
         if not self._weights.is_changing:
-            self._admit_joiners()
+            self._supervisor.admit_joiners(now)
         for worker_id in self._members.having(WorkerState.LEAVING):
             if not self._requests.leases.of_worker(worker_id):
-                self._drop(worker_id, "it left")
+                self._supervisor.drop(worker_id, "it left", now)
         self._requests.route(now)
         self._requests.leases.check()
         self._watch(now)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Lost):
-            self._drop(event.worker_id, event.reason)
+            self._supervisor.drop(event.worker_id, event.reason, self._time)
             return
         self._note(event.worker_id, event.report)
         if isinstance(event, Reported):
@@ -326,7 +263,7 @@ class WorkerFleet:
             logger.warning("%s", line)
 
     def _awaited(self, now: float) -> Iterator[str]:
-        """Who is waited for."""
+        """Describes each worker, and what else is waited for."""
         for worker_id, what in self._members.describe(now):
             count = len(self._requests.leases.of_worker(worker_id))
             yield f"{worker_id} has {count} requests, {what}"

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from threading import Thread
 
 from rollout.fleet.workers.process import Place
-from rollout.weights.transport.broadcast import CollectiveError, CollectiveSender
+from rollout.weights.transport.rendezvous import CollectiveError
+from rollout.weights.transport.sender import CollectiveSender
 from rollout.weights.update import WeightUpdate
 
 __all__ = ["Broadcast"]

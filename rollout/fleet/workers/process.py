@@ -21,7 +21,7 @@ from rollout.fleet.workers.worker import Worker
 from rollout.load import load_model
 from rollout.models.checkpoint import torch_dtype
 from rollout.weights.manifest import Manifest
-from rollout.weights.transport.broadcast import CollectiveReceiver
+from rollout.weights.transport.receiver import CollectiveReceiver
 
 __all__ = ["Place", "WorkerProcess", "WorkerSpec"]
 

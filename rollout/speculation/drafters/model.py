@@ -9,7 +9,6 @@ like distributions with one uniform as a rule agree more often than a draw and a
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from rollout.engine.sampler import sample_tokens
 from rollout.models.decoder import Decoder
 from rollout.speculation.cost_table import CostTable, StepSize, step_size
 from rollout.speculation.drafters.drafter import NO_DRAFT, NO_ROOM, Draft, Drafter
+from rollout.speculation.drafters.follower import Chain, Follower
 from rollout.speculation.measure_costs import measure_costs
 
 __all__ = ["ModelDrafter"]
@@ -29,54 +29,6 @@ _CATCH_UP_TOKENS = 256  # of prompts in one call: a long one is taken in over se
 _VERSION = (
     0  # the draft model's weights never change, so neither does what its prefix cache may find
 )
-_MATCH_LENGTH = 1  # of the first token; those behind it are told apart by position
-
-
-@dataclass(slots=True, eq=False)
-class _Follower:
-    """A request as the draft model sees it."""
-
-    state: RequestState
-    """The engine's."""
-    own: RequestState
-    """Its log may end in drafted tokens; computed and blocks are those of the draft model."""
-    num_known: int
-    """Of its log, tokens that the engine's had when last looked at."""
-
-    @classmethod
-    def of(cls, state: RequestState) -> "_Follower":
-        own = RequestState(
-            request=state.request, token_ids=[], num_prompt_tokens=state.num_prompt_tokens
-        )
-        return cls(state, own, 0)
-
-    @property
-    def num_behind(self) -> int:
-        """Tokens of the engine's log to compute before the first draft token can be drawn."""
-        return len(self.state.token_ids) - min(self.own.num_computed, self.num_known)
-
-    def catch_up(self) -> None:
-        """Take over what the engine's log has, and forget what was computed behind tokens it does not have."""
-        log, own = self.state.token_ids, self.own
-        same = self.num_known
-        while same < min(len(log), len(own.token_ids)) and log[same] == own.token_ids[same]:
-            same += 1
-        own.token_ids[same:] = log[same:]
-        own.num_computed = min(own.num_computed, same, len(log) - 1)  # the last one yields a row
-        self.num_known = len(log)
-
-
-@dataclass(slots=True)
-class _Chain:
-    """A draft in the making."""
-
-    token_ids: list[int] = field(default_factory=list)
-    confidences: list[float] = field(default_factory=list)
-
-    def draft(self) -> Draft:
-        if not self.token_ids:
-            return NO_DRAFT
-        return Draft(tuple(self.token_ids), tuple(self.confidences), _MATCH_LENGTH)
 
 
 class ModelDrafter(Drafter):
@@ -125,7 +77,7 @@ class ModelDrafter(Drafter):
             device=weight.device,
         )
         self._weights = self._runner.packed(decoder)
-        self._followers: dict[RequestState, _Follower] = {}
+        self._followers: dict[RequestState, Follower] = {}
         self._costs = costs or measure_costs(
             self._runner,
             self._weights,
@@ -149,7 +101,7 @@ class ModelDrafter(Drafter):
         drafts: dict[RequestState, Draft] = {}
         followers = [self._follow(state) for state in states if self._can_follow(state)]
         chunks = self._first_chunks(followers, drafts)
-        chains = {chunk.state: _Chain() for chunk in chunks}
+        chains = {chunk.state: Chain() for chunk in chunks}
         for _ in range(max_tokens):
             if not chunks:
                 break
@@ -210,14 +162,14 @@ class ModelDrafter(Drafter):
     def _can_follow(self, state: RequestState) -> bool:
         return len(state.token_ids) <= self._max_context
 
-    def _follow(self, state: RequestState) -> _Follower:
-        follower = self._followers.setdefault(state, _Follower.of(state))
+    def _follow(self, state: RequestState) -> Follower:
+        follower = self._followers.setdefault(state, Follower.of(state))
         follower.catch_up()
         self._blocks.shrink(follower.own.block_table, num_tokens=follower.own.num_computed)
         return follower
 
     def _first_chunks(
-        self, followers: Sequence[_Follower], drafts: dict[RequestState, Draft]
+        self, followers: Sequence[Follower], drafts: dict[RequestState, Draft]
     ) -> list[Chunk]:
         """What is to be computed before the first draws, within the budget; those most advanced first.
 
@@ -261,7 +213,7 @@ class ModelDrafter(Drafter):
         assert copy is None, "only whole blocks are shared"
         return True
 
-    def _draw(self, chunks: Sequence[Chunk], chains: Mapping[RequestState, _Chain]) -> list[Chunk]:
+    def _draw(self, chunks: Sequence[Chunk], chains: Mapping[RequestState, Chain]) -> list[Chunk]:
         """Run the chunks and add a token to each chain whose log's end was reached; returns what goes on."""
         start = time.perf_counter()
         size = step_size(chunks)

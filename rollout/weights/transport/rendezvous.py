@@ -1,8 +1,7 @@
-"""A process group from one sender to its receivers, made without a default group, so that it can be made again.
+"""A process group of one sender and its receivers. It is not PyTorch's default group, so it can be made again.
 
-Whoever is to be in it calls the roll first, through the sender's store: so a member that is missing is named, and those
-that came do not hang. After every transfer each receiver reports, for the same reason: a broadcast alone tells its sender
-no more than that bytes left.
+All members first meet at a rendezvous in the sender's store: so a missing member is named, and the others do not hang.
+After every transfer each receiver reports, for the same reason: a broadcast itself only tells its sender that bytes left.
 """
 
 import json
@@ -21,11 +20,11 @@ __all__ = [
     "SENDER",
     "BroadcastGroup",
     "CollectiveError",
-    "answer_roll",
-    "call_roll",
-    "cross_off",
     "find_store",
+    "join_rendezvous",
+    "mark_lost",
     "open_store",
+    "rendezvous",
 ]
 
 SENDER = 0
@@ -34,10 +33,10 @@ _LOST = 0  # no group has this size
 
 
 class CollectiveError(RuntimeError):
-    """A group that was not made, or broke; whoever was in it has left it.
+    """A group could not be made, or broke; its members have left it.
 
     Attributes:
-        ranks: receivers that were missing or silent, as far as it is known.
+        ranks: receivers known to be missing or silent.
     """
 
     def __init__(self, message: str, *, ranks: Sequence[int] = ()) -> None:
@@ -46,16 +45,16 @@ class CollectiveError(RuntimeError):
 
 
 def open_store(host: str, timeout_seconds: float) -> TCPStore:
-    """The sender's store, on a port that is free."""
+    """Opens the store of the sender, on a free port."""
     timeout = timedelta(seconds=timeout_seconds)
     return TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
 
 
 def find_store(address: tuple[str, int], timeout_seconds: float) -> TCPStore:
-    """The same from a receiver.
+    """Connects to the store of a sender.
 
     Raises:
-        CollectiveError: there is none.
+        CollectiveError: no sender answers.
     """
     try:
         return TCPStore(*address, is_master=False, timeout=timedelta(seconds=timeout_seconds))
@@ -65,20 +64,20 @@ def find_store(address: tuple[str, int], timeout_seconds: float) -> TCPStore:
         ) from error
 
 
-def call_roll(
+def rendezvous(
     store: Store, *, num_receivers: int, generation: int, bucket_bytes: int, deadline: float
 ) -> None:
-    """Wait for every receiver of a generation, and tell those that came whether all did.
+    """Waits for every receiver of a generation, and tells those that joined whether all did.
 
     Args:
-        store: the sender's.
-        num_receivers: that must answer.
-        generation: of the group.
-        bucket_bytes: told to the receivers.
-        deadline: of `time.monotonic`.
+        store: store of the sender.
+        num_receivers: number of receivers that must join.
+        generation: generation of the group.
+        bucket_bytes: size of a bucket, which the receivers are told.
+        deadline: time limit, in the time of `time.monotonic`.
 
     Raises:
-        CollectiveError: some did not come, or believe in another size.
+        CollectiveError: receivers did not join, or expect another size of the group.
     """
     size = num_receivers + 1
     keys = {rank: _key(generation, "member", rank) for rank in range(1, size)}
@@ -100,22 +99,22 @@ def call_roll(
         raise CollectiveError(complaint, ranks=silent)
 
 
-def cross_off(store: Store, *, rank: int, generation: int) -> None:
-    """Answer the roll for a receiver that is known to be lost, so that nobody waits for it.
+def mark_lost(store: Store, *, rank: int, generation: int) -> None:
+    """Marks a receiver as lost, so that no rendezvous waits for it.
 
     Args:
-        store: a client of its own: one that waits lets nobody else in.
-        rank: of the receiver.
-        generation: of the group.
+        store: another client than one that waits, since that one blocks.
+        rank: rank of the receiver.
+        generation: generation of the group.
     """
     store.set(_key(generation, "member", rank), str(_LOST))
 
 
-def answer_roll(store: Store, *, rank: int, size: int, generation: int, deadline: float) -> int:
-    """Be counted, and learn whether all came; returns bytes per bucket.
+def join_rendezvous(store: Store, *, rank: int, size: int, generation: int, deadline: float) -> int:
+    """Joins a generation and waits for the sender's answer; returns the size of a bucket in bytes.
 
     Raises:
-        CollectiveError: some did not; or the sender is silent.
+        CollectiveError: a receiver did not join, or the sender is silent.
     """
     key = _key(generation, "verdict", SENDER)
     try:
@@ -124,7 +123,7 @@ def answer_roll(store: Store, *, rank: int, size: int, generation: int, deadline
         verdict = json.loads(store.get(key))
     except torch.distributed.DistError as error:
         raise CollectiveError(
-            f"the sender did not call the roll of generation {generation} in time: {_first_line(error)}"
+            f"the sender did not answer in the rendezvous of generation {generation} in time: {_first_line(error)}"
         ) from error
     if verdict["complaint"]:
         raise CollectiveError(verdict["complaint"])
@@ -132,18 +131,18 @@ def answer_roll(store: Store, *, rank: int, size: int, generation: int, deadline
 
 
 class BroadcastGroup:
-    """One generation of the group: rank 0 sends.
+    """One generation of the group. Rank 0 sends.
 
     Args:
-        store: reaches the sender's.
-        rank: of this process.
-        size: with the sender.
-        generation: the same for all; keeps what was left of earlier ones out.
-        device: of the tensors.
-        deadline: of `time.monotonic`, for all to be connected.
+        store: store of the sender.
+        rank: rank of this process.
+        size: number of members, counting the sender.
+        generation: the same number at all members; separates this group from remains of earlier ones.
+        device: device of the tensors.
+        deadline: time limit for all to connect, in the time of `time.monotonic`.
 
     Raises:
-        CollectiveError: they are not.
+        CollectiveError: not all members connected in time.
     """
 
     def __init__(
@@ -173,13 +172,14 @@ class BroadcastGroup:
 
     @property
     def num_in_flight(self) -> int:
+        """Number of broadcasts that have begun and not been waited for."""
         return len(self._in_flight)
 
     def begin(self, flat: torch.Tensor, deadline: float) -> None:
-        """Begin to send `flat`, or to receive into it; in the same order everywhere.
+        """Begins to send `flat`, or to receive into it. All members begin the same broadcasts in the same order.
 
         Raises:
-            CollectiveError: a member is gone; this one, too, if another thread made it leave.
+            CollectiveError: a member is gone, or another thread made this one leave.
         """
         if self._group is None:
             raise CollectiveError(f"generation {self.generation} was left meanwhile")
@@ -189,10 +189,10 @@ class BroadcastGroup:
             raise CollectiveError(_first_line(error)) from None
 
     def wait_oldest(self, deadline: float) -> None:
-        """Block until what was begun first, of all in flight, is done.
+        """Waits for the oldest broadcast in flight.
 
         Raises:
-            CollectiveError: a member is gone, or the deadline is past.
+            CollectiveError: a member is gone, or the deadline has passed.
         """
         if not self._in_flight:
             raise CollectiveError(f"generation {self.generation} was left meanwhile")
@@ -200,18 +200,18 @@ class BroadcastGroup:
         try:
             work.wait(_left(deadline))
         except RuntimeError as error:
-            del work  # as long as it lives, in this error's traceback, connections stay open
+            del work  # while this error's traceback holds it, connections stay open
             raise CollectiveError(_first_line(error)) from None
 
     def close(self) -> None:
-        """Leave. Returns when no memory is written or read any more, for which deadlines must pass in the worst case."""
+        """Leaves the group. Returns when no memory is read or written any more; in the worst case, after the deadlines."""
         self._in_flight.clear()
         group, self._group = self._group, None
         if group is not None:
             group.abort()
 
     def report(self, complaint: str = "") -> None:
-        """Of a receiver, that a transfer is over: well, or not.
+        """Tells the sender that this receiver has finished a transfer, or what went wrong.
 
         Raises:
             CollectiveError: the sender is gone.
@@ -224,7 +224,7 @@ class BroadcastGroup:
             raise CollectiveError(f"the sender is gone: {_first_line(error)}") from error
 
     def take_reports(self, deadline: float) -> tuple[list[int], dict[int, str]]:
-        """Of the sender: who has not reported on this transfer by the deadline, and who complains of what."""
+        """Returns the receivers that have not reported by the deadline, and the errors of those that failed."""
         transfer = f"transfer{self._num_transfers}"
         self._num_transfers += 1
         keys = {rank: _key(self.generation, transfer, rank) for rank in range(1, self.size)}
@@ -234,7 +234,7 @@ class BroadcastGroup:
 
 
 def _process_group(device_type: str, store: Store, rank: int, size: int, timeout: timedelta) -> Any:
-    """The only place that knows backends: NCCL for CUDA, gloo for CPUs."""
+    """Makes a group of the backend for a device: NCCL for CUDA, gloo for CPUs."""
     if device_type == "cuda":
         from torch.distributed import ProcessGroupNCCL
 
@@ -245,7 +245,7 @@ def _process_group(device_type: str, store: Store, rank: int, size: int, timeout
 
 
 def _wait_for(store: Store, keys: Mapping[int, str], deadline: float) -> list[int]:
-    """Ranks whose key is not there by the deadline."""
+    """Returns the ranks whose key is missing at the deadline."""
     try:
         store.wait(list(keys.values()), _left(deadline))
     except torch.distributed.DistStoreError:

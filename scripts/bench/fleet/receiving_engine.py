@@ -14,7 +14,7 @@ from rollout.config import EngineConfig, ModelConfig, OnUpdate
 from rollout.core import Request, SampleKey, SamplingParams
 from rollout.engine.engine import Engine
 from rollout.weights.manifest import Manifest
-from rollout.weights.transport.broadcast import CollectiveReceiver
+from rollout.weights.transport.receiver import CollectiveReceiver
 
 __all__ = ["serve"]
 

@@ -12,7 +12,7 @@ import torch
 from rollout.config import EngineConfig, ModelConfig
 from rollout.models.checkpoint import load_decoder, torch_dtype
 from rollout.models.sources import resolve_model
-from rollout.weights.transport.broadcast import CollectiveSender
+from rollout.weights.transport.sender import CollectiveSender
 from rollout.weights.update import make_update
 from scripts.bench.fleet.receiving_engine import serve
 

@@ -506,7 +506,7 @@ def test_a_fleet_that_loses_too_many_workers_gives_up_and_says_why():
 def test_a_worker_that_is_lost_because_the_job_stops_is_not_replaced():
     pool = SimulatedPool()
     fleet = make_fleet(pool)
-    fleet._is_stopping = lambda: True
+    fleet._supervisor._is_stopping = lambda: True
     fleet.submit(batch(0))
     pool.kill("worker-0")
     with pytest.raises(

@@ -6,7 +6,8 @@ import pytest
 
 from rollout.fleet.workers.broadcast import Broadcast
 from rollout.weights.staging import WeightReceiver
-from rollout.weights.transport.broadcast import CollectiveError, CollectiveReceiver
+from rollout.weights.transport.receiver import CollectiveReceiver
+from rollout.weights.transport.rendezvous import CollectiveError
 from tests.rollout.fleet.cluster.simulated import update_to, weights_of
 from tests.rollout.weights.tensor_set import TensorSet
 

@@ -8,8 +8,9 @@ import torch
 
 from rollout.weights.manifest import Manifest, describe_layout
 from rollout.weights.staging import HeldWeights, ReceiverState
-from rollout.weights.transport.broadcast import CollectiveReceiver, CollectiveSender
+from rollout.weights.transport.receiver import CollectiveReceiver
 from rollout.weights.transport.rendezvous import CollectiveError
+from rollout.weights.transport.sender import CollectiveSender
 from rollout.weights.update import WeightUpdate, make_update
 from tests.rollout.weights.transport.workers import (
     BUCKET_MB,
@@ -242,51 +243,18 @@ def test_a_slow_receiver_is_waited_for(sender, workers):
     assert_hold(workers, 1)
 
 
-def test_digests_are_taken_while_sending_and_follow_the_payload(sender, workers):
-    connect(sender, workers, 0)
-    layout = describe_layout(1, ((n, t.to("meta")) for n, t in weights_of(1).items()))
-    for worker in workers:
-        worker.begin("receive", layout)
-    manifest = sender.send_stream(layout, iter(weights_of(1).items()))
-    assert manifest == update(1).manifest
-    for worker in workers:
-        worker.end()
-        with pytest.raises(ValueError, match="version 1 was staged without digests"):
-            worker("verify")
-        with pytest.raises(ValueError, match=r"what was staged \(version 1\), got one of"):
-            worker("verify", update(2).manifest)
-        worker("verify", manifest)
-        worker("commit")
-    assert_hold(workers, 1)
-
-
-def test_a_stream_is_taken_to_its_end_although_the_receivers_are_gone(workers):
-    sender = CollectiveSender(bucket_mb=BUCKET_MB, limits=SHORT_LIMITS)
-    connect(sender, workers[:1], 0)
-    layout, taken = describe_layout(1, weights_of(1).items()), []
-
-    def gathered():
-        for name, tensor in weights_of(1).items():
-            taken.append(name)
-            yield name, tensor
-
-    workers[0]("leave")
-    with pytest.raises(CollectiveError):
-        sender.send_stream(layout, gathered())
-    assert taken == list(weights_of(1))
-
-
 def test_other_weights_than_announced_end_the_transfer_on_both_sides(sender, workers):
     connect(sender, workers[:1], 0)
-    layout = describe_layout(1, weights_of(1).items())
-    workers[0].begin("receive", layout)
-    with pytest.raises(ValueError, match=r"scale, .*, is planned next, got q, "):
-        sender.send_stream(layout, ((n, t) for n, t in weights_of(1).items() if n != "scale"))
+    manifest = update(1).manifest
+    workers[0].begin("receive", manifest)
+    other = weights_of(1) | {"scale": torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"scale, .*, is planned next, got scale, "):
+        sender.send(WeightUpdate(version=1, manifest=manifest, tensors=other))
     with pytest.raises(CollectiveError, match="did not arrive"):
         workers[0].end()
     with pytest.raises(RuntimeError, match=r"not in a group, .*: rebuild first"):
         sender.send(update(1))
-    empty = WeightUpdate(version=1, manifest=layout, tensors={})
+    empty = WeightUpdate(version=1, manifest=manifest, tensors={})
     with pytest.raises(
         ValueError, match=r"must have its manifest's 6 tensors, got 0; missing: \['e"
     ):

@@ -3,27 +3,24 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed import ProcessGroupGloo, TCPStore
 
 from rollout.config import StorageDtype
 from rollout.models.checkpoint import load_decoder
 from rollout.models.int8 import int8_weights
 from rollout.weights.manifest import describe_layout
 from rollout.weights.staging import HeldWeights
-from rollout.weights.transport.broadcast import CollectiveReceiver, CollectiveSender
+from rollout.weights.transport.receiver import CollectiveReceiver
 from rollout.weights.transport.rendezvous import CollectiveError
-from rollout.weights.update import make_update
+from rollout.weights.transport.sender import CollectiveSender
+from rollout.weights.update import WeightUpdate, make_update
 from tests.rollout.engine.engines import draws, make_engine, mixed_requests, run
 from tests.rollout.weights.transport.workers import (
     BUCKET_MB,
     LIMITS,
-    SHORT_LIMITS,
     Worker,
     weights_of,
 )
@@ -39,71 +36,19 @@ def worker():
     worker.stop()
 
 
-def sharded_weights(group: ProcessGroupGloo, rank: int, version: int) -> Iterator[tuple[str, Any]]:
-    """As FSDP and ZeRO-3 gather: a collective per tensor, into memory that the next one is gathered into again."""
-    gathered = torch.empty(200_000, dtype=torch.uint8)
-    for name, tensor in weights_of(version).items():
-        flat = tensor.contiguous().view(-1).view(torch.uint8)
-        bounds = [0, len(flat) // 2, len(flat)]
-        for owner in (0, 1):
-            shard = gathered[bounds[owner] : bounds[owner + 1]]
-            shard.fill_(0)
-            if rank == owner:
-                shard.copy_(flat[bounds[owner] : bounds[owner + 1]])
-            group.broadcast(shard, owner).wait()
-        yield name, gathered[: len(flat)].view(tensor.dtype).view(tensor.shape)
-
-
-def trainer_group(rank: int, port: int) -> tuple[ProcessGroupGloo, TCPStore]:
-    store = TCPStore("127.0.0.1", port, is_master=rank == 0, wait_for_workers=False)
-    if rank == 0:
-        _context.Process(target=other_trainer, args=(store.port,), daemon=True).start()
-    return ProcessGroupGloo(store, rank, 2, timedelta(seconds=60)), store
-
-
-def other_trainer(port: int) -> None:
-    """Rank 1 sends nothing, and gathers all the same: two versions, then it says so."""
-    group, store = trainer_group(1, port)
-    for version in (1, 2):
-        for _ in sharded_weights(group, 1, version):
-            pass
-    store.set("through", "yes")
-
-
-def test_a_sharded_trainer_sends_one_gathered_tensor_at_a_time_and_fails_on_all_ranks(worker):
-    group, store = trainer_group(0, 0)
-    sender = CollectiveSender(bucket_mb=BUCKET_MB, limits=SHORT_LIMITS)
-    worker.begin("join", sender.address, 1, 2, 0)
-    sender.rebuild(1, 0)
-    worker.end()
-    layout = describe_layout(1, weights_of(1).items())
-    worker.begin("receive", layout)
-    manifest = sender.send_stream(layout, sharded_weights(group, 0, 1))
-    worker.end()
-    worker("verify", manifest)
-    worker("commit")
-    digest = make_update(1, weights_of(1).items()).manifest.digest
-    assert worker("held") == HeldWeights(version=1, digest=digest)
-    assert worker("digest") == digest
-
-    worker.stop()
-    with pytest.raises(CollectiveError, match=r"receivers \[1\] are silent"):
-        sender.send_stream(describe_layout(2, weights_of(2).items()), sharded_weights(group, 0, 2))
-    store.wait(["through"], timedelta(seconds=60))  # the other rank was not left in its gather
-
-
 def killed_sender(pipe: Any) -> None:
     sender = CollectiveSender(bucket_mb=BUCKET_MB, limits=LIMITS)
     pipe.send(sender.address)
     sender.rebuild(1, 0)
 
-    def weights() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in weights_of(1).items():
+    class Killing(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
             if name == "q_int8":
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield name, tensor
+            return super().__getitem__(name)
 
-    sender.send_stream(describe_layout(1, weights_of(1).items()), weights())
+    update = make_update(1, weights_of(1).items())
+    sender.send(WeightUpdate(version=1, manifest=update.manifest, tensors=Killing(update.tensors)))
 
 
 def test_a_sender_killed_in_a_transfer_leaves_the_old_version_and_its_successor_is_joined(worker):

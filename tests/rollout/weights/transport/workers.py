@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from rollout.weights.staging import WeightReceiver
-from rollout.weights.transport.broadcast import CollectiveReceiver, TransferLimits
+from rollout.weights.transport.member import TransferLimits
+from rollout.weights.transport.receiver import CollectiveReceiver
 from rollout.weights.transport.rendezvous import BroadcastGroup
 from tests.rollout.weights.tensor_set import TensorSet
 
@@ -19,7 +20,7 @@ SHORT_LIMITS = TransferLimits(join_seconds=60.0, floor_seconds=3.0, report_secon
 BUCKET_MB = 0.004
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "rollout.weights.transport.broadcast"])
+_context.set_forkserver_preload(["torch", "rollout.weights.transport.receiver"])
 
 
 def weights_of(version: int, *, rows: int = 90) -> dict[str, torch.Tensor]:
