@@ -17,8 +17,8 @@ from kernels.paged_kv import cache_lanes
 from rollout.config import EngineConfig, StorageDtype
 from rollout.core import Batch
 from rollout.models.decoder import Decoder
+from rollout.models.decoder_spec import DecoderSpec
 from rollout.models.packed_decoder import PackedDecoder
-from rollout.models.spec import DecoderSpec
 
 __all__ = ["Runner", "bytes_per_block", "num_cache_blocks"]
 

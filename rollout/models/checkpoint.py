@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from kernels.numerics import native_dtype
 from rollout.config import Dtype
 from rollout.models.decoder import Decoder
-from rollout.models.spec import DecoderSpec, read_spec
+from rollout.models.decoder_spec import DecoderSpec
+from rollout.models.spec import read_spec
 from rollout.models.tensor_files import INDEX, SINGLE, is_finite, read_tensors
 from rollout.weights.manifest import MANIFEST
 

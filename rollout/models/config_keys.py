@@ -5,51 +5,13 @@ wrong log-probabilities without a word.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ARCHITECTURES", "Architecture", "check_keys"]
+from rollout.models.families.table import FAMILIES
 
+__all__ = ["check_keys"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """What transformers takes for a key that config.json leaves out, and which optional keys the family reads."""
-
-    model_type: str
-    max_positions: int
-    num_kv_heads: int | None = None
-    """None: as many as query heads."""
-    head_dim: int | None = None
-    """None: hidden_size / num_attention_heads."""
-    has_own_keys: tuple[str, ...] = ()
-
-
-_WINDOWED = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
-ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture(
-        model_type="llama", max_positions=2048, has_own_keys=("attention_bias", "mlp_bias")
-    ),
-    "MistralForCausalLM": Architecture(
-        model_type="mistral",
-        max_positions=131072,
-        num_kv_heads=8,
-        has_own_keys=("sliding_window",),
-    ),
-    "Qwen2ForCausalLM": Architecture(
-        model_type="qwen2",
-        max_positions=32768,
-        num_kv_heads=32,
-        has_own_keys=("attention_bias", *_WINDOWED),
-    ),
-    "Qwen3ForCausalLM": Architecture(
-        model_type="qwen3",
-        max_positions=32768,
-        num_kv_heads=32,
-        head_dim=128,
-        has_own_keys=("attention_bias", *_WINDOWED),
-    ),
-}
 
 _READ = {
     "architectures",
@@ -120,7 +82,7 @@ def check_keys(config: Mapping[str, Any], architecture: str, path: Path) -> None
     """
     if config.get("is_causal") is False:
         raise ValueError(f"is_causal of {path} must be true or absent, got false")
-    known = _READ | _HARMLESS | set(ARCHITECTURES[architecture].has_own_keys)
+    known = _READ | _HARMLESS | set(FAMILIES[architecture].has_own_keys)
     for key, value in config.items():
         is_off = value is None or value is False or value in (0, "", [], {})
         if key not in known and not is_off and not key.startswith(_HARMLESS_PREFIXES):

@@ -1,4 +1,4 @@
-"""The layers of a decoder for `kernels.decoder_layers`, where that takes them."""
+"""Gives the layers of a decoder to `kernels.decoder_layers`, where family and device allow it."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,9 @@ from kernels.decoder_layers import (
     make_decoder_layers,
 )
 from kernels.paged_kv import PagedKV
-from rollout.models.decoder import Decoder, DecoderLayer, Int8Linear, Linear
+from rollout.models.decoder import Decoder
+from rollout.models.families.table import FAMILIES
+from rollout.models.layers import DecoderLayer, Int8Linear, Linear
 
 __all__ = ["layer_weights", "native_layers"]
 
@@ -17,14 +19,16 @@ __all__ = ["layer_weights", "native_layers"]
 def native_layers(
     decoder: Decoder, caches: Sequence[PagedKV], *, num_threads: int | None = None
 ) -> DecoderLayers | None:
-    """All layers in one call, over these caches; None where they run op by op.
+    """Packs all layers for one call over these caches; returns None where ops are called one by one.
 
     Args:
-        decoder: its matrices are read now; caches and norms at every call.
-        caches: one per layer.
-        num_threads: that lay the matrices out; None: as many as PyTorch has.
+        decoder: its matrices are packed now; its norms are read at every call.
+        caches: KV cache of each layer.
+        num_threads: CPU threads that pack; None: as many as PyTorch has.
     """
     spec = decoder.spec
+    if not FAMILIES[spec.architecture].runs_in_one_call:
+        return None
     return make_decoder_layers(
         list(map(layer_weights, decoder.decoder_layers)),
         caches,
@@ -35,7 +39,7 @@ def native_layers(
 
 
 def layer_weights(layer: DecoderLayer) -> LayerWeights:
-    """The tensors of one layer, by what they do."""
+    """Returns the weights of one layer."""
     return LayerWeights(
         input_norm=layer.input_norm,
         qkv=_linear_weights(layer.qkv_proj),

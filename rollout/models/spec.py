@@ -1,44 +1,20 @@
-"""What a Hugging Face config.json says of a decoder, in our words."""
+"""Reads a decoder's architecture from a Hugging Face config.json."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kernels.rope import Llama3Scaling
-from rollout.models.config_keys import ARCHITECTURES, Architecture, check_keys
+from rollout.models.config_keys import check_keys
 from rollout.models.declared_ends import declared_ends, default_ends
+from rollout.models.decoder_spec import DecoderSpec
+from rollout.models.families.family import Family
+from rollout.models.families.table import FAMILIES
 from rollout.models.json_file import read_json
 from rollout.models.rope_config import read_rope
 
-__all__ = ["SUPPORTED_ARCHITECTURES", "DecoderSpec", "read_spec"]
+__all__ = ["SUPPORTED_ARCHITECTURES", "read_spec"]
 
-SUPPORTED_ARCHITECTURES = tuple(ARCHITECTURES)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderSpec:
-    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
-
-    architecture: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    rope_llama3: Llama3Scaling | None
-    rope_linear_factor: float
-    max_positions: int  # of the context; a sliding window, if any, is not longer
-    tie_word_embeddings: bool
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    eos_token_ids: tuple[int, ...]
+SUPPORTED_ARCHITECTURES = tuple(FAMILIES)
 
 
 def read_spec(directory: Path) -> DecoderSpec:
@@ -55,13 +31,12 @@ def read_spec(directory: Path) -> DecoderSpec:
         )
     config = read_json(path)
     name = _architecture(config, path)
-    architecture = ARCHITECTURES[name]
+    family = FAMILIES[name]
     check_keys(config, name, path)
-    positions = _count(config, "max_position_embeddings", path, default=architecture.max_positions)
+    positions = _count(config, "max_position_embeddings", path, default=family.max_positions)
     rope = read_rope(config, path, max_positions=positions)
     num_heads = _count(config, "num_attention_heads", path)
     hidden_size = _count(config, "hidden_size", path)
-    is_qwen2 = name == "Qwen2ForCausalLM"
     attention_bias = bool(config.get("attention_bias", False))
     return DecoderSpec(
         architecture=name,
@@ -70,29 +45,29 @@ def read_spec(directory: Path) -> DecoderSpec:
         intermediate_size=_count(config, "intermediate_size", path),
         num_layers=_count(config, "num_hidden_layers", path),
         num_heads=num_heads,
-        num_kv_heads=_num_kv_heads(config, architecture, path, num_heads=num_heads),
-        head_dim=_head_dim(config, architecture, path, derived=hidden_size // num_heads),
+        num_kv_heads=_num_kv_heads(config, family, path, num_heads=num_heads),
+        head_dim=_head_dim(config, family, path, derived=hidden_size // num_heads),
         rms_norm_eps=_epsilon(config, path),
         rope_theta=rope.theta,
         rope_llama3=rope.llama3,
         rope_linear_factor=rope.linear_factor,
-        max_positions=_within_window(config, architecture, path, positions=positions),
+        max_positions=_within_window(config, family, path, positions=positions),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=is_qwen2 or attention_bias,
-        o_bias=attention_bias and not is_qwen2,
+        qkv_bias=family.has_qkv_bias or attention_bias,
+        o_bias=attention_bias and not family.has_qkv_bias,
         mlp_bias=bool(config.get("mlp_bias", False)),
-        qk_norm=name == "Qwen3ForCausalLM",
+        qk_norm=family.has_qk_norm,
         eos_token_ids=default_ends(declared_ends(directory)),
     )
 
 
 def _architecture(config: Mapping[str, Any], path: Path) -> str:
     name = (config.get("architectures") or ["none"])[0]
-    if name not in ARCHITECTURES:
+    if name not in FAMILIES:
         raise ValueError(
             f"architecture {name} of {path} is not supported; one of {', '.join(SUPPORTED_ARCHITECTURES)} is"
         )
-    expected = ARCHITECTURES[name].model_type
+    expected = FAMILIES[name].model_type
     if config.get("model_type", expected) != expected:
         raise ValueError(
             f"model_type of {path} must be {expected!r} as its architecture is {name}, got {config['model_type']!r}"
@@ -109,11 +84,9 @@ def _count(config: Mapping[str, Any], key: str, path: Path, *, default: int | No
     return value
 
 
-def _num_kv_heads(
-    config: Mapping[str, Any], architecture: Architecture, path: Path, *, num_heads: int
-) -> int:
-    if "num_key_value_heads" not in config and architecture.num_kv_heads is not None:
-        count = architecture.num_kv_heads
+def _num_kv_heads(config: Mapping[str, Any], family: Family, path: Path, *, num_heads: int) -> int:
+    if "num_key_value_heads" not in config and family.num_kv_heads is not None:
+        count = family.num_kv_heads
     else:
         count = config.get("num_key_value_heads")
         if count is None:
@@ -126,10 +99,8 @@ def _num_kv_heads(
     return count
 
 
-def _head_dim(
-    config: Mapping[str, Any], architecture: Architecture, path: Path, *, derived: int
-) -> int:
-    width = config.get("head_dim", architecture.head_dim)
+def _head_dim(config: Mapping[str, Any], family: Family, path: Path, *, derived: int) -> int:
+    width = config.get("head_dim", family.head_dim)
     width = derived if width is None else _count({"head_dim": width}, "head_dim", path)
     if width % 2:
         raise ValueError(f"the width of a head must be even for RoPE, got {width} from {path}")
@@ -143,14 +114,12 @@ def _epsilon(config: Mapping[str, Any], path: Path) -> float:
     return float(value)
 
 
-def _within_window(
-    config: Mapping[str, Any], architecture: Architecture, path: Path, *, positions: int
-) -> int:
+def _within_window(config: Mapping[str, Any], family: Family, path: Path, *, positions: int) -> int:
     """Within its sliding window a model attends to everything, so the window bounds our context."""
-    if "sliding_window" not in architecture.has_own_keys:
+    if "sliding_window" not in family.has_own_keys:
         return positions
     window = config.get("sliding_window", 4096)
-    if "use_sliding_window" in architecture.has_own_keys:
+    if "use_sliding_window" in family.has_own_keys:
         window = window if config.get("use_sliding_window", False) else None
         if not _has_window(config, path, has_length=window is not None):
             return positions

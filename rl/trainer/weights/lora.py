@@ -25,7 +25,8 @@ from kernels.linear import linear
 from kernels.numerics import accumulate_dtype
 from rl.trainer.config import LoRAConfig
 from rl.trainer.weights.adapter_files import ADAPTER_CONFIG, ADAPTER_TENSORS, read_adapter
-from rollout.models.decoder import Decoder, Linear
+from rollout.models.decoder import Decoder
+from rollout.models.layers import Linear
 
 __all__ = ["Adapter", "Adapters", "LoRALinear", "count_adapter_parameters"]
 

@@ -14,7 +14,8 @@ from kernels.token_logprobs import token_logprobs
 from rollout.config import StorageDtype
 from rollout.core import Completion, SamplingParams
 from rollout.engine.engine import Engine
-from rollout.models.decoder import Decoder, Int8Linear, Linear
+from rollout.models.decoder import Decoder
+from rollout.models.layers import Int8Linear, Linear
 from rollout.stats import EngineStats
 from scripts.bench.machine import MachinePeaks, peak_memory_gb
 from scripts.bench.rollout.split import time_parts

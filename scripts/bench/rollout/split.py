@@ -13,7 +13,8 @@ __all__ = ["PARTS", "time_parts"]
 
 PARTS = {
     "rollout.models.decoder.linear": "linears",
-    "rollout.models.decoder.int8_linear": "linears",
+    "rollout.models.layers.linear": "linears",
+    "rollout.models.layers.int8_linear": "linears",
     "rollout.engine.runner.paged_attention": "attention",
     "rollout.engine.verification.sample_tokens": "sampling",
 }

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from kernels.rope import rope_table
 from rollout.models.checkpoint import load_decoder
-from rollout.models.config_keys import ARCHITECTURES
+from rollout.models.families.table import FAMILIES
 from rollout.models.spec import read_spec
 from tests.rollout.models.test_decoder import hidden_states, load_hf, make_sequences
 from tests.tiny_models import save_tiny
@@ -105,14 +105,14 @@ def test_every_spelling_of_rope_turns_as_in_transformers_or_is_refused(tmp_path,
 
 
 def config_class(architecture):
-    name = ARCHITECTURES[architecture].model_type
+    name = FAMILIES[architecture].model_type
     module = importlib.import_module(f"transformers.models.{name}.configuration_{name}")
     return getattr(module, architecture.replace("ForCausalLM", "Config"))
 
 
 @QUICK
 @given(
-    architecture=st.sampled_from(sorted(ARCHITECTURES)),
+    architecture=st.sampled_from(sorted(FAMILIES)),
     optional=st.fixed_dictionaries(
         {},
         optional={

@@ -14,7 +14,7 @@ from rl.trainer.config import LORA_TARGETS
 from rl.trainer.weights import adapter_files
 from rl.trainer.weights.lora import Adapter, LoRALinear, count_adapter_parameters
 from rollout.models.checkpoint import load_decoder, save_checkpoint
-from rollout.models.decoder import Linear
+from rollout.models.layers import Linear
 from tests.rl.trainer.training_cases import (
     assert_same,
     backend_of,

@@ -1,0 +1,32 @@
+"""What a decoder is made of."""
+
+from dataclasses import dataclass
+
+from kernels.rope import Llama3Scaling
+
+__all__ = ["DecoderSpec"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_llama3: Llama3Scaling | None
+    rope_linear_factor: float
+    max_positions: int  # of the context; a sliding window, if any, is not longer
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    eos_token_ids: tuple[int, ...]
