@@ -10,7 +10,7 @@ from kernels.attention import Segment, paged_attention, paged_layout
 from kernels.decoder_layers import LinearWeights, make_decoder_layers
 from kernels.paged_kv import PagedKV
 from rollout.models.checkpoint import load_decoder
-from rollout.models.families import table
+from rollout.models.families import table as family_table
 from rollout.models.int8 import int8_decoder
 from rollout.models.native_layers import layer_weights, native_layers
 from tests.tiny_models import FAMILIES, save_tiny
@@ -130,6 +130,6 @@ def test_weights_that_c_cannot_read_are_refused(decoder):
 def test_a_family_that_does_not_opt_in_runs_op_by_op(decoder, monkeypatch):
     name = decoder.spec.architecture
     assert native_layers(decoder, caches_of(decoder, is_int8=False)) is not None
-    family = replace(table.FAMILIES[name], runs_in_one_call=False)
-    monkeypatch.setitem(table.FAMILIES, name, family)
+    family = replace(family_table.FAMILIES[name], runs_in_one_call=False)
+    monkeypatch.setitem(family_table.FAMILIES, name, family)
     assert native_layers(decoder, caches_of(decoder, is_int8=False)) is None
