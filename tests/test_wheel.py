@@ -1,6 +1,8 @@
 """The package that is built runs elsewhere, with the tree of YAML files inside it and the user's own beside it."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "docs" / "guide"
 OWN = """# @package _global_
 defaults:
   - override /model: tiny
@@ -91,3 +94,49 @@ def test_an_installed_package_trains(installed, elsewhere):
     done = paceline(installed, elsewhere, "train", *arguments)
     assert done.returncode == 0, done.stderr
     assert (elsewhere / "run" / "weights" / "v1" / "model.safetensors").is_file()
+
+
+def write_guides_files(folder: Path) -> None:
+    """Write what the guide's pages tell a reader to write: each block that has its path in a comment, and the algorithm and
+    the scorer, whose names stand in the text."""
+    blocks = [
+        block
+        for page in ("training", "own-task", "own-algorithm")
+        for block in re.findall(r"```\w+\n(.*?)```", (GUIDE / f"{page}.md").read_text(), re.S)
+    ]
+    for block in blocks:
+        named = re.search(r"^# (mine/\S+)$", block, re.M)
+        path = folder / (named[1] if named else "my_algorithm.py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.replace("/data/problems.jsonl", str(folder / "problems.jsonl")))
+    scorer = re.findall(
+        r"```python\n# (my_scorer.py)\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
+    (folder / scorer[0][0]).write_text(scorer[0][1])
+    rows = [{"question": f"{i} + 1 =", "final": str(i + 1), "answer": "x"} for i in range(40)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+OUTSIDE = (
+    "--config-dir=mine", "experiment=ours", "task=grade_school", "model=tiny", "task.scorer=my_scorer.py:score",
+    "algorithm=custom", "algorithm.path=my_algorithm.py:MovingBaseline", "algorithm.params.decay=0.95",
+)  # fmt: skip
+
+
+def test_the_guides_experiment_task_scorer_and_algorithm_compose_from_outside(installed, tmp_path):
+    write_guides_files(tmp_path)
+    done = paceline(installed, tmp_path, "train", *OUTSIDE, "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(done.stdout)
+    assert (config["group_size"], config["trainer"]["num_steps"]) == (8, 20)
+    assert config["task"]["answer_column"] == "final"
+    assert config["algorithm"]["params"] == {"decay": 0.95}
+
+
+@pytest.mark.slow
+def test_the_guides_experiment_task_scorer_and_algorithm_train_from_outside(installed, tmp_path):
+    write_guides_files(tmp_path)
+    small = ("debug=smoke", "task.num_held_out=null", "trainer.num_steps=2", "run_dir=run")
+    done = paceline(installed, tmp_path, "train", *OUTSIDE, *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "weights" / "v2" / "model.safetensors").is_file()
