@@ -101,7 +101,7 @@ def _load_packed(
 def _load_paged(
     cache: PagedKV, bucket: AttentionBucket, j: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same from a paged cache."""
+    """Loads key block j of every segment from a paged cache."""
     _, num_heads, block_size, head_dim = cache.keys.shape
     per_block = KEY_BLOCK // block_size
     blocks = bucket.key_index_SK[:, j * per_block : (j + 1) * per_block]
@@ -146,7 +146,7 @@ def _hidden(queries_SMRD: torch.Tensor, bucket: AttentionBucket, j: int) -> torc
 def _block_state(
     queries_SMRD: torch.Tensor, bucket: AttentionBucket, load_block: LoadBlock, j: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Key block j alone, on its own maximum: (max, sum, unnormalised output)."""
+    """Returns (max, sum, unnormalised output) of key block j, on its own maximum."""
     keys, values = load_block(j)
     hidden = _hidden(queries_SMRD, bucket, j)
     scores = _scores(queries_SMRD, keys).masked_fill_(hidden, float("-inf"))

@@ -1,4 +1,4 @@
-"""Who sees whom in one forward, for every layer alike: packed rows, or a paged cache.
+"""Which queries see which keys in one forward, the same for every layer: packed rows, or a paged cache.
 
 Shape legend: S = segments, W = tasks, Q = padded queries of a segment, J = key blocks.
 """
@@ -33,9 +33,9 @@ class Segment:
     first_row: int  # of the queries, in the packed tensor
     num_queries: int
     first_position: int
-    """Of the queries, in the sequence; they see the keys up to their own position."""
+    """Position of the first query in the sequence; a query sees the keys up to its own position."""
     key_index: Sequence[int]
-    """Where the sequence's keys are: packed rows, or block ids of the paged cache."""
+    """Places of the sequence's keys: packed rows, or block ids of the paged cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class AttentionLayout:
     segments: tuple[Segment, ...]
     num_rows: int
     keys_per_index: int
-    """Keys behind one entry of a segment's `key_index`: 1, or the block size."""
+    """Keys that one entry of a segment's `key_index` stands for: 1, or the block size."""
     device: torch.device
 
     @functools.cached_property

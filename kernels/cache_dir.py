@@ -1,4 +1,4 @@
-"""Where this machine keeps what it made once: compiled kernels, converted models."""
+"""Directory in which this machine keeps compiled kernels and converted models."""
 
 import os
 from pathlib import Path

@@ -36,7 +36,7 @@ def cache_lanes(
 class PagedKV:
     """[blocks, M, B, D] keys and values. Unwritten slots must be finite.
 
-    int8 ones have float32 scales [blocks, M, B]. A token is quantized alone, so what a row reads does not depend on
+    int8 ones have float32 scales [blocks, M, B]. Each token is quantized by itself, so what a row reads does not depend on
     chunks or neighbours.
 
     Attention in C multiplies keys 16 or 8 at a time, and with `lanes` they lie as it wants them, within each head of a
@@ -47,7 +47,7 @@ class PagedKV:
     keys: torch.Tensor
     values: torch.Tensor
     scales: tuple[torch.Tensor, torch.Tensor] | None = None
-    """Of keys and of values."""
+    """Scales of keys and of values."""
     lanes: int = 1
     """Keys that are interleaved; 1: rows one by one, the only way for int8."""
 

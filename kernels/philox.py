@@ -30,7 +30,7 @@ def philox_4x32(counter_4B: torch.Tensor, key_2B: torch.Tensor) -> torch.Tensor:
 
 
 def philox_uniform(sample_keys_B3: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
-    """One uniform in [0, 1) per row, a function of that row's key and position alone.
+    """Returns one uniform in [0, 1) per row, which depends only on the key and position of that row.
 
     Args:
         sample_keys_B3: [B, 3] int64: seed, group_id, sample_index; group_id below 2**64, sample_index

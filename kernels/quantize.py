@@ -56,7 +56,7 @@ def quantize_activations(x: torch.Tensor, levels: int) -> tuple[torch.Tensor, to
 
 
 def int8_round_trip(x: torch.Tensor) -> torch.Tensor:
-    """What is left of x after 8 bits per element and a step per row: what an int8 KV cache gives back."""
+    """Rounds x to 8 bits per element with a step per row, and back: the values that an int8 KV cache returns."""
     integers, step = quantize_rows(x, INT8_LEVELS)
     return (integers * step[..., None]).to(x.dtype)
 

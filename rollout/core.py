@@ -116,7 +116,7 @@ class Request:
     params: SamplingParams
     key: SampleKey
     priority: int = 0
-    """Of those that wait, higher ones are begun first."""
+    """Priority among waiting requests; higher ones begin first."""
 
     @property
     def drawn_with(self) -> SampleKey | None:
@@ -133,7 +133,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What came out of one request."""
+    """Result of one request."""
 
     request_id: str
     token_ids: list[int]
@@ -172,7 +172,7 @@ class RequestState:
     status: Status = Status.WAITING
     num_computed: int = 0
     kv_version: int = -1
-    """Of the weights that computed the first of its keys and values."""
+    """Version of the weights that computed the first of its keys and values."""
     block_table: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     policy_versions: list[int] = field(default_factory=list)
@@ -206,12 +206,12 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`num_tokens` of a request, from `state.num_computed` on, in one forward; behind the end of the log, a draft."""
+    """`num_tokens` of a request, from `state.num_computed` on, in one forward, and a draft after the end of the log."""
 
     state: RequestState
     num_tokens: int
     draft: tuple[int, ...] = ()
-    """Tokens that may come next: each position behind one is sampled too, in case it is right."""
+    """Tokens that may come next: the position after each is sampled too, in case it is right."""
 
     @property
     def samples(self) -> bool:
@@ -225,7 +225,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step computes."""
+    """Chunks that one step computes."""
 
     chunks: tuple[Chunk, ...]
     block_copies: tuple[tuple[int, int], ...]  # (from, to), before anything is written

@@ -23,7 +23,7 @@ from kernels.cache_dir import default_cache_dir
 __all__ = ["native_library", "widens_bfloat16"]
 
 _ELEMENTS = {torch.float32: (), torch.bfloat16: ("-DPACELINE_BFLOAT16",)}
-"""How native.c is compiled for tensors of each type."""
+"""Compiler flags of native.c for tensors of each type."""
 
 logger = logging.getLogger("paceline")
 
@@ -112,7 +112,7 @@ def _run(*command: str) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on: a home directory may be shared by several kinds of machine."""
+    """Describes the processor, which -march=native depends on: several kinds of machine may share a home directory."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()

@@ -1,4 +1,4 @@
-"""Who owns which KV block. Plain Python.
+"""Owners of KV blocks. Plain Python.
 
     FREE -> USED (by one request, or shared) -> FREE                 blocks that are not full
     FREE -> USED -> CACHED (full, kept for a later prefix) -> USED | FREE (evicted, oldest first; or of an older policy)
@@ -66,19 +66,19 @@ class BlockManager:
         return copy
 
     def shrink(self, table: list[int], *, num_tokens: int) -> None:
-        """Give back what lies behind the blocks of the first `num_tokens`; nobody else has it."""
+        """Gives back the blocks after those of the first `num_tokens`; no other request may own them."""
         surplus = table[self.blocks_for(num_tokens) :]
         del table[self.blocks_for(num_tokens) :]
         self.release(surplus)
 
     def fork(self, table: Sequence[int]) -> list[int]:
-        """A second owner for every block of a table."""
+        """Adds an owner to every block of a table; returns its copy of the table."""
         for block in table:
             self._references[block] += 1
         return list(table)
 
     def release(self, table: list[int]) -> None:
-        """Give up a table; cached blocks stay findable until they are evicted."""
+        """Gives up a table; cached blocks can be found until they are evicted."""
         # from the end, so that eviction takes the tail of a prefix before its head
         for block in reversed(table):
             self._references[block] -= 1
@@ -91,7 +91,7 @@ class BlockManager:
         table.clear()
 
     def match_prefix(self, token_ids: Sequence[int], *, policy_version: int) -> list[int]:
-        """Blocks of the longest cached prefix, now owned; at least one token is left to compute."""
+        """Returns the blocks of the longest cached prefix, with the caller as owner; leaves at least one token to compute."""
         table: list[int] = []
         for _, entry in self._walk(token_ids, len(token_ids) - 1, policy_version):
             if entry is None:
@@ -110,7 +110,7 @@ class BlockManager:
         *,
         policy_version: int,
     ) -> None:
-        """Make the full blocks among the first `num_computed` tokens findable."""
+        """Caches the full blocks of the first `num_computed` tokens, so that later requests find them."""
         if not self._prefix_cache:
             return
         keys = self._walk(token_ids, num_computed, policy_version)
@@ -123,7 +123,7 @@ class BlockManager:
                 return  # computed under another version: not to be found under this one
 
     def forget(self) -> None:
-        """Empty the prefix cache; blocks in use stay with their owners."""
+        """Empties the prefix cache; blocks in use stay with their owners."""
         self._free.extendleft(self._evictable)
         self._evictable.clear()
         self._cached.clear()

@@ -1,4 +1,4 @@
-"""What an engine asks of speculation. The engine is given an implementation and imports none."""
+"""Interface through which an engine speculates. The engine is given an implementation and imports none."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol

@@ -12,7 +12,7 @@ __all__ = ["EngineLimits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """What a model, its tokenizer and the KV cache allow."""
+    """Limits that model and config set for requests."""
 
     vocab_size: int
     max_context_tokens: int

@@ -55,7 +55,7 @@ class _Inputs:
     positions_T: torch.Tensor
     block_ids_T: torch.Tensor
     offsets_T: torch.Tensor
-    last_rows_R: torch.Tensor  # of the chunks that sample, and all behind them
+    last_rows_R: torch.Tensor  # last rows of the chunks that sample, and rows of their drafts
     layout: AttentionLayout
 
 

@@ -1,4 +1,4 @@
-"""What to compute next: continuous batching, chunked prefill, preemption by recompute. Plain Python.
+"""Chooses what to compute next: continuous batching, chunked prefill, preemption by recompute. Plain Python.
 
 A step first decodes every running request, then gives what is left of its token budget to prompts, oldest
 first. When blocks run out, the youngest request is preempted and recomputed later, which in exact mode gives
@@ -49,7 +49,7 @@ class Scheduler:
         return self.num_running + sum(state.num_output > 0 for state in self._waiting)
 
     def add(self, state: RequestState) -> None:
-        """Queue a request behind those of its priority and above."""
+        """Queues a request after those of its priority or a higher one."""
         index = len(self._waiting)
         while index and self._waiting[index - 1].request.priority < state.request.priority:
             index -= 1
@@ -132,7 +132,7 @@ class Scheduler:
         if chunk.num_tokens > 1 or state.num_output == 0:
             self._remember(
                 state
-            )  # a prompt, or all of a request that is computed anew, for its siblings
+            )  # a prompt, or a request that was computed again, for its siblings
         if self._leaders.get(state.group) is state:
             del self._leaders[state.group]
         for follower in followers:
@@ -209,7 +209,7 @@ class Scheduler:
         return True
 
     def _extend(self, chunk: Chunk, num_tokens: int) -> bool:
-        """Make room for so many tokens behind a chunk; False if there is none to spare."""
+        """Allocates blocks for so many more tokens of a chunk; returns False if there is no room to spare."""
         state = chunk.state
         end = state.num_computed + chunk.num_tokens + num_tokens
         missing = self.blocks.blocks_for(end) - len(state.block_table)

@@ -26,14 +26,14 @@ CoreTimes = tuple[float, float]
 
 
 def read_core_times() -> CoreTimes | None:
-    """None where /proc/stat is missing."""
+    """Reads the times of this process's cores; None where /proc/stat is missing."""
     busy = busy_seconds({f"cpu{core}" for core in _cores()})
     return None if math.isnan(busy) else (busy, time.process_time())
 
 
 def _cores() -> Collection[int]:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux alone
+    """Returns the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # only on Linux
         return os.sched_getaffinity(0)
     return range(os.cpu_count() or 1)
 

@@ -19,7 +19,7 @@ __all__ = ["Drawn", "draft_limits", "draw", "keep"]
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What a step drew for one request: behind the log, and behind each token of its draft as if that were right."""
+    """Tokens that a step drew for one request: one after its log, and one after each token of its draft."""
 
     state: RequestState
     draft: tuple[int, ...]
@@ -28,7 +28,7 @@ class Drawn:
 
 
 def draft_limits(batch: Batch, *, max_context_tokens: int) -> Mapping[RequestState, int]:
-    """How many tokens of a draft could be kept, of each request that draws alone; one more is drawn in any case."""
+    """Returns how many draft tokens each request could keep, except requests with followers. One more token is drawn in any case."""
     limits = {}
     for chunk in batch.chunks:
         state = chunk.state
@@ -41,12 +41,12 @@ def draft_limits(batch: Batch, *, max_context_tokens: int) -> Mapping[RequestSta
 
 
 def draw(scheduler: Scheduler, batch: Batch, logits_RV: torch.Tensor) -> list[Drawn]:
-    """Book a batch that has run, and draw for whoever reached the end of its log, siblings included.
+    """Books a batch that has run, and draws tokens for requests that reached the end of their log, and for their siblings.
 
     Args:
         scheduler: of the batch.
         batch: as it ran.
-        logits_RV: [R, V], a row for each position behind which a token may come.
+        logits_RV: [R, V], a row for each position that a token may follow.
     """
     rows: list[int] = []
     states: list[RequestState] = []
@@ -82,16 +82,16 @@ def keep(
     policy_version: int,
     finish_reason: Callable[[RequestState, int], FinishReason | None],
 ) -> FinishReason | None:
-    """Add draws to the log up to the first that the draft had wrong: later ones were drawn behind another token.
+    """Appends drawn tokens to the log, up to the first that differs from the draft: later ones followed another token.
 
     Args:
-        scheduler: takes back the blocks of what was not kept.
+        scheduler: takes back the blocks of tokens that are not kept.
         drawn: for one request.
         policy_version: of the weights that ran.
         finish_reason: of a request whose log ends in a token, or None if it goes on.
 
     Returns:
-        Why the request ended, if it did: nothing behind that token is kept, however right the draft was.
+        Why the request ended, or None. Tokens after its end are not kept.
     """
     state, draft = drawn.state, drawn.draft
     reason, num_accepted = None, 0

@@ -22,7 +22,7 @@ class FleetStatus:
     policy_version: int
 
     def check(self) -> None:
-        """Assert that no request is lost.
+        """Checks that no request is lost.
 
         Raises:
             RuntimeError: the books do not close; with the counts.
@@ -43,14 +43,14 @@ class Fleet(Protocol):
         """Queue requests."""
 
     def poll(self, timeout_seconds: float) -> list[Completion]:
-        """Completions since the last call; empty when there are none within the time or none are left."""
+        """Returns completions since the last call; empty if none come within the time limit, or none are left."""
         ...
 
     def cancel(self, request_ids: Sequence[str]) -> None:
-        """End requests; each is still answered, as aborted, by a later `poll`."""
+        """Ends requests; a later `poll` answers each as aborted."""
 
     def update_weights(self, update: WeightUpdate) -> None:
-        """Stage, verify and commit; on an error the old version stays in force everywhere.
+        """Stages, verifies and commits an update; on an error the old version stays live everywhere.
 
         What becomes of requests in flight is `engine.on_update`'s to say; those that end meanwhile are `poll`'s to return.
         """
@@ -60,13 +60,13 @@ class Fleet(Protocol):
         ...
 
     def take_metrics(self) -> dict[str, float]:
-        """What is worth following besides, since the last call; `rollout/concurrency`: requests per engine step, the
-        mean; `fleet/tokens_per_second`: while engines step; `fleet/busy_seconds`: in which they did, the mean of all."""
+        """Returns metrics since the last call, among them `rollout/concurrency` (mean requests per engine step),
+        `fleet/tokens_per_second` (while engines step) and `fleet/busy_seconds` (time in steps, mean over engines)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the fleet, as lists and numbers: it speeds rollouts up, and changes none."""
+        """Returns what a checkpoint keeps of the fleet, as lists and numbers. It makes rollouts faster, and changes none."""
         ...
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Takes over the result of `state_dict`."""

@@ -12,7 +12,7 @@ __all__ = ["SyntheticFleet"]
 
 
 class SyntheticFleet:
-    """Answers every request with `max_tokens` random tokens, a function of its sample key alone."""
+    """Answers every request with `max_tokens` random tokens, which depend only on its sample key."""
 
     is_concurrent = False
 
@@ -31,7 +31,7 @@ class SyntheticFleet:
         return [self._complete(request) for request in requests]
 
     def cancel(self, request_ids: Sequence[str]) -> None:
-        """Nothing is ever in flight between two polls."""
+        """Does nothing: no request is in flight between two polls."""
 
     def update_weights(self, update: WeightUpdate) -> None:
         self._policy_version = update.version
@@ -54,7 +54,7 @@ class SyntheticFleet:
         return {}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Nothing was kept."""
+        """Does nothing: no state is kept."""
 
     def _complete(self, request: Request) -> Completion:
         key = request.key

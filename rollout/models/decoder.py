@@ -50,7 +50,7 @@ class Decoder(nn.Module):
             linear_type(spec.hidden_size, spec.vocab_size, bias=False) if has_own_head else None
         )
         self.recomputes_layers = False
-        """Keep the input of each layer alone for the backward, and compute the layer again there."""
+        """Whether a layer keeps only its input for the backward, which computes the layer again."""
         # a plain attribute, so that `.to(bfloat16)` leaves the angles in float32
         self.cos_sin = torch.empty(0)
 
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
     def forward(
         self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
-        """[T] ids and positions -> [T, H], after the final norm."""
+        """Maps ids and positions [T] to hidden states [T, H], after the final norm."""
 
         def layers(x_TH: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
             for layer in self.layers:
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
     def around(
         self, layers: Layers, token_ids_T: torch.Tensor, positions_T: torch.Tensor
     ) -> torch.Tensor:
-        """The embedding before `layers` and the final norm behind them; they may be run by other means than `forward`."""
+        """Computes the embedding, then `layers`, then the final norm; `layers` may run other code than the modules."""
         x_TH = nn.functional.embedding(token_ids_T, self.embed_tokens)
         x_TH = layers(x_TH, self.cos_sin[positions_T])
         return rms_norm(x_TH, self.norm, eps=self.spec.rms_norm_eps)
@@ -120,14 +120,14 @@ class Decoder(nn.Module):
         return pack_weight(self.lm_head, dtype, into=into, num_threads=num_threads)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face's name, parameter or slice of one), each once, in a fixed order."""
+        """Yields Hugging Face's name and the parameter, or slice of one, each once, in a fixed order."""
         for _, tensors in self.hf_parts():
             yield from tensors()
 
     def hf_parts(
         self,
     ) -> Iterator[tuple[nn.Module, Callable[[], Iterator[tuple[str, torch.Tensor]]]]]:
-        """The same in parts, to be called by who has made the module's own parameters whole."""
+        """Yields the tensors in parts: a module, and a function to call while the module's parameters are gathered."""
         yield self, self._embedding
         for layer in self.decoder_layers:
             yield layer, layer.hf_tensors

@@ -1,4 +1,4 @@
-"""What a decoder is made of."""
+"""Architecture of a decoder."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ def int8_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every matrix but the embedding as `name` in int8 and `name_scale` in float32; all else as it is.
 
-    Chosen by name alone: which rows are in a batch must not decide how a row is computed. A tied LM head gets
+    The choice depends only on the name: which rows are in a batch must not decide how a row is computed. A tied LM head gets
     a matrix of its own, since the embedding is looked up, not multiplied.
 
     Raises:

@@ -37,14 +37,14 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias, packed_weight)
 
     def named_rows(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(suffix of its name, tensor with one row or element per output)."""
+        """Yields the suffix of a name, and a tensor with one row or element per output."""
         yield "weight", self.weight
         if self.bias is not None:
             yield "bias", self.bias
 
 
 class Int8Linear(nn.Module):
-    """The same in 8 bits with a scale per output (`kernels.int8_linear`), for engines on a CPU; has no gradient."""
+    """A weight of 8 bits with a scale per output (`kernels.int8_linear`), for engines; has no gradient."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Int8Linear(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind its norm and added to the residual stream."""
+    """Attention and MLP, each after its norm and added to the residual stream."""
 
     def __init__(
         self, spec: DecoderSpec, index: int, linear_type: type[Linear] | type[Int8Linear]
@@ -117,7 +117,7 @@ class DecoderLayer(nn.Module):
 
     @property
     def hf_prefix(self) -> str:
-        """Of the names of this layer's tensors."""
+        """Prefix of the names of this layer's tensors."""
         return f"model.layers.{self.index}."
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

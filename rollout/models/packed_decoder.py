@@ -17,7 +17,7 @@ _PREPARING_THREADS = 1  # more would compete with the threads of a step that run
 class PackedDecoder:
     """One set of weights of an engine: a decoder, and packed copies of its weights where kernels prefer those.
 
-    A packed copy is as large as the weight and does not follow changes of the decoder: `pack` makes it anew, in the same
+    A packed copy is as large as the weight and does not follow changes of the decoder: `pack` makes it again, in the same
     memory.
 
     Args:

@@ -1,4 +1,4 @@
-"""How likely a drafted token is to be kept: measured, by match length and confidence. No torch."""
+"""Measures how likely a draft token is to be kept, by match length and confidence. No torch."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ class Acceptance:
         self._record: dict[str, tuple[float, float]] = {}  # by request: kept, expected
 
     def probabilities(self, request_id: str, draft: Draft) -> list[float]:
-        """Of each token, if those before it are kept."""
+        """Returns the chance of each token to be kept if those before it are."""
         kept, expected = self._record.get(request_id, (0.0, 0.0))
         factor = (kept + _REQUEST_TRIALS) / (expected + _REQUEST_TRIALS)
         return [min(self._rate(bucket) * factor, _GREATEST) for bucket in _buckets(draft)]
 
     def observe(self, request_id: str, draft: Draft, num_kept: int) -> None:
-        """The first `num_kept` tokens were right; the next one, if there is one, was wrong."""
+        """Learns that the first `num_kept` tokens were right, and that the next one, if any, was wrong."""
         kept, expected = self._record.get(request_id, (0.0, 0.0))
         for j, bucket in enumerate(_buckets(draft)[: num_kept + 1]):
             is_kept = float(j < num_kept)
@@ -48,21 +48,21 @@ class Acceptance:
         self._record.pop(request_id, None)
 
     def state_dict(self) -> list[list[float]]:
-        """Of each bucket: match length, confidence, kept, tried. The records of requests end with them."""
+        """Returns match length, confidence, kept and tried of each bucket. Records of requests are not saved."""
         return [[*bucket, self._kept[bucket], tried] for bucket, tried in self._tried.items()]
 
     def load_state_dict(self, saved: Sequence[Sequence[float]]) -> None:
-        """Go on from what another had learned."""
+        """Takes over what another object learned."""
         for match, confidence, kept, tried in saved:
             bucket = (int(match), int(confidence))
             self._kept[bucket], self._tried[bucket] = kept, tried
 
     def greatest(self) -> float:
-        """The highest rate of any bucket; what the best draft might be worth."""
+        """Returns the highest rate of any bucket, the most that a draft may be worth."""
         return min(max(map(self._rate, self._tried), default=_PRIOR_RATE), _GREATEST)
 
     def mean(self) -> float:
-        """The rate of all buckets together; what a draft may be worth before it is made."""
+        """Returns the rate of all buckets together, the expected worth of a draft before it is made."""
         kept = sum(self._kept.values()) + _PRIOR_RATE * _PRIOR_TRIALS
         return min(kept / (sum(self._tried.values()) + _PRIOR_TRIALS), _GREATEST)
 

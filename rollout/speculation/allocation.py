@@ -1,4 +1,4 @@
-"""How many draft tokens each request gets: those that raise the tokens expected per second. No torch."""
+"""Chooses how many draft tokens each request gets, for the most expected tokens per second. No torch."""
 
 import heapq
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from rollout.speculation.cost_table import CostTable, StepSize
 __all__ = ["Decoding", "allocate", "survival"]
 
 _LEAST_SURVIVAL = 0.02
-_LOOK_AHEAD = 64  # tokens behind the best total: no step in the costs is wider
+_LOOK_AHEAD = 64  # tokens past the best total: no step in the costs is wider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +18,14 @@ class Decoding:
 
     costs: CostTable
     size: StepSize
-    """Of the whole step, without drafts."""
+    """Size of the whole step, without drafts."""
     num_tokens: int
-    """Yielded without drafts."""
+    """Tokens that the step yields without drafts."""
     sunk_seconds: float = 0.0
-    """Spent on prompts, whatever is drafted: beside them tokens would seem dear, and drafts worth their price."""
+    """Time spent on prompts, whatever is drafted. It is left out, since it would make drafts seem cheap."""
 
     def seconds(self, size: StepSize) -> float:
-        """Of the step at another size."""
+        """Returns the seconds of the step at another size, without the time spent on prompts."""
         return self.costs.seconds(size) - self.sunk_seconds
 
     @property
@@ -35,7 +35,7 @@ class Decoding:
 
 
 def survival(probabilities: Sequence[float]) -> list[float]:
-    """Of each token of a draft, the chance that it and all before it are kept."""
+    """Returns, for each token of a draft, the chance that it and all tokens before it are kept."""
     chances, chance = [], 1.0
     for probability in probabilities:
         chance *= probability
@@ -50,7 +50,7 @@ def allocate(
     decoding: Decoding,
     least_gain: float,
 ) -> list[int]:
-    """The draft length of each request.
+    """Returns the draft length of each request.
 
     Tokens are taken greedily, those likeliest to survive per second first; a token survives if it and all before it are
     kept. Of all the totals on that path the one with the most expected tokens per second wins, so a step in the costs

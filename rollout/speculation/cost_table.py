@@ -1,4 +1,4 @@
-"""What a step costs: seconds by rows and by keys read, measured at the start and refreshed while running. No torch."""
+"""Costs of a step: seconds by rows and by keys read, measured at the start and refreshed while running. No torch."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,25 +16,25 @@ _MOST_RATIO = 2.0  # of a step's time to its estimate: one hiccup must not make 
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """What a step's cost depends on."""
+    """Size of a step, which its cost depends on."""
 
     rows: int
     keys: int
-    """Of all requests: those of a block are read once, whoever shares it and however many rows a request computes."""
+    """Keys of all requests, each block counted once, however many requests share it and rows read it."""
     row_keys: int
     """Keys that a further row or a sibling meets: they are in the cache by then."""
 
     def with_row(self, num_keys: int) -> "StepSize":
-        """One more row of a request that has so many keys."""
+        """Returns the size with one more row, of a request that has so many keys."""
         return self.with_rows(1, num_keys)
 
     def with_rows(self, count: int, num_keys: int) -> "StepSize":
-        """So many more rows, of requests that have so many keys in all."""
+        """Returns the size with so many more rows, of requests that have so many keys in all."""
         return StepSize(self.rows + count, self.keys, self.row_keys + num_keys)
 
 
 def step_size(chunks: Sequence[Chunk]) -> StepSize:
-    """Of a step that has not run yet: later the requests have other lengths."""
+    """Returns the size of a step that has not run yet; afterwards its requests have other lengths."""
     seen: set[int] = set()  # blocks
     num_rows = keys = row_keys = 0
     for chunk in chunks:

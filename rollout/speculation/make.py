@@ -78,13 +78,13 @@ def _make_drafters(config: EngineConfig, target: Decoder) -> list[Drafter]:
 
 
 def history_tokens(config: EngineConfig) -> int:
-    """Of past rollouts that these drafters keep, at most."""
+    """Returns the most tokens of past rollouts that the drafters of a config keep."""
     has_history = config.speculation.drafter in (DrafterKind.suffix, DrafterKind.auto)
     return config.speculation.history_tokens if has_history else 0
 
 
 def _model_drafter(config: EngineConfig, target: Decoder) -> ModelDrafter:
-    """In the target's dtype, on its device. That both have one tokenizer is checked by the size of the vocabulary alone."""
+    """Loads the draft model, in the type and on the device of the target. Only the size of the vocabulary is compared."""
     path = config.speculation.model_path
     directory = resolve_model(ModelConfig(path=path))
     size, target_size = read_spec(directory).vocab_size, target.spec.vocab_size

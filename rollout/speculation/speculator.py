@@ -47,8 +47,8 @@ class Speculator:
         drafters: of each request the draft worth most is taken.
         costs: of a step.
         max_draft_tokens: of a request in a step.
-        eos_token_ids: of the model. A token that ends its request is not verified: it is drawn behind the one before it, and
-            whatever is drawn behind itself is not kept.
+        eos_token_ids: end-of-sequence ids of the model. A draft token that ends its request is not verified: the token before it
+            gives a row to draw it from, and no token after it is kept.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Speculator:
 
     @property
     def costs(self) -> CostTable:
-        """Of a step, as they are known by now."""
+        """Costs of a step, as measured so far."""
         return self._costs
 
     def plan(
@@ -108,7 +108,7 @@ class Speculator:
         self._begin = time.perf_counter()
 
     def observe(self, batch: Batch, sampled: Mapping[RequestState, Sequence[int]]) -> None:
-        """What a step gave: of each request of the plan, the tokens that were kept, at least one.
+        """Learns from the tokens that each request kept in a step.
 
         Args:
             batch: as it ran.
@@ -144,13 +144,13 @@ class Speculator:
             self._costs.refresh(self._size, now - self._begin)  # drafting has costs of its own
 
     def finish(self, state: RequestState, *, policy_version: int) -> None:
-        """A request ended; its tokens become history."""
+        """Notes that a request has ended; its tokens become history."""
         for drafter, acceptance in zip(self.drafters, self._acceptance, strict=True):
             drafter.finish(state, policy_version=policy_version)
             acceptance.forget(state.request.request_id)
 
     def check_integrity(self) -> None:
-        """Recount what drafters hold.
+        """Recounts what drafters hold.
 
         Raises:
             RuntimeError: the books do not agree.
@@ -159,12 +159,12 @@ class Speculator:
             drafter.check_integrity()
 
     def take_stats(self) -> SpeculationStats:
-        """Counts since the last call."""
+        """Returns the counts since the last call."""
         stats, self.stats = self.stats, SpeculationStats()
         return stats
 
     def state_dict(self) -> dict[str, Any]:
-        """What the drafters keep from run to run, by their class, and how likely their tokens are to be kept."""
+        """Returns what drafters keep from run to run, by their class, and how likely their tokens are to be kept."""
         return {
             type(drafter).__name__: {**drafter.state_dict(), _ACCEPTANCE: acceptance.state_dict()}
             for drafter, acceptance in zip(self.drafters, self._acceptance, strict=True)
@@ -228,7 +228,7 @@ class Speculator:
     def _propose(
         self, max_lengths: Mapping[RequestState, int], decoding: Decoding
     ) -> dict[RequestState, Proposal]:
-        """Of each request the draft that is expected to be kept the longest."""
+        """Returns, for each request, the draft of which most tokens are expected to be kept."""
         best: dict[RequestState, Proposal] = {}
         for source, drafter in enumerate(self.drafters):
             states, max_tokens = self._whom_to_ask(source, max_lengths, decoding)

@@ -1,4 +1,4 @@
-"""Which weights are in force in a fleet, and the update that is on its way to workers. Time is passed in."""
+"""Live weights of a fleet, and the update on its way to workers. Time is passed in."""
 
 from collections.abc import Sequence
 
@@ -65,7 +65,7 @@ class WeightsInForce:
             current.answer(event.worker_id, event.phase, error)
 
     def lose(self, worker_id: str, reason: str) -> None:
-        """A worker is gone."""
+        """Notes that a worker is gone."""
         if self._round is not None:
             self._round[0].lose(worker_id, reason)
 
@@ -101,7 +101,7 @@ class WeightsInForce:
         return current
 
     def describe(self, now: float) -> str:
-        """Who is waited for; empty: nobody."""
+        """Describes the workers that are waited for; empty if there are none."""
         if self._round is None:
             return ""
         current, since = self._round[0], now - self._phase_began
@@ -119,7 +119,7 @@ class WeightsInForce:
 
 
 def _wrong_weights(event: Answered, update: WeightUpdate) -> str:
-    """What is wrong with the weights of a worker that says it committed; empty: nothing."""
+    """Returns what is wrong with the weights of a worker that reports a commit; empty if nothing is."""
     held = (event.report.policy_version, event.report.digest)
     if event.phase is not Phase.COMMIT or held == (update.version, update.manifest.digest):
         return ""

@@ -1,4 +1,4 @@
-"""Who has been silent for how long, and who waits for whom. Plain Python; time is passed in."""
+"""Silence of workers, and a watchdog that reports what is waited for. Plain Python; time is passed in."""
 
 from collections.abc import Sequence
 

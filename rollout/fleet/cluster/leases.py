@@ -1,4 +1,4 @@
-"""Who works on which request, and until when. Plain Python; time is passed in.
+"""Leases: which worker has which request, and until when. Plain Python; time is passed in.
 
     open -> WAITING -> LEASED -> closed: finished, rejected or cancelled
                ^          |
@@ -71,7 +71,7 @@ class LeaseBook:
         return {lease.worker_id for lease in self._open[request_id].leases.values()}
 
     def of_worker(self, worker_id: str) -> list[Lease]:
-        """Its leases, the oldest first."""
+        """Leases of the request, the oldest first."""
         return list(self._of_worker.get(worker_id, {}).values())
 
     def open(self, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""How long completions of a prompt have been. Plain Python."""
+"""Lengths of past completions, by prompt. Plain Python."""
 
 import hashlib
 from array import array

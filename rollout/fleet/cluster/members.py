@@ -1,4 +1,4 @@
-"""Who belongs to a fleet, in which state, and what was last heard of whom. Plain Python; time is passed in.
+"""Workers of a fleet, their states and their last reports. Plain Python; time is passed in.
 
 STARTING ──loaded──> JOINING ──at the current version, by digest──> SERVING ──> LEAVING ──idle──> gone
      └────────────────────┴──── lost, silent, or wrong: replaced ──────┴───────────┘ (not replaced)
@@ -47,19 +47,19 @@ class Members:
 
     @property
     def states(self) -> dict[str, WorkerState]:
-        """By worker, in the order in which they were started."""
+        """State of each worker, in the order in which they were started."""
         return {worker_id: member.state for worker_id, member in self._members.items()}
 
     @property
     def reports(self) -> dict[str, WorkerReport]:
-        """The last one of each that has reported."""
+        """Last report of each worker that has reported."""
         return {w: m.report for w, m in self._members.items() if m.report is not None}
 
     def having(self, *states: WorkerState) -> list[str]:
         return [worker_id for worker_id, state in self.states.items() if state in states]
 
     def add(self, now: float) -> str:
-        """One more that starts; returns its name, which is new."""
+        """Adds a worker that starts; returns its new name."""
         worker_id = f"worker-{self._num_started}"
         self._num_started += 1
         self._members[worker_id] = _Member(WorkerState.STARTING, since=now)
@@ -94,7 +94,7 @@ class Members:
         ]
 
     def describe(self, now: float) -> Iterator[tuple[str, str]]:
-        """Of each worker, since when it is what it is."""
+        """Describes each worker: its state, the time in that state, and the time since its last report."""
         for worker_id, member in self._members.items():
             silence = self._health.seconds_silent(worker_id, now)
             yield (

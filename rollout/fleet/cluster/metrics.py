@@ -1,4 +1,4 @@
-"""What is worth following of a fleet, from totals and workers' reports: each metric is of the time since it was last taken."""
+"""Metrics of a fleet, from totals and workers' reports, each for the time since it was last taken."""
 
 from collections import Counter
 from collections.abc import Mapping

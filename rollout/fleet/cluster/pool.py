@@ -73,7 +73,7 @@ class WorkerPool(Protocol):
         """End a worker at once; nothing more is heard of it. Those that wait for it to join a transfer are told to stop."""
 
     def wait(self, timeout_seconds: float) -> list[Event]:
-        """What came; waits for it no longer than told."""
+        """Returns events; waits for one, up to the time limit."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a worker reports of itself. Plain Python."""
+"""Report of a worker. Plain Python."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which worker gets which request. Plain Python.
+"""Chooses the worker for each request. Plain Python.
 
 Waiting requests of one priority are ordered by how long they will take, the longest first: it must not be the last to begin. Each
 goes to the worker that would be done with it first, of those with room in their KV cache; what fits nowhere waits here,
@@ -33,7 +33,7 @@ _Group = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """What a worker has room for."""
+    """Capacity of a worker."""
 
     num_blocks: int
     block_size: int
@@ -45,12 +45,12 @@ class Placement:
     request: Request
     worker_id: str
     predicted_seconds: float
-    """Until it is finished there."""
+    """Predicted time until the request is finished there."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What one lease takes of its worker."""
+    """Part of a worker's capacity that one lease takes."""
 
     tokens: float
     blocks: int
@@ -65,7 +65,7 @@ class _Load:
     queued_tokens: float = 0.0
     num_blocks: int = 0
     shares: dict[str, _Share] = field(default_factory=dict)
-    """By request."""
+    """Share of each request."""
     prefixes: OrderedDict[_Group, int] = field(default_factory=OrderedDict)
     """Tokens of a group's prompt that were computed here since the last update."""
 
@@ -99,7 +99,7 @@ class Router:
 
     @property
     def worker_ids(self) -> list[str]:
-        """Who takes requests."""
+        """Workers that take requests."""
         return list(self._loads)
 
     def queued_tokens(self, worker_id: str) -> float:
@@ -142,7 +142,7 @@ class Router:
         self._waiting[request.request_id] = request
 
     def withdraw(self, request_id: str) -> bool:
-        """True if it waited here."""
+        """Takes a waiting request out; returns whether it was waiting here."""
         return self._waiting.pop(request_id, None) is not None
 
     def place(self) -> Iterator[Placement]:
@@ -200,7 +200,7 @@ class Router:
         expected, cached = self._expected(request), load.num_cached(request)
         longest = min(_LENGTH_MARGIN * expected, request.params.max_tokens)
         size = load.capacity.block_size
-        # full blocks of a prompt are shared, and the one behind them is copied
+        # full blocks of a prompt are shared, and the block after them is copied
         blocks = -(-(len(request.token_ids) + int(longest)) // size) - cached // size
         uncached = len(request.token_ids) - cached
         return _Share(tokens=expected + _PREFILL_COST * uncached, blocks=blocks)
@@ -209,7 +209,7 @@ class Router:
         return self._lengths.expected(request.token_ids, max_tokens=request.params.max_tokens)
 
     def _seconds(self, worker_id: str, num_tokens: float) -> float:
-        """Until a worker is done with so many tokens behind its queue."""
+        """Returns the seconds until a worker has finished its queue and so many more tokens."""
         speed = self._loads[worker_id].tokens_per_second or self._usual_speed()
         return (self.queued_tokens(worker_id) + num_tokens) / speed
 

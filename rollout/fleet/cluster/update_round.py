@@ -44,12 +44,12 @@ class UpdateRound:
 
     @property
     def asked(self) -> list[str]:
-        """Whom the phase concerns."""
+        """Workers that the phase asks."""
         return list(self._asked)
 
     @property
     def pending(self) -> list[str]:
-        """Who has not answered in this phase."""
+        """Workers that have not answered in this phase."""
         return [worker_id for worker_id in self._asked if worker_id in self._pending]
 
     @property
@@ -62,7 +62,7 @@ class UpdateRound:
         return bool(self._gone)
 
     def answer(self, worker_id: str, phase: Phase, error: str = "") -> None:
-        """Note an answer; one to an earlier phase, or of somebody else, changes nothing."""
+        """Notes an answer; ignores one to an earlier phase, or of a worker that was not asked."""
         if phase is self.phase and worker_id in self._pending:
             self._pending.remove(worker_id)
             if error:

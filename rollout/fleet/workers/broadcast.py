@@ -1,4 +1,4 @@
-"""The trainer's end of an update on its way to workers: one group, made anew when its members change, and a thread that sends."""
+"""Sends updates from the trainer to workers: a thread that sends, and a group that is made again when its members change."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ logger = logging.getLogger("paceline")
 
 
 class Broadcast:
-    """Sends while the caller goes on. What became of it the workers say: each answers for what it received.
+    """Sends in a thread while the caller continues. Each worker reports what became of its transfer.
 
     Args:
         host: where workers reach this process.
@@ -24,10 +24,10 @@ class Broadcast:
     def __init__(self, host: str) -> None:
         self._sender = CollectiveSender(host=host)
         self._members: tuple[str, ...] = ()
-        """Of the group; empty when there is none, or its last transfer failed or is under way."""
+        """Members of the group; empty if there is none, or its last transfer failed or is under way."""
         self._generation = -1
         self._receivers: tuple[str, ...] = ()
-        """Of the last transfer."""
+        """Receivers of the last transfer."""
         self._thread: Thread | None = None
 
     def begin(self, worker_ids: Sequence[str], update: WeightUpdate) -> Mapping[str, Place]:
@@ -48,13 +48,13 @@ class Broadcast:
         }
 
     def lose(self, worker_id: str) -> None:
-        """A worker is gone: a transfer that waits for it to join fails now, at everyone, and not at its deadline."""
+        """Notes that a worker is gone: a transfer that waits for it to join fails now, not at its deadline."""
         is_sending = self._thread is not None and self._thread.is_alive()
         if is_sending and worker_id in self._receivers:
             self._sender.lose(self._receivers.index(worker_id) + 1, self._generation)
 
     def close(self) -> None:
-        """Wait for what is under way, which has a deadline, and leave the group."""
+        """Waits for the transfer under way, which has a deadline, and leaves the group."""
         self._join()
         self._sender.leave()
 

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: a worker asks at named points of its work, and something may happen there."""
+"""Injects faults: a worker asks at named points of its work, where a fault may be due."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ _POINT = {
 
 
 class Faults:
-    """Those of one worker; the default has none.
+    """Faults of one worker; the default has none.
 
     Args:
         faults: each happens once, at its point, after it was passed `after` times; `slow` from then on.
@@ -66,7 +66,7 @@ class Faults:
 
     @property
     def slowness(self) -> float:
-        """How many times as long a step takes."""
+        """Factor by which a step is slowed down."""
         num_steps = self._num_passed[FaultPoint.STEP]
         slow = [f for f in self._faults if f.kind is FaultKind.slow and num_steps > f.after]
         return _SLOW_FACTOR if slow else 1.0

@@ -1,4 +1,4 @@
-"""What stands around a worker in a process of its own: a thread that steps, and calls that come from elsewhere."""
+"""Process of one worker: a thread that steps, and methods that other processes call."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ _REPORT_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """All that a worker is made of."""
+    """Everything that a worker is made from."""
 
     weights: Path
     """A Hugging Face directory, where the worker runs."""
@@ -40,10 +40,10 @@ class WorkerSpec:
     """Tokens that end a completion, as the trainer resolved them; None: as the directory's own files say."""
     engine: EngineConfig
     policy_version: int
-    """Of those weights."""
+    """Version of these weights."""
     num_threads: int
     faults: Sequence[FaultConfig] = field(default_factory=tuple)
-    """Of this one."""
+    """Faults of this worker."""
 
     def make(self) -> Worker:
         torch.set_num_threads(self.num_threads)
@@ -59,7 +59,7 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Of a worker, in a group that weights are broadcast to."""
+    """Place of a worker in a group that weights are broadcast to."""
 
     address: tuple[str, int]
     rank: int
@@ -93,7 +93,7 @@ class WorkerProcess:
         self._inbox.put(lambda: self._worker.restore(speculation))
 
     def poll(self, timeout_seconds: float) -> tuple[WorkerReport, list[Completion]]:
-        """What finished since the last call; waits for it, or for the time to be over.
+        """Returns completions since the last call; waits for one, up to the time limit.
 
         Raises:
             RuntimeError: the engine failed.
@@ -107,7 +107,7 @@ class WorkerProcess:
             return self._report, completions
 
     def stage(self, manifest: Manifest, place: Place) -> tuple[WorkerReport, str]:
-        """Receive an update while the engine steps; returns what went wrong, too, or nothing."""
+        """Receives an update while the engine steps; returns a report, and the error or an empty text."""
         return self._try(lambda: self._stage(manifest, place))
 
     def ask(self, phase: Phase) -> tuple[WorkerReport, str]:

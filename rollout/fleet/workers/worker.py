@@ -25,8 +25,8 @@ _SPEED_MEMORY = 2048  # tokens that the measured speed looks back on, about
 class Worker:
     """Steps an engine, takes updates for it, and knows how fast it is.
 
-    `stage` and `verify` may be called by another thread while this one steps: they touch the shadow weights alone. All
-    else is for the thread that steps.
+    `stage` and `verify` may be called by another thread while this one steps: they touch only the shadow weights. Every
+    other method is for the thread that steps.
 
     Args:
         engine: nobody else's.
@@ -63,17 +63,17 @@ class Worker:
             self._num_unfinished += 1
 
     def cancel(self, request_ids: Sequence[str]) -> None:
-        """End requests; each is answered by the next step, as aborted. Unknown ids are finished ones."""
+        """Ends requests; the next step answers each as aborted. Ignores ids of finished requests."""
         for request_id in request_ids:
             self.engine.abort(request_id)
 
     def restore(self, speculation: Mapping[str, Any]) -> None:
-        """Take up what `Speculator.state_dict` gave, here or elsewhere; of no use to an engine that does not speculate."""
+        """Takes over the result of `Speculator.state_dict`; does nothing without speculation."""
         if self.engine.speculator is not None:
             self.engine.speculator.load_state_dict(speculation)
 
     def turn(self) -> list[Completion]:
-        """One step of the engine, if there is something to compute; returns what finished."""
+        """Runs one step of the engine, if there is something to compute; returns finished requests."""
         self._num_turns += 1
         if not self.engine.has_unfinished:
             return []
@@ -95,7 +95,7 @@ class Worker:
         return self.engine.weights.is_commit_pending
 
     def stage(self, manifest: Manifest, receive: Callable[[Manifest, StagingArea], None]) -> None:
-        """Take an update into the shadow weights; on an error nothing is staged.
+        """Takes an update into the shadow weights; after an error nothing is staged.
 
         Args:
             manifest: of the update.
@@ -110,7 +110,7 @@ class Worker:
         receive(manifest, _BrokenLink(area) if self._faults.at(FaultPoint.STAGED) else area)
 
     def verify(self) -> None:
-        """Compare what was staged with its digests.
+        """Compares the staged weights with their digests.
 
         Raises:
             RuntimeError: it differs; nothing is staged any more.
@@ -119,12 +119,12 @@ class Worker:
         self._faults.at(FaultPoint.VERIFIED)
 
     def commit(self) -> None:
-        """Put the verified weights in force, now or at the turn that ends what `engine.on_update` waits for."""
+        """Makes the verified weights live, now or at the turn in which `engine.on_update` allows it."""
         self.engine.weights.commit_when_ready()
         self._num_turns += 1  # what is reported from now on is newer
 
     def rollback(self) -> None:
-        """Drop what was staged, if anything was."""
+        """Drops the staged weights, if there are any."""
         if self.engine.weights.has_staged:
             self.engine.weights.rollback()
 
@@ -151,7 +151,7 @@ class Worker:
         )
 
     def _measure(self, num_tokens: int, seconds: float) -> None:
-        """Weigh each step by its tokens: a lone straggler says little about how fast a full batch is."""
+        """Updates the measured speed, weighing each step by its tokens: a single request says little about a full batch."""
         if num_tokens and seconds > 0:
             speed = num_tokens / seconds
             before = self._tokens_per_second
@@ -162,7 +162,7 @@ class Worker:
 
 
 class _BrokenLink:
-    """Changes one value of what was received."""
+    """Changes one received value."""
 
     def __init__(self, area: StagingArea) -> None:
         self._area = area

@@ -1,1 +1,1 @@
-"""Where drafts come from: one file per source, all behind `drafter.Drafter`."""
+"""Sources of drafts: one file each, all implementing `drafter.Drafter`."""

@@ -1,4 +1,4 @@
-"""What proposes tokens, and what a proposal is. No torch."""
+"""Interface of a source of drafts, and the draft. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,21 +44,21 @@ class Drafter(Protocol):
         ...
 
     def seconds(self, states: Sequence[RequestState], *, max_tokens: int) -> float:
-        """Expected, of `propose` with the same arguments; 0 where it is not worth counting."""
+        """Returns the expected seconds of `propose` with the same arguments; 0 if they are negligible."""
         return 0.0
 
     def finish(self, state: RequestState, *, policy_version: int) -> None:
-        """A request ended, by whatever cause; `state.token_ids` is all there will be of it."""
+        """Notes that a request has ended, for any reason; `state.token_ids` is its whole log."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as lists and numbers."""
+        """Returns what a checkpoint keeps, as lists and numbers."""
         ...
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Takes over the result of `state_dict`."""
 
     def check_integrity(self) -> None:
-        """Recount what it holds.
+        """Recounts what it holds.
 
         Raises:
             RuntimeError: the books do not agree.

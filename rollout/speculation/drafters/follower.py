@@ -1,4 +1,4 @@
-"""What a draft model keeps of a request, and of the draft that it makes. No torch."""
+"""State that a draft model keeps for a request, and the draft that it makes. No torch."""
 
 from dataclasses import dataclass, field
 

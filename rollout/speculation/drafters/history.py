@@ -18,7 +18,7 @@ _PER_PROMPT = 32
 class PastRollout:
     policy_version: int  # of its last token
     key: SampleKey | None
-    """What its tokens were drawn with; None: it was greedy, or its checkpoint did not say."""
+    """Key that its tokens were drawn with; None: it was greedy, or its checkpoint does not say."""
     token_ids: array  # type code "i"; without the prompt
 
 

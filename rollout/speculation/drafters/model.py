@@ -87,7 +87,7 @@ class ModelDrafter(Drafter):
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelDrafter":
-        """The same weights and costs, and an empty cache."""
+        """Returns a copy that shares weights and costs, with an empty cache."""
         return ModelDrafter(
             self._decoder,
             kv_cache_gb=self._kv_cache_gb,
@@ -112,7 +112,7 @@ class ModelDrafter(Drafter):
         return [drafts.get(state, NO_DRAFT) for state in states]
 
     def seconds(self, states: Sequence[RequestState], *, max_tokens: int) -> float:
-        """Of drafting, and of the tokens accepted since the last time.
+        """Returns the expected seconds of drafting, and of the tokens accepted since the last time.
 
         What a request had when it was first asked for is not in it: that is taken in once, for all of its drafts.
         """
@@ -171,7 +171,7 @@ class ModelDrafter(Drafter):
     def _first_chunks(
         self, followers: Sequence[Follower], drafts: dict[RequestState, Draft]
     ) -> list[Chunk]:
-        """What is to be computed before the first draws, within the budget; those most advanced first.
+        """Returns what to compute before the first draws, within the budget, the most advanced requests first.
 
         A sibling waits while another one computes their prompt, and then finds it in the prefix cache.
         """

@@ -40,7 +40,7 @@ class NgramDrafter(Drafter):
 
 
 class _Index:
-    """Where each n-gram of a log last ended; the n-grams that end the log itself are left out."""
+    """Position at which each n-gram of a log last ended, except the n-grams that end the log itself."""
 
     def __init__(self, max_ngram: int) -> None:
         self._max_ngram = max_ngram

@@ -25,7 +25,7 @@ _MIN_CONFIDENCE = 0.1  # a chain ends before a token less sure than this
 
 
 class SuffixDrafter(Drafter):
-    """Automata live while requests of their prompt do, and are made anew from the history.
+    """Keeps an automaton per prompt while requests of the prompt live, and makes it again from the history.
 
     Tokens are added when a draft is asked for, so that an engine that never speculates pays nothing.
 
@@ -60,7 +60,7 @@ class SuffixDrafter(Drafter):
         self._history.load_state_dict(saved)
 
     def _catch_up(self, states: Sequence[RequestState], *, num_ahead: int) -> None:
-        """Take in what the requests' logs have got, and compute uniforms of so many tokens behind them."""
+        """Takes in new tokens of the requests' logs, and computes the uniforms of the next so many tokens."""
         look_ahead(
             [self._tree(state).end_of(state).uniforms for state in states],
             ends=[len(state.token_ids) + num_ahead for state in states],
@@ -78,7 +78,7 @@ class SuffixDrafter(Drafter):
 
 @dataclass(slots=True)
 class _End:
-    """Where a request in flight ends in the automaton of its prompt."""
+    """State of the automaton at which a request in flight ends."""
 
     state: int
     num_seen: int
@@ -93,7 +93,7 @@ class _PromptTree:
     automaton: SuffixAutomaton
     prompt_state: int
     ends: dict[str, _End] = field(default_factory=dict)
-    """By request."""
+    """Cursors by request."""
 
     @classmethod
     def of(cls, prompt: tuple[int, ...], history: History) -> "_PromptTree":
@@ -151,7 +151,7 @@ class _PromptTree:
             self._extend(self.prompt_state, rollout.token_ids, first=first, uniforms=uniforms)
 
     def _extend(self, at: int, token_ids: Sequence[int], *, first: int, uniforms: Uniforms) -> int:
-        """The state behind tokens that follow `at`; the first of them stands at `first` in its log."""
+        """Returns the state after tokens that follow `at`; the first of them is at `first` in its log."""
         for position, token_id in enumerate(token_ids, first):
             at = self.automaton.append(at, token_id, uniform=uniforms.at(position))
         return at

@@ -1,4 +1,4 @@
-"""The uniforms that tokens are drawn with: of key and position alone, so a drafter has them before the engine draws."""
+"""Uniforms that tokens are drawn with. They depend only on key and position, so a drafter has them before the engine draws."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -42,7 +42,7 @@ class Uniforms:
         self._known: list[float] = []
 
     def at(self, position: int) -> float | None:
-        """Of a position behind the prompt; None where there is no key."""
+        """Returns the uniform of a position after the prompt; None if there is no key."""
         return None if self.key is None else self._known[position - self._first]
 
     def extend(self, values: Sequence[float]) -> None:

@@ -29,7 +29,7 @@ class Piece:
 
 
 class BucketPlan:
-    """Which bytes of which tensor are where, computed from names, shapes and dtypes alone.
+    """Places of all tensors' bytes, computed only from names, shapes and types.
 
     Args:
         specs: of the tensors, in the order in which they are sent; digests play no part.
@@ -126,7 +126,7 @@ class BucketPlan:
 
 
 class Landing:
-    """Where received bytes go: straight into contiguous tensors, and for others into a copy first.
+    """Destination of received bytes: directly into contiguous tensors, and into a copy first for others.
 
     Args:
         plan: of the tensors.

@@ -1,4 +1,4 @@
-"""What sender and receiver of a broadcast share: time limits, buffers, and a place in a group."""
+"""Common parts of sender and receiver of a broadcast: time limits, buffers, and a place in a group."""
 
 import time
 from dataclasses import dataclass
