@@ -142,7 +142,9 @@ class TrainLoop:
         return is_one
 
     def _keep_last_version(self, *, is_done: bool) -> None:
-        nothing_new = self._version == self._first_version and not is_done
+        # after an error before the first step, what the run began with is kept for a resume with another config
+        is_stopped = not is_done and self._stop.requested
+        nothing_new = self._version == self._first_version and is_stopped
         if nothing_new or self._save_failed or self._skipped.is_all_skipped:
             return
         try:
