@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from kernels.attention_layout import KEY_BLOCK, AttentionLayout
-from kernels.gpu.attention.forward import (
+from kernels.gpu.attention.tasks import attention_tasks, key_tiles
+from kernels.gpu.attention.tiles import (
     ROWS,
     key_strides,
     load_keys,
@@ -19,7 +20,6 @@ from kernels.gpu.attention.forward import (
     task_rows,
     tile_warps,
 )
-from kernels.gpu.attention.tasks import attention_tasks, key_tiles
 
 __all__ = ["attention_backward_triton"]
 

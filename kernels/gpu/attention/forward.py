@@ -13,76 +13,19 @@ import triton
 import triton.language as tl
 
 from kernels.attention_layout import KEY_BLOCK, AttentionLayout
-from kernels.gpu.attention.tasks import AttentionTasks, attention_tasks
+from kernels.gpu.attention.split import blocks_of_a_program, fold_states, new_states
+from kernels.gpu.attention.tasks import attention_tasks
+from kernels.gpu.attention.tiles import (
+    ROWS,
+    fold_scales,
+    key_strides,
+    load_keys,
+    member_rows,
+    task_rows,
+    tile_warps,
+)
 
-__all__ = [
-    "ROWS",
-    "attention_triton",
-    "key_strides",
-    "load_keys",
-    "member_rows",
-    "task_rows",
-    "tile_warps",
-]
-
-ROWS = 64
-"""Rows of a tile: the fewest that Hopper's matrix instruction takes."""
-_BLOCKS_PER_PROGRAM = 8
-"""Key blocks of one program where a sequence's keys are split."""
-_BUSY_PROGRAMS = 264
-"""Programs from which on keys are not split: two for each multiprocessor of an H100. Bits do not depend on it."""
-
-
-@triton.jit
-def load_keys(
-    data_ptr,
-    scale_ptr,
-    index,
-    place,
-    head,
-    is_key,
-    stride_index,
-    stride_key,
-    stride_head,
-    stride_scale,
-    dtype: tl.constexpr,
-    KEYS_PER_INDEX: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """[C, D] keys or values, zero where not `is_key`; dequantized to `dtype` where there are scales."""
-    columns = tl.arange(0, BLOCK_D)
-    # int64: index * stride passes 2**31 in a cache of 4 GB
-    key = data_ptr + index.to(tl.int64) * stride_index + place * stride_key + head * stride_head
-    mask = is_key[:, None] & (columns < WIDTH)[None, :]
-    data = tl.load(key[:, None] + columns[None, :], mask=mask, other=0.0)
-    if scale_ptr is not None:
-        # scales [blocks, M, B] dense
-        from_scale = scale_ptr + index.to(tl.int64) * stride_scale + head * KEYS_PER_INDEX + place
-        data = data.to(tl.float32) * tl.load(from_scale, mask=is_key, other=0.0)[:, None]
-    return data.to(dtype)
-
-
-@triton.jit
-def task_rows(tasks_ptr, queries_ptr, task, head, GROUP: tl.constexpr, ROWS: tl.constexpr):
-    """[R] query, head, whether there is such a row, its row in the packed tensor, its position."""
-    first_query, end_query = tl.load(tasks_ptr + task * 4), tl.load(tasks_ptr + task * 4 + 1)
-    rows = tl.arange(0, ROWS)
-    query, n = first_query + rows // GROUP, head * GROUP + rows % GROUP
-    is_row = query < end_query
-    row = tl.load(queries_ptr + query * 2, mask=is_row, other=0).to(tl.int64)
-    position = tl.load(queries_ptr + query * 2 + 1, mask=is_row, other=-1)
-    return query, n, is_row, row, position
-
-
-@triton.jit
-def member_rows(members_ptr, member, query, is_row, position):
-    """[R] whether a row is of the member, and the last key it sees; the last key of all; the member's start in the table and key blocks."""
-    member_ptr = members_ptr + member * 5
-    is_member = (query >= tl.load(member_ptr)) & (query < tl.load(member_ptr + 1)) & is_row
-    seen = tl.where(is_member, position, -1)
-    table_start, first_block = tl.load(member_ptr + 2), tl.load(member_ptr + 3)
-    return is_member, seen, tl.max(seen, axis=0), table_start, first_block, tl.load(member_ptr + 4)
+__all__ = ["attention_triton"]
 
 
 @triton.jit
@@ -95,14 +38,6 @@ def _block_weights(queries, keys, is_visible, scale):
     base = tl.where(maximum == float("-inf"), 0.0, maximum)
     weights = tl.exp(scores - base[:, None])
     return maximum, tl.sum(weights, axis=1), weights
-
-
-@triton.jit
-def _fold_scales(maximum, block_maximum):
-    """The greater maximum, and by how much the state before and the block's state shrink."""
-    new = tl.maximum(maximum, block_maximum)
-    base = tl.where(new == float("-inf"), 0.0, new)
-    return new, tl.exp(maximum - base), tl.exp(block_maximum - base)
 
 
 @triton.jit
@@ -179,7 +114,7 @@ def _attention_fwd_kernel(
             )  # fmt: skip
             block_out = tl.dot(weights.to(queries.dtype), value_tile, input_precision="ieee")
             if state_ptr is None:
-                maximum, keep, add = _fold_scales(maximum, block_maximum)
+                maximum, keep, add = fold_scales(maximum, block_maximum)
                 total = total * keep + block_total * add
                 out = out * keep[:, None] + block_out * add[:, None]
             else:
@@ -193,42 +128,6 @@ def _attention_fwd_kernel(
         to_out = (row * num_heads + n)[:, None] * WIDTH + columns[None, :]
         tl.store(out_ptr + to_out, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
         tl.store(logsumexp_ptr + row * num_heads + n, maximum + tl.log(total), mask=is_row)
-
-
-@triton.jit
-def _fold_states_kernel(
-    state_ptr,  # [Q, N, J, D] fp32
-    state_sums_ptr,  # [Q, N, J, 2] fp32: maximum, sum
-    queries_ptr,  # [Q, 2] int32: row, position
-    out_ptr,  # [T, N, D] dense, written
-    logsumexp_ptr,  # [T, N] fp32, written
-    num_heads,
-    num_key_blocks,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    KEY_BLOCK: tl.constexpr,
-):
-    query, n = tl.program_id(0), tl.program_id(1)
-    row = tl.load(queries_ptr + query * 2).to(tl.int64)
-    position = tl.load(queries_ptr + query * 2 + 1)
-    columns = tl.arange(0, BLOCK_D)
-    is_column = columns < WIDTH
-    first = (query.to(tl.int64) * num_heads + n) * num_key_blocks
-    maximum = tl.full((1,), float("-inf"), tl.float32)
-    total = tl.zeros((1,), tl.float32)
-    out = tl.zeros((BLOCK_D,), tl.float32)
-    one = tl.arange(0, 1)
-    for block in range(0, position // KEY_BLOCK + 1):
-        state = first + block
-        block_maximum = tl.load(state_sums_ptr + state * 2 + one)
-        block_total = tl.load(state_sums_ptr + state * 2 + 1 + one)
-        block_out = tl.load(state_ptr + state * WIDTH + columns, mask=is_column, other=0.0)
-        maximum, keep, add = _fold_scales(maximum, block_maximum)
-        total = total * keep + block_total * add
-        out = out * keep + block_out * add
-    to_out = out_ptr + (row * num_heads + n) * WIDTH + columns
-    tl.store(to_out, (out / total).to(out_ptr.dtype.element_ty), mask=is_column)
-    tl.store(logsumexp_ptr + row * num_heads + n + one, maximum + tl.log(total))
 
 
 def attention_triton(
@@ -263,12 +162,8 @@ def attention_triton(
     num_tasks = len(tasks.tasks_W4)
     if num_tasks == 0:
         return out_TND, logsumexp_TN
-    if blocks_per_program is None:
-        is_busy = num_tasks * keys.shape[1] >= _BUSY_PROGRAMS
-        blocks_per_program = 0 if is_busy else _BLOCKS_PER_PROGRAM
-    if tasks.num_key_blocks <= blocks_per_program:
-        blocks_per_program = 0
-    states = _new_states(tasks, q_TND) if blocks_per_program else (None, None)
+    blocks_per_program = blocks_of_a_program(tasks, keys.shape[1], blocks_per_program)
+    states = new_states(tasks, q_TND) if blocks_per_program else None
     num_splits = triton.cdiv(tasks.num_key_blocks, blocks_per_program) if blocks_per_program else 1
     block_d = triton.next_power_of_2(head_dim)
     _attention_fwd_kernel[(num_tasks, keys.shape[1], num_splits)](
@@ -282,7 +177,7 @@ def attention_triton(
         tasks.tasks_W4,
         out_TND,
         logsumexp_TN,
-        *states,
+        *(states or (None, None)),
         head_dim**-0.5,
         num_heads,
         tasks.num_key_blocks,
@@ -300,37 +195,6 @@ def attention_triton(
         num_stages=2 if scales is None else 1,  # one more would spill where keys are dequantized
         enable_fp_fusion=False,
     )
-    if blocks_per_program:
-        _fold_states_kernel[(len(tasks.queries_Q2), num_heads)](
-            *states,
-            tasks.queries_Q2,
-            out_TND,
-            logsumexp_TN,
-            num_heads,
-            tasks.num_key_blocks,
-            WIDTH=head_dim,
-            BLOCK_D=block_d,
-            KEY_BLOCK=KEY_BLOCK,
-            num_warps=1,
-            enable_fp_fusion=False,
-        )
+    if states is not None:
+        fold_states(states, tasks, out_TND, logsumexp_TN)
     return out_TND, logsumexp_TN
-
-
-def key_strides(keys: torch.Tensor) -> tuple[int, int, int]:
-    """Strides of a table entry, of a key within it, and of a head."""
-    if keys.ndim == 3:
-        return keys.stride(0), 0, keys.stride(1)
-    return keys.stride(0), keys.stride(2), keys.stride(1)
-
-
-def tile_warps(block_d: int) -> int:
-    """So that two outputs of a tile fit the registers."""
-    return max(4, block_d // 16)
-
-
-def _new_states(tasks: AttentionTasks, q_TND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rooms for the states of all key blocks of all queries."""
-    shape = (len(tasks.queries_Q2), q_TND.shape[1], tasks.num_key_blocks)
-    new = {"dtype": torch.float32, "device": q_TND.device}
-    return torch.empty(*shape, q_TND.shape[2], **new), torch.empty(*shape, 2, **new)
