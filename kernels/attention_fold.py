@@ -18,7 +18,7 @@ LoadBlock = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
 def fold_paged(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout) -> torch.Tensor:
-    """[T, N, D] over a paged cache."""
+    """Attends over a paged cache; returns [T, N, D]."""
     out_TND = torch.zeros_like(q_TND)
     num_kv_heads = cache.keys.shape[1]
     for bucket in layout.buckets:
@@ -31,7 +31,7 @@ def fold_paged(q_TND: torch.Tensor, cache: PagedKV, layout: AttentionLayout) -> 
 def fold_packed(
     q_TND: torch.Tensor, k_TMD: torch.Tensor, v_TMD: torch.Tensor, layout: AttentionLayout
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[T, N, D] over packed keys, and the logsumexp of the scores [T, N] in the accumulation type."""
+    """Attends over packed keys; returns [T, N, D], and the logsumexp of the scores [T, N] in the accumulation type."""
     out_TND = torch.zeros_like(q_TND)
     logsumexp_TN1 = q_TND.new_zeros(*q_TND.shape[:2], 1, dtype=accumulate_dtype(q_TND.dtype))
     for bucket in layout.buckets:
@@ -68,7 +68,7 @@ def fold_packed_backward(
 def _gather_queries(
     x_TND: torch.Tensor, bucket: AttentionBucket, num_kv_heads: int
 ) -> torch.Tensor:
-    """[T, N, D] -> [S, M, R, D], query-major rows."""
+    """Gathers queries [T, N, D] to [S, M, R, D], query-major rows."""
     num_segments, width = bucket.query_rows_SQ.shape
     x = x_TND.index_select(0, bucket.query_rows_SQ.flatten())
     x = x.view(num_segments, width, num_kv_heads, -1, x_TND.shape[-1]).transpose(1, 2)
@@ -130,13 +130,13 @@ def _matmul(a_SMRK: torch.Tensor, b_SMKC: torch.Tensor) -> torch.Tensor:
 
 
 def _scores(queries_SMRD: torch.Tensor, keys_SMCD: torch.Tensor) -> torch.Tensor:
-    """[S, M, R, 64] scaled scores in the accumulation type."""
+    """Returns scaled scores [S, M, R, 64] in the accumulation type."""
     scores = _matmul(queries_SMRD, keys_SMCD.transpose(-1, -2))
     return scores.to(accumulate_dtype(scores.dtype)) * queries_SMRD.shape[-1] ** -0.5
 
 
 def _hidden(queries_SMRD: torch.Tensor, bucket: AttentionBucket, j: int) -> torch.Tensor:
-    """[S, 1, R, 64] bool: keys of block j after the query's own position."""
+    """Returns which keys of block j are after the query's own position, [S, 1, R, 64] bool."""
     group = queries_SMRD.shape[2] // bucket.positions_SQ.shape[1]
     positions_SR = bucket.positions_SQ.repeat_interleave(group, dim=1)
     keys_C = torch.arange(j * KEY_BLOCK, (j + 1) * KEY_BLOCK, device=positions_SR.device)

@@ -23,7 +23,7 @@ KEY_BLOCK = 64
 _QUERIES_PER_TASK = 8
 """Queries of a task at most; native/attention.c has the same number."""
 _JOINT_QUERIES = 4
-"""Of several segments in one task. Twice as many would read shared keys half as often, and leave cores without a task."""
+"""Queries of several segments in one task, at most. Twice as many would read shared keys half as often, and leave cores without a task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

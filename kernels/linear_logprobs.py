@@ -91,7 +91,7 @@ def _chunk_forward(
     token_ids_T: torch.Tensor,
     inverse_temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[T] log-probabilities, entropies, and maxima and totals of `VocabSums`."""
+    """Returns log-probabilities, entropies, and maxima and totals of `VocabSums`, each [T]."""
     logits_TV = head_logits(hidden_TH, weight_VH)
     inverse_T = logits_TV.new_full((len(logits_TV),), inverse_temperature, dtype=torch.float64)
     sums = vocab_sums(logits_TV, inverse_T, with_moment=True)
@@ -107,7 +107,7 @@ def _chunk_backward(
     sums: tuple[torch.Tensor, torch.Tensor],
     inverse_temperature: float,
 ) -> torch.Tensor:
-    """[T, V] gradient of the logits; `sums` are their maxima and totals."""
+    """Returns the gradient of the logits [T, V]; `sums` are their maxima and totals."""
     maximum_T, total_T = sums
     if runs_in_triton(hidden_TH):
         from kernels.gpu.vocabulary.grad_logits import grad_logits_triton

@@ -17,7 +17,7 @@ _ROUNDS = 10
 
 
 def philox_4x32(counter_4B: torch.Tensor, key_2B: torch.Tensor) -> torch.Tensor:
-    """[4, B] counters and [2, B] keys, 32-bit words in int64 -> [4, B] random 32-bit words in int64."""
+    """Maps counters [4, B] and keys [2, B] to random words [4, B], all 32-bit words in int64."""
     c0, c1, c2, c3 = counter_4B.unbind()
     k0, k1 = key_2B.unbind()
     for _ in range(_ROUNDS):

@@ -22,7 +22,7 @@ _SMALLEST = 1e-30  # a row below it counts as zero: its inverse would overflow
 
 
 def quantize_rows(x: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """[..., K] -> integers in [-levels, levels], as float32 [..., K], and steps, float32 [...].
+    """Quantizes rows [..., K] to integers in [-levels, levels], as float32 [..., K], with steps, float32 [...].
 
     A row that is all but zero becomes zeros with step 0; one that is not finite becomes zeros with a step that is
     NaN, so that it stays NaN and reaches no other row.
@@ -38,8 +38,8 @@ def quantize_rows(x: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def quantize_activations(x: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """[..., K] -> integers and steps as of `quantize_rows`, with a step so large that what is below 6 root mean squares of
-    the row fits into 8 bits; outliers take more, at most `levels`.
+    """Quantizes rows as `quantize_rows` does, with a step so large that elements below 6 root mean squares of the row fit
+    into 8 bits; outliers take more, at most `levels`.
 
     A step of max / 127 would be coarse for all elements of a row where one stands out, as in language models they do.
     """

@@ -66,7 +66,7 @@ class SamplingParams:
 
     @classmethod
     def of(cls, config: SamplingConfig, *, n: int = 1, seed: int = 0) -> "SamplingParams":
-        """The same, as a config says it."""
+        """Returns the parameters that a config gives."""
         return cls(
             n=n,
             temperature=config.temperature,
@@ -120,7 +120,7 @@ class Request:
 
     @property
     def drawn_with(self) -> SampleKey | None:
-        """What, with their positions, its tokens are drawn with; None: it is greedy."""
+        """Key that its tokens are drawn with, together with their positions; None: it is greedy."""
         return self.key if self.params.temperature > 0 else None
 
 

@@ -197,7 +197,7 @@ class BlockManager:
     def _walk(
         self, token_ids: Sequence[int], num_tokens: int, policy_version: int
     ) -> Iterable[tuple[_PrefixKey, tuple[int, int] | None]]:
-        """(key, cached entry) of each full block in turn; a block's key needs the entry before it."""
+        """Yields key and cached entry of each full block in turn; the key of a block needs the entry before it."""
         parent = _ROOT
         for start in range(0, num_tokens - self.block_size + 1, self.block_size):
             key = (policy_version, parent, tuple(token_ids[start : start + self.block_size]))

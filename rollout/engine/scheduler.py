@@ -66,8 +66,8 @@ class Scheduler:
         return {block for state in self.states() for block in state.block_table}
 
     def begin_version(self, policy_version: int, *, keeps_kv: bool) -> None:
-        """From now on other weights compute. Requests in flight return to the queue, oldest first, to be computed anew;
-        with `keeps_kv` those alone that have drawn no token yet."""
+        """Notes that other weights compute from now on. Requests in flight return to the queue, oldest first, to be computed
+        again; with `keeps_kv`, only those that have drawn no token yet."""
         for state in reversed(self._running.copy()):
             if not (keeps_kv and state.num_output):
                 self._preempt(state)
@@ -101,7 +101,7 @@ class Scheduler:
         return Batch(tuple(chunks), tuple(copies)) if chunks else None
 
     def with_drafts(self, batch: Batch, drafts: Mapping[RequestState, Sequence[int]]) -> Batch:
-        """The same step with drafts behind the logs of some requests, blocks allocated.
+        """Adds drafts to the chunks of a step, and allocates their blocks.
 
         What does not fit the token budget, or would take a block that a running request may soon need, is left out:
         a draft never preempts anyone.

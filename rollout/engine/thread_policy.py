@@ -42,7 +42,7 @@ class ThreadPolicy:
     """A context in which PyTorch has as many threads as there are cores to spare, never more than outside it.
 
     Args:
-        num_cores: that this process may use.
+        num_cores: number of cores that this process may use.
         read: gives the times of its cores.
         clock: in seconds.
     """

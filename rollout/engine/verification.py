@@ -44,8 +44,8 @@ def draw(scheduler: Scheduler, batch: Batch, logits_RV: torch.Tensor) -> list[Dr
     """Books a batch that has run, and draws tokens for requests that reached the end of their log, and for their siblings.
 
     Args:
-        scheduler: of the batch.
-        batch: as it ran.
+        scheduler: scheduler of the batch.
+        batch: batch as it ran.
         logits_RV: [R, V], a row for each position that a token may follow.
     """
     rows: list[int] = []
@@ -87,8 +87,8 @@ def keep(
     Args:
         scheduler: takes back the blocks of tokens that are not kept.
         drawn: for one request.
-        policy_version: of the weights that ran.
-        finish_reason: of a request whose log ends in a token, or None if it goes on.
+        policy_version: version of the weights that ran.
+        finish_reason: returns why a request ends with a token, or None if it goes on.
 
     Returns:
         Why the request ended, or None. Tokens after its end are not kept.

@@ -29,7 +29,7 @@ Layers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Decoder(nn.Module):
-    """Token ids in, final hidden states out; the LM head is left to who needs logits or log-probabilities.
+    """Maps token ids to final hidden states; callers that need logits or log-probabilities apply the LM head.
 
     With `is_int8` every matrix but the embedding has 8 bits, and the LM head is one of its own even where it is tied.
     """
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
 
     @property
     def lm_head(self) -> torch.Tensor:
-        """[vocab, H]; the embedding itself where the two are tied."""
+        """LM head [vocab, H]; the embedding itself where the two are tied."""
         return self.embed_tokens if self._lm_head is None else self._lm_head.weight
 
     def forward(

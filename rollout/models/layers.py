@@ -106,7 +106,7 @@ class DecoderLayer(nn.Module):
         return self.o_proj(out.flatten(1))
 
     def projections(self) -> Iterator[tuple[str, dict[str, int]]]:
-        """(name of a linear of this layer, the matrices fused in it by Hugging Face's names, with their rows)."""
+        """Yields the name of a linear, and Hugging Face's names of the matrices fused in it, with their rows."""
         spec = self.spec
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         yield "qkv_proj", {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
@@ -121,7 +121,7 @@ class DecoderLayer(nn.Module):
         return f"model.layers.{self.index}."
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face's name, parameter or slice of one)."""
+        """Yields Hugging Face's name and the parameter, or slice of one."""
         prefix = self.hf_prefix
         yield f"{prefix}input_layernorm.weight", self.input_norm
         yield f"{prefix}post_attention_layernorm.weight", self.post_attention_norm

@@ -19,7 +19,7 @@ _GREATEST = 0.99
 class Acceptance:
     """Running estimates: one table for all requests, and a factor for each.
 
-    The j-th token of a draft stands behind a match that is j tokens longer, if it is reached at all. Tokens behind
+    The j-th token of a draft follows a match that is j tokens longer, if it is reached at all. Tokens after
     the first wrong one were never put to the test, and count neither way.
     """
 

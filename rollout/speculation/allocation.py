@@ -60,7 +60,7 @@ def allocate(
         probabilities: per request and draft token, of being kept if those before it are.
         context_lengths: per request, the keys that one more row of it reads.
         decoding: the step without drafts.
-        least_gain: what speed must be multiplied by to draft at all.
+        least_gain: factor in speed that drafts must promise.
     """
     survivals = [survival(p) for p in probabilities]
     # by what a token is expected to bring per second: one in a long context reads more keys

@@ -56,8 +56,8 @@ class CostTable:
 
     Args:
         seconds_by_rows: at least two measurements, of steps that read next to no keys.
-        seconds_per_key: of reading a request's keys, in all layers.
-        seconds_per_row_key: of one more row of the same request.
+        seconds_per_key: seconds to read one key of a request, in all layers.
+        seconds_per_row_key: seconds per key of one more row of the same request.
     """
 
     def __init__(

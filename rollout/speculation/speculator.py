@@ -44,9 +44,9 @@ class Speculator:
     """Drafts for the decoding requests of each step, and what is learned from the outcome.
 
     Args:
-        drafters: of each request the draft worth most is taken.
-        costs: of a step.
-        max_draft_tokens: of a request in a step.
+        drafters: sources of drafts; for each request the draft of most worth is taken.
+        costs: costs of a step.
+        max_draft_tokens: most draft tokens of a request in a step.
         eos_token_ids: end-of-sequence ids of the model. A draft token that ends its request is not verified: the token before it
             gives a row to draw it from, and no token after it is kept.
     """
@@ -86,8 +86,8 @@ class Speculator:
         """Draft tokens for requests of a batch that is about to run.
 
         Args:
-            batch: without drafts.
-            max_lengths: of the requests that may have one: how many tokens they can still use.
+            batch: batch without drafts.
+            max_lengths: requests that may have a draft, and how many tokens each can still use.
         """
         self._start = time.perf_counter()
         self._plan = self._make_plan(batch, max_lengths)
@@ -111,8 +111,8 @@ class Speculator:
         """Learns from the tokens that each request kept in a step.
 
         Args:
-            batch: as it ran.
-            sampled: by request.
+            batch: batch as it ran.
+            sampled: tokens that each request kept, at least one.
         """
         now = time.perf_counter()
         seconds = now - self._start
@@ -246,7 +246,7 @@ class Speculator:
         return best
 
     def _num_before_end(self, state: RequestState, draft: Draft) -> int:
-        """Tokens of a draft before the first that would end the request."""
+        """Counts the tokens of a draft before the first that would end the request."""
         ends_at = partial(state.request.params.ends_at, eos_token_ids=self._eos_token_ids)
         ends = (i for i, token_id in enumerate(draft.token_ids) if ends_at(token_id))
         return next(ends, len(draft.token_ids))

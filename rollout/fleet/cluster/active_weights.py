@@ -16,10 +16,10 @@ class WeightsInForce:
     """Takes one `UpdateRound` at a time through the pool, and keeps what it brought for workers that come later.
 
     Args:
-        pool: of the workers.
-        version: of the first workers' weights.
-        digest: of those weights.
-        start_seconds: that a worker has for a phase, besides the time that the bytes take.
+        pool: pool of the workers.
+        version: version of the weights that the first workers load.
+        digest: digest of these weights.
+        start_seconds: time limit of a phase, in addition to the time that the bytes take.
     """
 
     def __init__(

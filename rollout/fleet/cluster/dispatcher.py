@@ -24,9 +24,9 @@ class Dispatcher:
     """Leases every request to a worker, again where it has to, and answers it once.
 
     Args:
-        pool: of the workers.
-        lease_seconds: that an answer may come later than predicted.
-        history_tokens: of past answers that are kept for drafts, at most.
+        pool: pool of the workers.
+        lease_seconds: seconds by which an answer may be later than predicted.
+        history_tokens: most tokens of past answers to keep for drafts.
     """
 
     def __init__(self, pool: WorkerPool, *, lease_seconds: float, history_tokens: int = 0) -> None:

@@ -31,7 +31,7 @@ class LengthHistory:
             self._means.popitem(last=False)
 
     def expected(self, prompt: Sequence[int], *, max_tokens: int) -> float:
-        """Tokens of the next completion: of this prompt's past, else of any, else `max_tokens`."""
+        """Returns the expected tokens of the next completion: by this prompt's past, else by that of any prompt, else `max_tokens`."""
         count, mean = self._means.get(_key(prompt), self._overall)
         return min(mean, max_tokens) if count else float(max_tokens)
 

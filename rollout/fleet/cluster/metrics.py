@@ -29,7 +29,7 @@ class FleetMeter:
         """Metrics since the last call.
 
         Args:
-            totals: by metric, since the fleet began.
+            totals: total of each metric since the fleet began.
             reports: the newest of every worker.
         """
         metrics = {name: float(total - self._totals[name]) for name, total in totals.items()}

@@ -83,7 +83,7 @@ class Router:
     """Knows what every worker has been given, and what waits.
 
     Args:
-        lengths: of past completions.
+        lengths: lengths of past completions.
     """
 
     def __init__(self, lengths: LengthHistory) -> None:

@@ -25,9 +25,9 @@ class UpdateRound:
     """Collects the answers of `worker_ids` phase by phase.
 
     Args:
-        version: that they are brought to.
+        version: version that the workers are brought to.
         worker_ids: at least one.
-        is_last_attempt: whether workers that fail are left behind, as long as one does not.
+        is_last_attempt: whether the update goes on without workers that fail, as long as one does not.
     """
 
     def __init__(self, version: int, worker_ids: Sequence[str], *, is_last_attempt: bool) -> None:

@@ -18,7 +18,7 @@ class Broadcast:
     """Sends in a thread while the caller continues. Each worker reports what became of its transfer.
 
     Args:
-        host: where workers reach this process.
+        host: name or address at which workers reach this process.
     """
 
     def __init__(self, host: str) -> None:

@@ -32,8 +32,8 @@ class RayPool:
     """A `WorkerPool` of actors. One call of `poll` is always under way at each of them.
 
     Args:
-        spec: of every worker, `faults` aside.
-        config: of the fleet.
+        spec: what every worker is made from, except `faults`.
+        config: config of the fleet.
 
     Raises:
         ValueError: no cluster at the address, or this process has joined another; Ray that runs here already is left running.

@@ -30,7 +30,7 @@ class Worker:
 
     Args:
         engine: nobody else's.
-        faults: what goes wrong on purpose.
+        faults: faults to inject.
         clock: in seconds.
         sleep: takes seconds; for a worker that is slow on purpose.
     """
@@ -98,7 +98,7 @@ class Worker:
         """Takes an update into the shadow weights; after an error nothing is staged.
 
         Args:
-            manifest: of the update.
+            manifest: manifest of the update.
             receive: fills what is to be filled.
 
         Raises:

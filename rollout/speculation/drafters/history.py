@@ -23,7 +23,7 @@ class PastRollout:
 
 
 class History:
-    """At most `max_tokens` tokens of completions; the prompt whose newest rollout is the oldest gives up its rollouts first."""
+    """Past rollouts with at most `max_tokens` tokens in all; drops those of the prompt whose newest rollout is the oldest."""
 
     def __init__(self, *, max_tokens: int) -> None:
         self._max_tokens = max_tokens

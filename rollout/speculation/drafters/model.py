@@ -39,10 +39,10 @@ class ModelDrafter(Drafter):
     policy do not reach the draft model: its acceptance drifts, which the controller sees.
 
     Args:
-        decoder: of the same vocabulary as the engine's.
+        decoder: draft model, of the same vocabulary as the engine's model.
         kv_cache_gb: memory of its cache, in GB (10^9 bytes).
         block_size: tokens of a block.
-        max_context: of a request; beyond that, or the model's own limit, there are no drafts.
+        max_context: most tokens of a request that gets drafts; the limit of the draft model applies, too.
 
     Raises:
         ValueError: not even one block fits.

@@ -54,7 +54,7 @@ class _Index:
         self._num_seen = len(token_ids)
 
     def find(self, token_ids: Sequence[int]) -> tuple[int, int]:
-        """(where the tokens after the match begin, length of the match); 0 and 0 for none."""
+        """Returns the position after the match and the length of the match; 0 and 0 if there is none."""
         for n in range(min(self._max_ngram, len(token_ids)), 0, -1):
             end = self._ends.get(tuple(token_ids[-n:]))
             if end is not None:

@@ -30,7 +30,7 @@ class SuffixDrafter(Drafter):
     Tokens are added when a draft is asked for, so that an engine that never speculates pays nothing.
 
     Args:
-        history_tokens: of past rollouts, at most.
+        history_tokens: most tokens of past rollouts to keep.
     """
 
     def __init__(self, *, history_tokens: int) -> None:

@@ -39,9 +39,9 @@ class SuffixAutomaton:
         """The state after a sequence that ended in `state` has grown by one token.
 
         Args:
-            state: where the sequence ended.
-            token_id: what followed.
-            uniform: that it was drawn with; None: it was not drawn, as in a prompt, or greedily.
+            state: state at which the sequence ended.
+            token_id: token that followed.
+            uniform: uniform that it was drawn with; None: it was not drawn, as in a prompt, or drawn greedily.
         """
         self._count(state, token_id, uniform)
         there = self._next[state].get(token_id)

@@ -14,7 +14,7 @@ _AT_ONCE = 64  # positions of a request: a call takes 0.6 ms, for 1 as for 1,000
 
 
 def uniforms(spans: Sequence[tuple[SampleKey, int, int]]) -> list[list[float]]:
-    """Of each span (key, first position in the log, positions), all of them in one call."""
+    """Computes the uniforms of each span (key, first position in the log, number of positions), all in one call."""
     if not spans:
         return []
     counts = torch.tensor([count for *_, count in spans])
@@ -27,10 +27,10 @@ def uniforms(spans: Sequence[tuple[SampleKey, int, int]]) -> list[list[float]]:
 
 
 class Uniforms:
-    """Those of one completion, as far as `look_ahead` has computed them.
+    """Uniforms of one completion, as far as `look_ahead` has computed them.
 
     Args:
-        key: what it is drawn with; None: it has none.
+        key: key that the completion is drawn with; None: there is none.
         first: its first position in the log.
     """
 

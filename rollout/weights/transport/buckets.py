@@ -32,8 +32,8 @@ class BucketPlan:
     """Places of all tensors' bytes, computed only from names, shapes and types.
 
     Args:
-        specs: of the tensors, in the order in which they are sent; digests play no part.
-        bucket_bytes: of every bucket but the last, a positive multiple of `ALIGNMENT`.
+        specs: tensors in the order in which they are sent; their digests are not read.
+        bucket_bytes: size of every bucket but the last, a positive multiple of `ALIGNMENT`.
     """
 
     def __init__(self, specs: Sequence[TensorSpec], *, bucket_bytes: int) -> None:
@@ -69,7 +69,7 @@ class BucketPlan:
         """Fill one bucket after the other; each tensor is held only until its last byte is copied.
 
         Args:
-            named_weights: as planned, in that order.
+            named_weights: the planned tensors, in the same order.
             buffer_of: index of a bucket -> [bucket_bytes] uint8 to fill; called when the bucket is begun.
 
         Yields:
@@ -109,7 +109,7 @@ class BucketPlan:
         return _as_bytes(came[1].contiguous())
 
     def _pieces(self, spec: TensorSpec) -> Iterator[Piece]:
-        """Of the next tensor; at least one, also of an empty one."""
+        """Yields the parts of the next tensor; at least one, also for an empty tensor."""
         start, num_bytes = self._num_bytes, spec.num_bytes
         # an empty tensor takes a line, so that no bucket is empty
         self._num_bytes += max(1, -(-num_bytes // ALIGNMENT)) * ALIGNMENT
@@ -129,8 +129,8 @@ class Landing:
     """Destination of received bytes: directly into contiguous tensors, and into a copy first for others.
 
     Args:
-        plan: of the tensors.
-        targets: by name, as planned; written by `unpack` and `finish`.
+        plan: plan of the tensors.
+        targets: planned tensors by name; written by `unpack` and `finish`.
     """
 
     def __init__(self, plan: BucketPlan, targets: Mapping[str, torch.Tensor]) -> None:
