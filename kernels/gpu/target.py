@@ -5,7 +5,7 @@ import functools
 import torch
 import triton
 
-__all__ = ["has_tensor_descriptors", "num_multiprocessors"]
+__all__ = ["has_float8", "has_tensor_descriptors", "num_multiprocessors"]
 
 _INTERPRETED_PROGRAMS = 3
 
@@ -25,6 +25,11 @@ def has_tensor_descriptors(device: torch.device) -> bool:
         return False
     target = triton.runtime.driver.active.get_current_target()
     return target.backend == "cuda" and target.arch >= 90
+
+
+def has_float8(device: torch.device) -> bool:
+    """Whether the matrix units multiply float8: Ada, Hopper and later."""
+    return device.type != "cuda" or (_properties(device).major, _properties(device).minor) >= (8, 9)
 
 
 @functools.cache

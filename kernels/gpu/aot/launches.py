@@ -8,6 +8,7 @@ import torch
 from kernels.attention_layout import AttentionLayout, Segment
 from kernels.gpu.attention.backward import attention_backward_triton
 from kernels.gpu.attention.forward import attention_triton
+from kernels.gpu.linears.fp8_linear import fp8_linear_triton
 from kernels.gpu.linears.int8_linear import int8_linear_triton
 from kernels.gpu.linears.linear import linear_triton
 from kernels.gpu.paged_kv import write_kv_triton
@@ -188,4 +189,12 @@ def _linears() -> Iterator[Launch]:
         name="int8_linear",
         run=lambda: int8_linear_triton(x, integers, scale, bias, levels=4128, ratio=6 / 127),
         matrix={"_int8_linear_kernel": "int8"},
+    )
+    numbers = empty(HIDDEN, HIDDEN, dtype=torch.float8_e4m3fn)
+    scales = empty(HIDDEN // 128, HIDDEN // 128, dtype=torch.float32)
+    yield Launch(
+        name="fp8_linear",
+        run=lambda: fp8_linear_triton(x, numbers, scales, bias),
+        matrix={"_fp8_linear_kernel": "fp8"},
+        missing_on=("80", "gfx942"),
     )

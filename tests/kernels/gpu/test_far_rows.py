@@ -1,4 +1,4 @@
-"""Rows further apart than 2**31 elements: an offset in int32 would overflow, as at 16k tokens of a vocabulary of 150k."""
+"""Rows that begin past 2**31 elements: an offset in int32 would overflow, as at 16k tokens of a vocabulary of 150k."""
 
 import pytest
 import torch
@@ -10,15 +10,15 @@ from kernels.gpu.swiglu import swiglu_triton
 from kernels.gpu.vocabulary.sums import vocab_sums_triton
 from tests.kernels.accuracy import randn
 
-WIDTH, APART = 32, 2**31
+WIDTH, APART = 32, 2**30  # a stride that fits int32; the third row begins at 2**31
 
 OPS = {
     "rms_norm": lambda x: rms_norm_triton(x, torch.ones(WIDTH).to(x), eps=1e-5)[0],
     "swiglu": swiglu_triton,
-    "rope": lambda x: rope_triton(x[:, None], torch.ones(2, WIDTH, device=x.device)),
+    "rope": lambda x: rope_triton(x[:, None], torch.ones(3, WIDTH, device=x.device)),
     "linear": lambda x: linear_triton(x, torch.ones(3, WIDTH).to(x)),
     "linear_weight": lambda x: linear_triton(torch.ones(3, WIDTH).to(x), x),
-    "vocab_sums": lambda x: vocab_sums_triton(x, torch.ones(2, device=x.device), with_moment=False)[
+    "vocab_sums": lambda x: vocab_sums_triton(x, torch.ones(3, device=x.device), with_moment=False)[
         1
     ],
 }
@@ -26,9 +26,9 @@ OPS = {
 
 @pytest.fixture(scope="module")
 def far() -> torch.Tensor:
-    """Two rows; zeros that nobody touches take no memory."""
-    x = torch.zeros(APART + WIDTH, dtype=torch.bfloat16).as_strided((2, WIDTH), (APART, 1))
-    return x.copy_(randn(2, WIDTH))
+    """Three rows; zeros that nobody touches take no memory."""
+    x = torch.zeros(2 * APART + WIDTH, dtype=torch.bfloat16).as_strided((3, WIDTH), (APART, 1))
+    return x.copy_(randn(3, WIDTH))
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -36,6 +36,15 @@ def test_linear_is_as_accurate_as_pytorch(num_rows, columns, width, dtype, way, 
         )
 
 
+def test_the_sum_with_the_bias_is_rounded_once(way, device):
+    # 1 + 2**-9 is 1 in bfloat16; with the bias of 2**-8 it is 1 + 2**-7, but 1 + 2**-8 alone would be 1
+    x, weight = torch.zeros(1, 16), torch.ones(1, 16)
+    x[0, 0], x[0, 1] = 1.0, 2**-9
+    inputs = (x, weight, torch.tensor([2**-8]))
+    got = linear_triton(*(t.bfloat16().to(device) for t in inputs))
+    assert got.item() == 1 + 2**-7
+
+
 def test_logits_may_stay_in_float32(way, device):
     x, weight, _ = operands(5, 64, 70, torch.bfloat16, device)
     got = linear_triton(x, weight, out_dtype=torch.float32)
