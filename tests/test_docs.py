@@ -53,3 +53,16 @@ def test_every_relative_link_in_the_docs_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             is_local = "://" not in target
             assert not is_local or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_file_and_folder_that_the_docs_name_exists():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/guide").glob("*.md")]
+    named = {
+        (page.name, path)
+        for page in pages
+        for path in re.findall(
+            r"`((?:rl|rollout|kernels|scripts|tests|conf)/[\w/]*(?:\.\w+|/))`", page.read_text()
+        )
+    }
+    assert len(named) > 30
+    assert {pair for pair in named if not (ROOT / pair[1]).exists()} == set()
