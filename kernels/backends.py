@@ -23,10 +23,10 @@ def is_interpreting() -> bool:
 
 
 @contextlib.contextmanager
-def interpreting_triton() -> Iterator[None]:
+def interpreting_triton(is_on: bool = True) -> Iterator[None]:
     """Within the block CPU tensors go through the Triton launchers; for tests, in a process with TRITON_INTERPRET=1."""
     global _is_interpreting
-    before, _is_interpreting = _is_interpreting, True
+    before, _is_interpreting = _is_interpreting, is_on
     try:
         yield
     finally:

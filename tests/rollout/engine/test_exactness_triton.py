@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from kernels.attention import packed_attention, packed_layout
 from kernels.backends import interpreting_triton
+from kernels.linear_logprobs import linear_logprobs
 from rollout.models.checkpoint import load_decoder
+from tests.kernels.sequences import whole_sequences
 from tests.rollout.engine.engines import make_engine, make_group, make_request, prompt, run
 from tests.rollout.engine.test_exactness import assert_equal_bits, sampled
 from tests.rollout.engine.test_speculation import Scripted, eager, futures_of
@@ -50,3 +53,26 @@ def test_trainer_and_engine_agree_bit_for_bit_and_drafts_change_nothing(tmp_path
     for request_id, answer in answers.items():
         assert drafted[request_id].token_ids == answer.token_ids
         assert drafted[request_id].logprobs == answer.logprobs
+
+
+def test_gradients_of_a_whole_model_agree_with_those_of_the_cpu(tmp_path, count_launches):
+    directory = save_tiny(tmp_path, "qwen2", dtype=torch.float32)
+    log = torch.tensor(prompt(66))  # one past a key block, and a target
+
+    def gradients() -> dict[str, torch.Tensor]:
+        decoder = load_decoder(directory, dtype=torch.float32)
+        layout = packed_layout(whole_sequences([65]), num_rows=65)
+        attend = lambda _layer, q, k, v: packed_attention(q, k, v, layout)  # noqa: E731
+        hidden = decoder(log[:-1], torch.arange(65), attend)
+        linear_logprobs(hidden, decoder.lm_head, log[1:])[0].sum().backward()
+        return {name: p.grad for name, p in decoder.named_parameters()}
+
+    before = count_launches()
+    got = gradients()
+    assert count_launches() > before
+    with interpreting_triton(False):
+        expected = gradients()
+    for name, grad in got.items():
+        torch.testing.assert_close(
+            grad, expected[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
