@@ -2,9 +2,10 @@
 
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 + 3 ="}]
 
-Turns of the assistant's may stand between. The text of such a list, as CSV files have it, is read as the list.
+Turns of the assistant's may stand between. The text of such a list, in JSON or as Python prints it, is read as the list.
 """
 
+import ast
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,17 +54,27 @@ def text_of_question(question: Question) -> str:
 
 
 def _messages_in(text: str) -> list[Any] | None:
-    """Returns the chat messages that a text spells in JSON; None if it is any other text."""
+    """Returns the chat messages that a text spells in JSON or as Python does; None if it is any other text."""
     if not text.lstrip().startswith("["):
         return None
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        value = _python_list(text)
     is_chat = isinstance(value, list) and all(
         isinstance(item, dict) and {"role", "content"} <= item.keys() for item in value
     )
     return value if is_chat and value else None
+
+
+def _python_list(text: str) -> Any:
+    """Returns the list that Python's `str` made this text of, as pandas has it in CSV files; None if it is none."""
+    if "role" not in text or "content" not in text:
+        return None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
 
 
 def _to_message(item: Any) -> Message:

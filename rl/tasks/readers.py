@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,6 +24,9 @@ import pyarrow as pa
 __all__ = ["FORMATS", "Row", "format_of", "read_file", "rows_of_table"]
 
 Row = dict[str, Any]
+
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+"""Escape of a surrogate: in pairs they are a character, one of them is none and cannot be written as UTF-8."""
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -119,6 +123,8 @@ def _read_json(path: Path, split: str) -> list[Row]:
 def _list_in(value: dict[str, Any], path: Path, split: str) -> Any:
     """Returns the rows within `{"data": [...]}`, or of the split within `{"train": [...], "test": [...]}`."""
     lists = [key for key, item in value.items() if isinstance(item, list)]
+    if len(lists) > 1:  # tags and the like hold no rows
+        lists = [key for key in lists if all(isinstance(row, dict) for row in value[key])] or lists
     if split in lists:
         return value[split]
     if len(lists) == 1:
@@ -216,7 +222,14 @@ def _parse(text: str, path: Path, number: int) -> Any:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, parse_float=_exact, object_pairs_hook=_unique)
+    value = json.loads(text, parse_float=_exact, object_pairs_hook=_unique)
+    if _HALF_CHARACTER.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])[1:-1]
+            raise ValueError(f"{half} is half a character (a lone surrogate)") from error
+    return value
 
 
 def _exact(digits: str) -> float | Decimal:
@@ -264,4 +277,10 @@ def _replaced(old: pa.DataType, kind: pa.DataType) -> pa.DataType:
         return pa.list_(_with_type(old.value_field, _replaced(old.value_type, kind)))
     if pa.types.is_large_list(old):
         return pa.large_list(_with_type(old.value_field, _replaced(old.value_type, kind)))
+    if pa.types.is_fixed_size_list(old):
+        inner = _with_type(old.value_field, _replaced(old.value_type, kind))
+        return pa.list_(inner, old.list_size)
+    if pa.types.is_map(old):
+        items = _with_type(old.item_field, _replaced(old.item_type, kind))
+        return pa.map_(old.key_field, items, keys_sorted=old.keys_sorted)
     return old

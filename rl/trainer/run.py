@@ -106,7 +106,7 @@ def _train_rank(config: TrainConfig, stop: StopSignal) -> int:
         except NotFiniteError as error:
             raise RunError(f"{error}{_how_to_go_on(config)}") from error
         except (ScoringError, MismatchError) as error:
-            raise UserError(f"{error}. The weights so far are kept in {config.run_dir}") from error
+            raise UserError(f"{error}{_how_to_go_on(config)}") from error
         # ranks that got the signal as well may be gone
         with suppress(*() if is_done else (RuntimeError,)):
             dismiss(ranks)
@@ -197,7 +197,9 @@ def _disk_is_full(config: TrainConfig) -> str:
 
 def _how_to_go_on(config: TrainConfig) -> str:
     version = _latest(config)
-    return "" if version is None else f"; resume_from={config.run_dir} goes on from step {version}"
+    if version is None:
+        return "; no checkpoint was kept"
+    return f"; resume_from={config.run_dir} goes on from step {version}"
 
 
 def _latest(config: TrainConfig) -> int | None:

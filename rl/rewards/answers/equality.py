@@ -13,8 +13,10 @@ _CHOICE = re.compile(
     r"(?:(?i:option|choice|answer)\s+)?(?:\(\s*([A-Ja-j])\s*\)|([A-J])\s*(?:[.):]|$)|([a-j])\s*(?:[.)]|$))(?P<text>.*)",
     re.DOTALL,
 )
+_ANOTHER_CHOICE = re.compile(r"\s*(?:or|and|[,/&])?\s*\(?[A-J](?:\)|$)")
 _LABELLED = re.compile(r"\(?[A-J]\)\s*(.+)", re.DOTALL)
 _OPENING, _CLOSING = "([{⟨", ")]}⟩"
+_RELATION = re.compile(r"[<>≤≥≠]|\s\|\s|\\(?:[lg]eq?|[lg]eqslant|[lg]t|neq?)(?![a-zA-Z])")
 _VARIABLE = re.compile(r"\\?[A-Za-z]{1,8}(?:_\w|_\{\w+\})?(?:\([a-z]\))?")
 
 
@@ -44,7 +46,13 @@ def are_equal(answer: str, gold: str) -> bool:
         return _choice(plain) == letter
     if option := _LABELLED.fullmatch(plain):
         return are_equal(option[1], gold)
-    if "=" in plain and ("=" not in gold_plain or _defines(gold_plain)):
+    if _define_different(plain, gold_plain):
+        return False
+    if (
+        "=" in plain
+        and not _defines_each(plain)
+        and ("=" not in gold_plain or _defines(gold_plain))
+    ):
         return are_equal(plain.rpartition("=")[2], gold)
     if "=" in gold_plain and _defines(gold_plain):
         return are_equal(answer, gold_plain.rpartition("=")[2])
@@ -53,7 +61,7 @@ def are_equal(answer: str, gold: str) -> bool:
         return _are_equal_lists(items or _Sequence("", (plain,)), gold_items)
     if items and len(items.items) == 1:
         return are_equal(items.items[0], gold)
-    if items or gold_items or (gold_quantity and is_arithmetic(plain)):
+    if items or gold_items or (gold_quantity and (is_arithmetic(plain) or _RELATION.search(plain))):
         return False
     if not (is_formula(plain) and is_formula(gold_plain)):
         return False
@@ -66,7 +74,7 @@ def are_equal(answer: str, gold: str) -> bool:
 def _choice(plain: str, *, is_gold: bool = False) -> str:
     """Returns the letter of a multiple choice, as in A, (A), `A. Paris`; empty if it is none."""
     match = _CHOICE.fullmatch(plain)
-    if match is None or (is_gold and match["text"].strip()):
+    if match is None or (is_gold and match["text"].strip()) or _ANOTHER_CHOICE.match(match["text"]):
         return ""
     return (match[1] or match[2] or match[3]).upper()
 
@@ -75,6 +83,21 @@ def _defines(plain: str) -> bool:
     """Whether it says what one variable is, as `x = 5` does."""
     left, _, right = plain.partition("=")
     return bool(_VARIABLE.fullmatch(left.strip())) and "=" not in right
+
+
+def _define_different(plain: str, gold_plain: str) -> bool:
+    """Whether they say what two different variables are, as `x = 5` and `y = 5` do."""
+    names = [text.partition("=")[0].strip() for text in (plain, gold_plain)]
+    both_define = _defines(plain) and _defines(gold_plain)
+    return both_define and names[0] != names[1] and all(len(name) == 1 for name in names)
+
+
+def _defines_each(plain: str) -> bool:
+    """Whether it lists values of one variable, as `x = 1 or x = 2` does."""
+    items = _items(plain)
+    if items is None or not all(map(_defines, items.items)):
+        return False
+    return len({item.partition("=")[0].strip() for item in items.items}) == 1
 
 
 def _items(plain: str) -> _Sequence | None:

@@ -30,8 +30,10 @@ _CLAUSE_END = re.compile(
     re.DOTALL,
 )
 _FRACTION = r"\\[dtc]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)"
-_OPERAND = rf"[$€£¥₹]?(?:(?:\d+\s+)?\d+\s*/\s*\d+|(?:\d+\s*)?{_FRACTION}|{NUMBER}(?:[eE][-+]?\d+)?|[½⅓⅔¼¾⅕⅛])[%°]?"
-_OPERATOR = r"(?:[-+*/\u00d7÷^:\u2212\u2013\u00b7\u22c5]|\\times|\\cdot|\\div)"
+_OPERAND = rf"[$€£¥₹]?(?:(?:\d+\s+)?\d+\s*/\s*\d+|(?:\d+\s*)?{_FRACTION}|{NUMBER}(?!\.\d)(?:[eE][-+]?\d+)?|[½⅓⅔¼¾⅕⅛])[%°]?"
+_OPERATOR = (
+    r"(?:[-+*/\u00d7÷^\u2212\u2013\u00b7\u22c5]|(?<!\s):(?!\s)|(?<=\s):(?=\s)|\\times|\\cdot|\\div)"
+)
 _EXPRESSION = re.compile(
     r"\$\$?(?=\S)([^$\n]{1,300})(?<=\S)\$\$?(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]"
     rf"|((?<![\w.\\])[-+\u2212]?\s?{_OPERAND}(?:\s*{_OPERATOR}\s*[({{]?[-\u2212]?{_OPERAND}[)}}]?)*)(\s?[^\W\d_]+(?:\^\{{?\d\}}?|[²³])?)?",
@@ -39,6 +41,15 @@ _EXPRESSION = re.compile(
 )
 _DISPLAY = re.compile(r"\\\[.+?\\\]|\$\$.+?\$\$", re.DOTALL)
 _CHOICE = re.compile(r"\(([A-J])\)")
+_SEVERAL_CHOICES = re.compile(r"\([A-J]\)\s*(?:or|and|[,/&])?\s*\([A-J]\)\W*$")
+_SEVERAL_NUMBERS = re.compile(
+    rf"(?<![\w.,(\[{{])({_OPERAND}(?:\s*(?:[,;|]|\b(?:or|and|to)\b)+\s*{_OPERAND}|\s+{_OPERAND})+)[\s.!]*$"
+)
+_REFUSED = re.compile(
+    r"(?:\bnot|n['\u2019]t|\bnever|\bcannot)\s+(?:be\s+|equal\s+(?:to\s+)?)?$|[<>≤≥≠]\s*$",
+    re.IGNORECASE,
+)
+"""Stands before a number that is said not to be the answer, or to be a bound of it."""
 _MAX_CHARS = 20_000
 
 
@@ -84,12 +95,22 @@ def _undelimited(text: str) -> list[str]:
     answers = [text, last_line] if len(text) <= 1000 else [last_line]
     if parse_quantity(to_plain(last_line)):
         return answers
-    expressions = list(_EXPRESSION.finditer(text))
-    if expressions:
-        *formulas, numbers, word = expressions[-1].groups()
-        formula = next((f for f in formulas if f), None)
-        is_unit = word is not None and is_known_unit(word.strip())
-        answers.append(formula or (numbers + word if is_unit else numbers))
-    if choices := _CHOICE.findall(text):
+    answers += _last_number(text)
+    if (choices := _CHOICE.findall(text)) and not _SEVERAL_CHOICES.search(text):
         answers.append(choices[-1])
     return list(dict.fromkeys(answers))
+
+
+def _last_number(text: str) -> list[str]:
+    """Returns the last formula or number with its unit, and all of a list that ends the text; empty if there is none."""
+    if several := _SEVERAL_NUMBERS.search(text.rpartition("\n")[2]):
+        return [several[1]]
+    expressions = list(_EXPRESSION.finditer(text))
+    if not expressions or _REFUSED.search(text[: expressions[-1].start()]):
+        return []
+    *formulas, numbers, word = expressions[-1].groups()
+    if formula := next((f for f in formulas if f), None):
+        return [formula]
+    is_factor = word is not None and len(word) == 1  # 2x is no 2
+    is_unit = word is not None and is_known_unit(word.strip())
+    return [numbers + word if is_unit or is_factor else numbers]

@@ -33,7 +33,8 @@ _RULES = [
         (r"\\colon(?![a-zA-Z])|\u2236", ":"),
         (r"\\in(?![a-zA-Z])|∈", "="),
         (r"\\infty(?![a-zA-Z])", "∞"),
-        (r"\\pi(?![a-zA-Z])", "π"),
+        (r"\\pi(?![a-zA-Z])|(?<![a-zA-Z\\])pi(?![a-zA-Z])", "π"),
+        (r"(?:√|\\sqrt(?![a-zA-Z]))\s*(\d+|[a-zA-Z](?![a-zA-Z]))", r"\\sqrt{\1}"),
         (r"\\[lr]brace(?![a-zA-Z])|\\(?=[{}])", ""),
         (
             r"\\(?:text|mathrm|mathbf|textbf|textit|textrm|mathit|mbox|operatorname)\s*\{([^{}]*)\}",
@@ -55,7 +56,7 @@ _QUOTES = "\"'`“”\u2018\u2019*"
 
 def to_plain(text: str) -> str:
     """Returns a text whose numbers, units and words can be read; formulas stay LaTeX."""
-    if text.isascii() and text.isalnum():
+    if text.isascii() and text.isalnum() and "pi" not in text:
         return text
     text = text.replace("º", "°")
     if not text.isascii():

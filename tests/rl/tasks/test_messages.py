@@ -19,6 +19,7 @@ USER = {"role": "user", "content": "6 + 3 ="}
 def test_chat_messages_stay_as_they_are_also_when_written_as_text(turns, asked):
     turns.append({"role": "user", "content": asked})
     assert to_question(turns) == tuple(turns) == to_question(json.dumps(turns))
+    assert to_question(str(turns)) == tuple(turns)  # what pandas writes into CSV files
     assert text_of_question(to_question(turns)) == asked
 
 
@@ -28,7 +29,18 @@ def test_a_text_is_a_text(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["[1, 2]", "[INST] hi [/INST]", '[{"a": 1}]', "[]", '["role"]', "[" * 9999]
+    "text",
+    [
+        "[1, 2]",
+        "[INST] hi [/INST]",
+        '[{"a": 1}]',
+        "[]",
+        '["role"]',
+        "[" * 9999,
+        "[role, content]",
+        "['role', 'content'",
+        "[{'role': 1, 'content'}]",
+    ],
 )
 def test_a_text_that_only_looks_like_messages_is_a_text(text):
     assert to_question(text) == text

@@ -200,6 +200,36 @@ def test_a_float32_becomes_the_shortest_digits_that_stand_for_it(tmp_path, numbe
         assert row["nested"]["x"] == [row["answer"]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.list_(pa.float32(), 2), [[0.1, 0.2], None]),
+        (pa.list_(pa.float32()), [[0.1], []]),
+        (pa.map_(pa.string(), pa.float32()), [[("k", 0.1)], None]),
+        (pa.struct([("k", pa.list_(pa.float32()))]), [{"k": [0.1]}]),
+    ],
+)
+def test_float32_within_lists_maps_and_structs_has_the_shortest_digits_too(tmp_path, kind, values):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"a": pa.array(values, kind)}), path)
+    assert [row["a"] for row in read_file(path)] == values
+
+
+def test_half_a_character_is_named_and_a_whole_one_written_as_two_escapes_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "\\ud83d\\ude00"}\n')
+    assert read_file(path) == [{"a": "\U0001f600"}]
+    path.write_text('{"a": "ok"}\n{"a": "\\ud800"}\n')
+    with pytest.raises(ValueError, match="line 2: .ud800 is half a character"):
+        read_file(path)
+
+
+def test_rows_stand_in_the_one_list_of_objects_beside_lists_of_other_things(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"version": 1, "tags": ["a"], "data": [{"q": "x"}, {"q": "y"}]}))
+    assert read_file(path) == [{"q": "x"}, {"q": "y"}]
+
+
 def test_dates_in_parquet_stay_dates_and_texts_that_look_like_them_stay_texts(tmp_path):
     day = datetime.date(2024, 1, 1)
     table = pa.table({"day": pa.array([day]), "text": ["2024-01-01"]})

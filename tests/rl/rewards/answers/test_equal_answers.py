@@ -262,6 +262,21 @@ RIGHT = [
     (True, "Yes."),
     (["$2$", "two"], "The answer is two."),
 ]
+RIGHT += [
+    ("5", "Step 1: add. Step 2: 5"),
+    ("4, 5", "They are 4 and 5."),
+    ("\\sqrt{2}", "√2"),
+    ("\\sqrt2", "\\boxed{\\sqrt{2}}"),
+    ("\\pi", "pi"),
+    ("3\\pi", "\\boxed{3pi}"),
+    ("pizza", "Pizza"),
+    ("1, 2", "\\boxed{x = 1 or x = 2}"),
+    ("y = 2x + 1", "\\boxed{f(x) = 2x + 1}"),
+    ("1.2.3", "1.2.3"),
+    ("A", "It is (A), and (B) is wrong: (A)"),
+    ("5", "The answer is not 4 but 5"),
+    ("18", "It is not 17. It is 18"),
+]
 WRONG = [
     ("18", "The answer is eighteen"),
     ("1/2", "The answer is one half (1/2)."),
@@ -354,6 +369,26 @@ WRONG = [
     (True, "No."),
     (["$2$", "two"], "The answer is three."),
     ("0", ""),
+    # what is refused, listed or a bound is no answer, nor is a term or a part of a longer code
+    ("18", "The answer is not 18"),
+    ("18", "It cannot be 18"),
+    ("5", "between 4 and 5"),
+    ("5", "either 4 or 5"),
+    ("5", "4, 5"),
+    ("5", "4 | 5"),
+    ("10", "1 2 3 4 5 6 7 8 9 10"),
+    ("5", "<5"),
+    ("5", "x ≥ 5"),
+    ("5", "\\boxed{\\le 5}"),
+    ("2", "2x"),
+    ("2", "2i"),
+    ("5", "5e"),
+    ("1.2", "1.2.3"),
+    ("y = 5", "\\boxed{x = 5}"),
+    ("x = 1, y = 2", "\\boxed{x = 2, y = 1}"),
+    ("A", "(A) or (B)"),
+    ("B", "(A)(B)"),
+    ("B", "It is (A), (B)"),
 ]
 SENTENCES = (
     "{}",
