@@ -220,7 +220,7 @@ def test_half_a_character_is_named_and_a_whole_one_written_as_two_escapes_is_rea
     path.write_text('{"a": "\\ud83d\\ude00"}\n')
     assert read_file(path) == [{"a": "\U0001f600"}]
     path.write_text('{"a": "ok"}\n{"a": "\\ud800"}\n')
-    with pytest.raises(ValueError, match="line 2: .ud800 is half a character"):
+    with pytest.raises(ValueError, match=r"line 2: .ud800 is half a character"):
         read_file(path)
 
 
