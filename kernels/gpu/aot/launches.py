@@ -9,6 +9,7 @@ from kernels.attention_layout import AttentionLayout, Segment
 from kernels.gpu.attention.backward import attention_backward_triton
 from kernels.gpu.attention.forward import attention_triton
 from kernels.gpu.linears.fp8_linear import fp8_linear_triton
+from kernels.gpu.linears.int4_linear import int4_linear_triton
 from kernels.gpu.linears.int8_linear import int8_linear_triton
 from kernels.gpu.linears.linear import linear_triton
 from kernels.gpu.paged_kv import write_kv_triton
@@ -197,4 +198,11 @@ def _linears() -> Iterator[Launch]:
         run=lambda: fp8_linear_triton(x, numbers, scales, bias),
         matrix={"_fp8_linear_kernel": "fp8"},
         missing_on=("80", "gfx942"),
+    )
+    packed = empty(HIDDEN, HIDDEN // 2, dtype=torch.uint8)
+    group_scales = empty(HIDDEN, HIDDEN // 128, dtype=torch.float32)
+    yield Launch(
+        name="int4_linear",
+        run=lambda: int4_linear_triton(x, packed, group_scales, bias),
+        matrix={"_int4_linear_kernel": "bf16"},
     )
