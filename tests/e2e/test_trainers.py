@@ -93,6 +93,7 @@ def test_recomputing_layers_trains_bitwise_the_same_weights(tmp_path):
 )  # fmt: skip
 def test_another_rank_or_optimiser_is_not_resumed(adapted, tmp_path, overrides, message):
     resume = f"resume_from={adapted}"
+    overrides = (*overrides, "trainer.num_steps=5")
     output = train(tmp_path / "run", *EVERYTHING, resume, *overrides, code=2)
     assert message in output.replace("\n", " ")
     assert not (tmp_path / "run" / "events.jsonl").exists()
@@ -110,7 +111,12 @@ def test_a_checkpoint_of_another_architecture_is_not_resumed(adapted, tmp_path):
         config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
     )
     output = train(
-        tmp_path / "run", "model=hf", f"model.path={other}", f"resume_from={adapted}", code=2
+        tmp_path / "run",
+        "model=hf",
+        f"model.path={other}",
+        f"resume_from={adapted}",
+        "trainer.num_steps=5",
+        code=2,
     )
     assert "must be a run of the model in `model`" in output.replace("\n", " ")
     assert "num_layers 2 instead of 3" in output.replace("\n", " ")
@@ -120,6 +126,12 @@ def test_adapters_on_another_base_are_not_resumed(adapted, tmp_path):
     # of the same shape: the merged weights themselves
     base = f"model.path={adapted / 'weights' / 'v4'}"
     output = train(
-        tmp_path / "run", *EVERYTHING, "model=hf", base, f"resume_from={adapted}", code=2
+        tmp_path / "run",
+        *EVERYTHING,
+        "model=hf",
+        base,
+        f"resume_from={adapted}",
+        "trainer.num_steps=5",
+        code=2,
     )
     assert "keep model.path and model.dtype as they were" in output.replace("\n", " ")
