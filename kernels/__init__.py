@@ -12,7 +12,7 @@ tensors, in one place per op. Callers never choose: nothing above this package i
             return <op>_native(x)                       # kernels/cpu/<op>.py: passes addresses to C
         return _<op>_tensors(x)                         # PyTorch, any type and device
 
-The launchers in `kernels/cpu` and `kernels/gpu` do not check operands again, except for what their kernel alone needs
+The launchers in `kernels/cpu` and `kernels/gpu` do not check operands again, except for what only their kernel needs
 (contiguous memory). A differentiable op calls the same `_forward` inside its autograd function, so that trainer and engine
 run one implementation. What an implementation prefers is asked for by ops, too: `packed_weight.pack_weight`,
 `paged_kv.cache_lanes` and `decoder_layers.make_decoder_layers` return None (or 1) where a device has no such preference.

@@ -8,7 +8,6 @@ from numbers import Integral
 from rollout.config import SamplingConfig, require, require_temperature
 
 __all__ = [
-    "Batch",
     "Chunk",
     "Completion",
     "FinishReason",
@@ -18,6 +17,7 @@ __all__ = [
     "SampleKey",
     "SamplingParams",
     "Status",
+    "StepBatch",
 ]
 
 
@@ -224,7 +224,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class StepBatch:
     """Chunks that one step computes."""
 
     chunks: tuple[Chunk, ...]

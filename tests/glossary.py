@@ -11,6 +11,6 @@ NAMES = [name for name, *_ in ROWS]
 
 
 def unexplained(names: Iterable[str]) -> set[str]:
-    """Those of the names, written with a slash as metrics are, that the page does not have."""
+    """Return the metrics (names with a slash) that the page does not list."""
     metrics = {name for name in names if "/" in name}
     return {name for name in metrics if not any(fnmatchcase(name, known) for known in NAMES)}

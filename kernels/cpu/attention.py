@@ -46,7 +46,7 @@ def attention_native(
     Args:
         q_TND: [T, N, D] queries.
         keys: [rows, M, D] packed (`keys_per_index` 1), or [blocks, M, keys_per_index, D] paged; contiguous.
-        values: values, laid out as the keys are.
+        values: values, in the layout of the keys.
         queries_Q3: int64.
         tasks_W3: int64.
         table: int64, rows or blocks.

@@ -89,7 +89,7 @@ def write_kv_triton(
         offsets_T: int64.
         keys: [blocks, M, B, D] dense, of the rows' type; int8 or float8_e4m3fn with scales.
         values: like keys.
-        scales: of keys and of values, float32 [blocks, M, B] dense.
+        scales: scales of keys and of values, float32 [blocks, M, B] dense.
     """
     num_rows, num_heads, width = k_TMD.shape
     if num_rows == 0:

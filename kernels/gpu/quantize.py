@@ -1,4 +1,4 @@
-"""What kernels share that quantize rows: the rule of `kernels.quantize.quantize_rows`, bit for bit."""
+"""Shared code of the kernels that quantize rows: the rule of `kernels.quantize.quantize_rows`, bit for bit."""
 
 import triton
 import triton.language as tl

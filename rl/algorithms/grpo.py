@@ -59,7 +59,7 @@ def grpo_loss(tokens: Tokens, *, clip_low: float, clip_high: float) -> LossOutpu
     """Compute the clipped surrogate.
 
     Args:
-        tokens: of whole samples.
+        tokens: tokens of whole samples.
         clip_low: the ratio is kept at or above 1 - clip_low.
         clip_high: the ratio is kept at or below 1 + clip_high.
     """

@@ -1,11 +1,11 @@
 """MaxRL: towards maximum likelihood of being right (https://arxiv.org/abs/2602.02710).
 
-    A_i = (r_i - mean(r)) / mean(r)                    0 where nobody was right
+    A_i = (r_i - mean(r)) / mean(r)                    0 where all rewards of the group are 0
     L   = -sum_n w_n exp(logprobs - base_logprobs) A
 
 The gradient of log(pass rate) is that of the pass rate over the pass rate: rarely solved prompts count more. With G samples
 the mean of A grad log pi is, in expectation, the gradient of the first G - 1 terms of log p = -sum_k (1 - p)^k / k. Without
-the baseline it would be G terms: where nobody was right the baseline is not subtracted, which costs one term.
+the baseline it would be G terms: where all rewards are 0 the baseline is not subtracted, which costs one term.
 We differ from the paper: 1. rewards may be any that are not negative, not only 0 and 1; hence no KL penalty in them;
 2. tokens are divided by `sampling.max_tokens` (`fixed_length`), which only scales the gradient.
 """

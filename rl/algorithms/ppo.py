@@ -46,7 +46,7 @@ class PPOConfig(ClippedConfig):
     gae_lambda: float = 1.0
     """1: only the score says what a token was worth; towards 0: the critic does."""
     value_clip: float = 0.2
-    """How far a value may move on one batch and still lower the critic's loss; has an effect with trainer.steps_per_batch > 1."""
+    """Greatest change of a value on one batch that can still lower the critic's loss; has an effect with trainer.steps_per_batch > 1."""
     critic_learning_rate: float = 1e-5
     """Learning rate of the critic at every step, whatever `trainer.lr_schedule` is."""
     num_critic_warmup_steps: int = 0

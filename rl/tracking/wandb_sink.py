@@ -178,7 +178,7 @@ class WandbSink:
             tags=identity.tags,
             dir=self._run_dir,
             config=run_config,
-            reinit="create_new",  # whatever else this process has logged to W&B is left alone
+            reinit="create_new",  # whatever else this process has logged to W&B stays untouched
         )
 
     def _drain(self) -> None:

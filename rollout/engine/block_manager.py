@@ -130,16 +130,16 @@ class BlockManager:
         self._key_of.clear()
 
     def forget_older(self, policy_version: int) -> None:
-        """Free what nobody will ask for again; else a pool is written from end to end before a block is used twice."""
+        """Free cached blocks of older versions, which no request can use, so that they are reused first."""
         for block in [b for b in self._evictable if self._key_of[b][0] < policy_version]:
             self._evict(block)
             self._free.appendleft(block)
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """Recount everything from the tables that are alive.
+        """Recount all blocks and references from the tables of the living requests.
 
         Raises:
-            RuntimeError: the books do not agree; says which and how.
+            RuntimeError: a count differs; names the block and both counts.
         """
         counts = [0] * self.num_blocks
         for table in tables:

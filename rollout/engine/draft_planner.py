@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from rollout.core import Batch, RequestState
+from rollout.core import RequestState, StepBatch
 from rollout.stats import SpeculationStats
 
 __all__ = ["DraftPlanner"]
@@ -13,7 +13,7 @@ class DraftPlanner(Protocol):
     """Chooses drafts for each batch and learns from what was sampled. No draft changes an output."""
 
     def plan(
-        self, batch: Batch, max_lengths: Mapping[RequestState, int]
+        self, batch: StepBatch, max_lengths: Mapping[RequestState, int]
     ) -> Mapping[RequestState, Sequence[int]]:
         """Returns draft tokens for requests of a batch that is about to run.
 
@@ -23,10 +23,10 @@ class DraftPlanner(Protocol):
         """
         ...
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: StepBatch) -> None:
         """Notes that a batch is about to run, with the drafts that it has room for."""
 
-    def observe(self, batch: Batch, sampled: Mapping[RequestState, Sequence[int]]) -> None:
+    def observe(self, batch: StepBatch, sampled: Mapping[RequestState, Sequence[int]]) -> None:
         """Learns from a batch that has run.
 
         Args:

@@ -10,13 +10,13 @@ import torch
 from kernels.numerics import is_thread_invariant
 from rollout.config import Dtype, EngineConfig, ModelConfig, StorageDtype
 from rollout.core import (
-    Batch,
     Completion,
     FinishReason,
     Request,
     RequestState,
     SamplingParams,
     Status,
+    StepBatch,
 )
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.draft_planner import DraftPlanner
@@ -255,7 +255,7 @@ class Engine:
                 f"idle, but only {self.blocks.num_available} of {self.blocks.num_blocks} blocks are free"
             )
 
-    def _postprocess(self, batch: Batch, logits_RV: torch.Tensor) -> list[Completion]:
+    def _postprocess(self, batch: StepBatch, logits_RV: torch.Tensor) -> list[Completion]:
         """Draws a token at every computed position; keeps the tokens up to the first that differs from its draft."""
         sampled: dict[RequestState, Sequence[int]] = {}
         reasons: dict[RequestState, FinishReason] = {}

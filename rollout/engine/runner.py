@@ -15,7 +15,7 @@ import torch
 from kernels.attention import AttentionLayout, PagedKV, Segment, paged_attention, paged_layout
 from kernels.paged_kv import cache_lanes
 from rollout.config import EngineConfig, StorageDtype
-from rollout.core import Batch
+from rollout.core import StepBatch
 from rollout.models.decoder import Decoder
 from rollout.models.decoder_spec import DecoderSpec
 from rollout.models.packed_decoder import PackedDecoder
@@ -110,7 +110,7 @@ class Runner:
         return PackedDecoder(decoder, self._caches)
 
     @torch.inference_mode()
-    def run(self, weights: PackedDecoder, batch: Batch) -> torch.Tensor:
+    def run(self, weights: PackedDecoder, batch: StepBatch) -> torch.Tensor:
         """Computes logits [R, V] after the last token of each chunk that reaches the end of its log, and after each token of
         its draft.
 
@@ -156,7 +156,7 @@ class Runner:
             cache.clear_blocks(blocks)
         self._written -= forgotten
 
-    def _copy_blocks(self, batch: Batch) -> None:
+    def _copy_blocks(self, batch: StepBatch) -> None:
         if not batch.block_copies:
             return
         source, target = (
@@ -166,7 +166,7 @@ class Runner:
         for cache in self._caches:
             cache.copy_blocks(source, target)
 
-    def _inputs(self, batch: Batch) -> _Inputs:
+    def _inputs(self, batch: StepBatch) -> _Inputs:
         token_ids: list[int] = []
         positions: list[int] = []
         blocks: list[int] = []

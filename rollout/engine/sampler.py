@@ -89,7 +89,7 @@ def _check_finite(
         raise NotFiniteError(
             f"the logits of {int(is_bad_B.sum())} of {len(states)} draws are not finite, first those of request "
             f"{states[first].request.request_id!r} at position {positions[first]}; nothing was sampled from them. The "
-            "weights in force overflow or are damaged"
+            "live weights overflow or are damaged"
         )
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from rollout.core import Batch, Chunk, RequestState, Status
+from rollout.core import Chunk, RequestState, Status, StepBatch
 from rollout.engine.block_manager import BlockManager
 
 __all__ = ["Scheduler"]
@@ -74,7 +74,7 @@ class Scheduler:
         self.policy_version = policy_version
         self.blocks.forget_older(policy_version)
 
-    def schedule(self) -> Batch | None:
+    def schedule(self) -> StepBatch | None:
         """The next step's work, blocks allocated; None when there is nothing to do."""
         budget = self._max_tokens_per_step
         chunks: list[Chunk] = []
@@ -98,9 +98,11 @@ class Scheduler:
             if state.status is Status.RUNNING:
                 self._take(state, num_tokens, chunks, copies)
                 budget -= num_tokens
-        return Batch(tuple(chunks), tuple(copies)) if chunks else None
+        return StepBatch(tuple(chunks), tuple(copies)) if chunks else None
 
-    def with_drafts(self, batch: Batch, drafts: Mapping[RequestState, Sequence[int]]) -> Batch:
+    def with_drafts(
+        self, batch: StepBatch, drafts: Mapping[RequestState, Sequence[int]]
+    ) -> StepBatch:
         """Adds drafts to the chunks of a step, and allocates their blocks.
 
         What does not fit the token budget, or would take a block that a running request may soon need, is left out:
@@ -209,7 +211,7 @@ class Scheduler:
         return True
 
     def _extend(self, chunk: Chunk, num_tokens: int) -> bool:
-        """Allocates blocks for so many more tokens of a chunk; returns False if there is no room to spare."""
+        """Allocates blocks for more tokens of a chunk; returns False if no blocks are free for them."""
         state = chunk.state
         end = state.num_computed + chunk.num_tokens + num_tokens
         missing = self.blocks.blocks_for(end) - len(state.block_table)

@@ -44,7 +44,7 @@ class ThreadPolicy:
     Args:
         num_cores: number of cores that this process may use.
         read: gives the times of its cores.
-        clock: in seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from rollout.core import Batch, FinishReason, RequestState
+from rollout.core import FinishReason, RequestState, StepBatch
 from rollout.engine.sampler import sample_tokens
 from rollout.engine.scheduler import Scheduler
 
@@ -27,7 +27,7 @@ class Drawn:
     logprobs: tuple[float, ...]
 
 
-def draft_limits(batch: Batch, *, max_context_tokens: int) -> Mapping[RequestState, int]:
+def draft_limits(batch: StepBatch, *, max_context_tokens: int) -> Mapping[RequestState, int]:
     """Returns how many draft tokens each request could keep, except requests with followers. One more token is drawn in any case."""
     limits = {}
     for chunk in batch.chunks:
@@ -40,7 +40,7 @@ def draft_limits(batch: Batch, *, max_context_tokens: int) -> Mapping[RequestSta
     return limits
 
 
-def draw(scheduler: Scheduler, batch: Batch, logits_RV: torch.Tensor) -> list[Drawn]:
+def draw(scheduler: Scheduler, batch: StepBatch, logits_RV: torch.Tensor) -> list[Drawn]:
     """Books a batch that has run, and draws tokens for requests that reached the end of their log, and for their siblings.
 
     Args:

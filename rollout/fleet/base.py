@@ -1,4 +1,4 @@
-"""The interface between whoever needs completions and whatever computes them."""
+"""The interface between callers that need completions and the engines that compute them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Fleet(Protocol):
 
     @property
     def is_concurrent(self) -> bool:
-        """Whether it generates while nobody polls."""
+        """True if the fleet generates between calls of `poll`."""
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:

@@ -54,7 +54,7 @@ def allocate(
 
     Tokens are taken greedily, those likeliest to survive per second first; a token survives if it and all before it are
     kept. Of all the totals on that path the one with the most expected tokens per second wins, so a step in the costs
-    (a tile of rows that is free once begun) cannot hide what lies behind it.
+    (a tile of rows that is free once begun) cannot hide what comes after it.
 
     Args:
         probabilities: per request and draft token, of being kept if those before it are.

@@ -25,11 +25,11 @@ class StepSize:
     """Keys that a further row or a sibling meets: they are in the cache by then."""
 
     def with_row(self, num_keys: int) -> "StepSize":
-        """Returns the size with one more row, of a request that has so many keys."""
+        """Returns the size with one more row, of a request with `num_keys` keys."""
         return self.with_rows(1, num_keys)
 
     def with_rows(self, count: int, num_keys: int) -> "StepSize":
-        """Returns the size with so many more rows, of requests that have so many keys in all."""
+        """Returns the size with `count` more rows, of requests with `num_keys` keys in total."""
         return StepSize(self.rows + count, self.keys, self.row_keys + num_keys)
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rollout.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
+from rollout.core import Chunk, Request, RequestState, SampleKey, SamplingParams, StepBatch
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.runner import Runner
 from rollout.engine.sampler import sample_tokens
@@ -96,7 +96,7 @@ def _seconds(runner: Runner, weights: PackedDecoder, blocks: BlockManager, probe
 def _time(runner: Runner, weights: PackedDecoder, chunks: Sequence[Chunk]) -> float:
     """Returns the seconds of one forward and its sampling."""
     start = time.perf_counter()
-    logits_RV = runner.run(weights, Batch(tuple(chunks), ()))
+    logits_RV = runner.run(weights, StepBatch(tuple(chunks), ()))
     states = [chunk.state for chunk in chunks for _ in range(chunk.num_rows)]
     sample_tokens(logits_RV, range(len(states)), states, range(len(states)))
     return time.perf_counter() - start

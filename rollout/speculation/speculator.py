@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rollout.core import Batch, RequestState
+from rollout.core import RequestState, StepBatch
 from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import Decoding, allocate, survival
 from rollout.speculation.break_even import LEAST_GAIN, best_reach, can_pay
@@ -81,7 +81,7 @@ class Speculator:
         return self._costs
 
     def plan(
-        self, batch: Batch, max_lengths: Mapping[RequestState, int]
+        self, batch: StepBatch, max_lengths: Mapping[RequestState, int]
     ) -> Mapping[RequestState, Sequence[int]]:
         """Draft tokens for requests of a batch that is about to run.
 
@@ -101,13 +101,13 @@ class Speculator:
             if length
         }
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: StepBatch) -> None:
         """The batch, with what it took of the drafts, is about to run."""
         only_decodes = all(chunk.samples and chunk.num_tokens == 1 for chunk in batch.chunks)
         self._size = step_size(batch.chunks) if only_decodes else None
         self._begin = time.perf_counter()
 
-    def observe(self, batch: Batch, sampled: Mapping[RequestState, Sequence[int]]) -> None:
+    def observe(self, batch: StepBatch, sampled: Mapping[RequestState, Sequence[int]]) -> None:
         """Learns from the tokens that each request kept in a step.
 
         Args:
@@ -178,7 +178,7 @@ class Speculator:
                 drafter.load_state_dict(own)
                 acceptance.load_state_dict(own.get(_ACCEPTANCE, ()))
 
-    def _make_plan(self, batch: Batch, max_lengths: Mapping[RequestState, int]) -> _Plan:
+    def _make_plan(self, batch: StepBatch, max_lengths: Mapping[RequestState, int]) -> _Plan:
         if not max_lengths:
             return _NO_PLAN
         decoding = self._decoding(batch)
@@ -210,7 +210,7 @@ class Speculator:
         is_control = is_drafting and self._num_drafting % _CONTROL_EVERY == 0
         return _Plan(proposals, dict(zip(proposals, lengths, strict=True)), is_control)
 
-    def _decoding(self, batch: Batch) -> Decoding:
+    def _decoding(self, batch: StepBatch) -> Decoding:
         size = step_size(batch.chunks)
         chunks = [chunk for chunk in batch.chunks if chunk.samples and chunk.num_tokens == 1]
         sunk = 0.0

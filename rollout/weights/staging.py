@@ -205,7 +205,7 @@ class WeightReceiver(Generic[W]):
             self.rollback()
             raise RuntimeError(
                 f"weights of version {version} differ from their manifest in {len(bad)} of {len(specs)} "
-                f"tensors: {some_of(bad)}; version {self._version} stays in force"
+                f"tensors: {some_of(bad)}; version {self._version} stays live"
             )
         try:
             self._shadow.prepare()
@@ -269,5 +269,5 @@ class WeightReceiver(Generic[W]):
     def _out_of_order(self, call: str) -> RuntimeError:
         return RuntimeError(
             f"{call} is not allowed while the weight receiver is {self._state.name} "
-            f"(version {self._version} in force); allowed now: {_ALLOWED[self._state]}"
+            f"(version {self._version} live); allowed now: {_ALLOWED[self._state]}"
         )

@@ -127,7 +127,7 @@ class BenchDriftConfig:
     num_prompts: int = 8
     """Prompts to answer."""
     group_size: int = 8
-    """Answers to each prompt: of the history, and as many again that are decoded."""
+    """Number of answers to each prompt in the history; as many again are decoded."""
     seed: int = 0
     """Seed of sampling."""
     output: str = "drift.png"

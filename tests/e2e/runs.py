@@ -53,7 +53,7 @@ def run_script(name: str, *overrides: str, code: int = 0) -> str:
 
 
 def start(run_dir: Path, *overrides: str, **variables: str) -> subprocess.Popen:
-    """The same in a process group of its own, as a shell's job is; it prints to `log_of(run_dir)`."""
+    """Start a run in a process group of its own, as a shell does for a job; it prints to `log_of(run_dir)`."""
     log = log_of(run_dir).open("w")
     return subprocess.Popen(
         [sys.executable, *command(run_dir, *overrides)],
@@ -66,7 +66,7 @@ def start(run_dir: Path, *overrides: str, **variables: str) -> subprocess.Popen:
 
 
 def wait_until(run_dir: Path, is_true: Callable[[], bool], *, seconds: float = 200.0) -> None:
-    """Of a run that `start` began."""
+    """Wait until a condition holds for a run that `start` began."""
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, log_of(run_dir).read_text()

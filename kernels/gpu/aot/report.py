@@ -44,7 +44,7 @@ class Report:
     """Asynchronous copies from and to global memory."""
 
     def problems(self, operands: str | None) -> list[str]:
-        """What fails the check; `operands` is the type whose matrix instruction the kernel must use, None: any or none."""
+        """Returns the faults found; `operands` is the type whose matrix instruction the kernel must use, None: any or none."""
         found = []
         if self.spilled:
             found.append(f"spills {self.spilled} bytes")

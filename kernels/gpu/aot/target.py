@@ -62,7 +62,7 @@ class _Launcher:
 
 
 class _Driver:
-    """What the JIT asks a driver for; device numbers differ by target, because the JIT caches by device number."""
+    """Stand-in for the driver that the JIT queries; device numbers differ by target, because the JIT caches by device number."""
 
     launcher_cls = _Launcher
 

@@ -146,7 +146,7 @@ def attention_triton(
         keys: [rows, M, D] packed, or [blocks, M, B, D] paged, as the layout says.
         values: like keys.
         layout: from `packed_layout` or `paged_layout`.
-        scales: of keys and of values, float32 [blocks, M, B] dense, where those are int8 or fp8.
+        scales: scales of keys and of values, float32 [blocks, M, B] dense, where those are int8 or fp8.
         blocks_per_program: how keys are split; 0: not at all, None: as the number of programs suggests. Bits stay the same.
     """
     num_heads, head_dim = q_TND.shape[1:]

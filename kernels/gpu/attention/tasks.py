@@ -35,30 +35,30 @@ class AttentionTasks:
     tasks_W4: torch.Tensor
     """First query, end of the queries, first member, end of the members."""
     num_key_blocks: int
-    """Of the longest segment."""
+    """Number of key blocks of the longest segment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyTiles:
-    """int32, on the layout's device."""
+    """Packed keys cut into tiles, and the queries that visit each tile; int32 tensors on the layout's device."""
 
     rows_KC: torch.Tensor
-    """[tiles, 64] rows of the packed keys, -1: none."""
+    """[tiles, 64]: row of each key in the packed keys; -1 marks an empty place."""
     starts_K: torch.Tensor
-    """[tiles + 1]: where each tile's visits begin."""
+    """[tiles + 1]: index of each tile's first row in `visits_U6`."""
     visits_U6: torch.Tensor
     """First slot, end of the slots, position of the first slot; first row, first position and number of the queries."""
 
 
 def attention_tasks(layout: AttentionLayout, queries_per_task: int) -> AttentionTasks:
-    """Made once per layout and size of tasks."""
+    """Returns the tasks of a layout; makes them once per layout and size of tasks."""
     return _once(
         layout, f"tasks of {queries_per_task}", lambda: _make_tasks(layout, queries_per_task)
     )
 
 
 def key_tiles(layout: AttentionLayout) -> KeyTiles:
-    """Made once per layout; of packed keys only."""
+    """Returns the key tiles of a layout with packed keys; makes them once per layout."""
     assert layout.keys_per_index == 1, "only packed keys have gradients"
     return _once(layout, "key tiles", lambda: _make_tiles(layout))
 
@@ -105,7 +105,10 @@ def _make_tasks(layout: AttentionLayout, queries_per_task: int) -> AttentionTask
 def _pieces(
     segments: list[Segment], queries_per_task: int
 ) -> Iterator[list[tuple[Segment, int, int]]]:
-    """(segment, queries skipped, queries taken) of each task of a group; only a segment alone is cut."""
+    """Yields the tasks of a group, each as tuples (segment, queries skipped, queries taken).
+
+    Only the segment of a group of one is cut into several tasks.
+    """
     if len(segments) > 1:
         yield [(s, 0, s.num_queries) for s in segments]
         return

@@ -1,4 +1,4 @@
-"""What all attention kernels share: a tile of 64 rows, how it finds its queries and its keys, how states are joined.
+"""Shared parts of the attention kernels: tiles of 64 rows, finding their queries and keys, joining states.
 
 Shape legend: as in `kernels.attention`, and R = 64 rows of a tile, C = 64 keys.
 """

@@ -18,7 +18,7 @@ from kernels.gpu.quantize import quantize_tile, round_half_even
 __all__ = ["MAX_LEVELS", "int8_linear_triton"]
 
 MAX_LEVELS = 127 * 256 + 127
-"""Greatest |p| of which both halves fit into 8 bits; more than a weight of 521 in features or more allows."""
+"""Greatest |p| whose two halves both fit into 8 bits; more than a weight of 521 in features or more allows."""
 _MAX_WIDTH = 32768
 _TILE_N, _TILE_K = 64, 128
 
@@ -117,8 +117,8 @@ def int8_linear_triton(
     Args:
         x_TK: rows.
         weight_NK: int8.
-        scale_N: float32.
-        bias_N: of the type of x.
+        scale_N: scales of the weights, float32.
+        bias_N: bias, in the type of x.
         levels: greatest integer of an activation, at most `MAX_LEVELS`.
         ratio: what a row's root mean square, in steps, is multiplied by to say how much coarser its step must be.
     """

@@ -1,1 +1,1 @@
-"""Everything over the vocabulary: sums, sampling, log-probabilities, keyed uniforms."""
+"""Kernels over the vocabulary: sums, sampling, log-probabilities, keyed uniforms."""

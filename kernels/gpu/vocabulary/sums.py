@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 JOIN_WARPS = 4
-"""Of every kernel that calls `join_tiles`, so that all sum a row in one order; fewer spill registers."""
+"""Number of warps of every kernel that calls `join_tiles`: all then sum a row in one order. Fewer warps spill registers."""
 
 
 @triton.jit

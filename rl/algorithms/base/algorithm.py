@@ -26,10 +26,10 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CriticSettings:
-    """How a critic is trained."""
+    """Settings for training a critic."""
 
     value_clip: float
-    """How far a value may move on one batch and still lower the critic's loss."""
+    """Greatest change of a value on one batch that can still lower the critic's loss."""
     learning_rate: float
     """Learning rate of every step."""
     num_warmup_steps: int = 0

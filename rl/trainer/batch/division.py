@@ -41,7 +41,7 @@ class Divider:
     """Balances and packs.
 
     Args:
-        config: of the trainer.
+        config: config of the trainer.
         ranks: processes that all make the same calls.
     """
 

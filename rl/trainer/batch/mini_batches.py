@@ -31,7 +31,7 @@ class MiniBatches:
     """Makes the mini-batches of every batch.
 
     Args:
-        divider: of the trainer.
+        divider: the trainer's divider.
         count: optimiser steps per batch.
         reduction: how the tokens' losses are averaged.
         max_tokens: limit on the tokens of a completion.
@@ -56,8 +56,8 @@ class MiniBatches:
         """Cut the batch into parts of whole groups. Samples whose advantages are all zero are left out.
 
         Args:
-            batch: with advantages in float64.
-            groups: of the batch, in their order.
+            batch: a batch with advantages in float64.
+            groups: rollout groups of the batch, in their order.
             trains_all: keep samples without advantages, too.
             divided: a division of the batch whose packing is used again where a part has the same samples.
         """

@@ -3,7 +3,7 @@ in common with the one before it (a system prompt, examples).
 
 A micro-batch has T input rows (tokens that are read) and N targets (tokens that are trained). They are kept
 apart, because siblings share their prompt's rows, so that the last prompt row predicts the first token of each,
-and because a rollout's last token is a target that nobody reads.
+and because a rollout's last token predicts no target.
 
 Shape legend: T = input rows, N = targets.
 """

@@ -45,7 +45,7 @@ def make_learner(
     """Make the learner of a run, before it loads a checkpoint's state.
 
     Args:
-        config: of the run.
+        config: config of the run.
         algorithm: made from the config.
         source: directory of the model that the very first run began with; it is the reference and the critic's start.
         weights: directory of the weights to train.

@@ -47,7 +47,7 @@ class Critic:
     Args:
         decoder: the critic's own, with its initial weights.
         head: reads the decoder's hidden states.
-        config: of the optimiser.
+        config: config of the optimiser.
         value_clip: see `value_loss`.
         weights: sharded weights of decoder and head; None keeps a copy on every rank.
         ranks: processes that train together.

@@ -48,7 +48,7 @@ class Learner:
     """Trains a policy, and its critic where the algorithm has one.
 
     Args:
-        config: of the run.
+        config: config of the run.
         algorithm: made from the config.
         policy: trains the policy.
         reference: the frozen reference, where `algorithm.needs` asks for one.

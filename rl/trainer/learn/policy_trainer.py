@@ -32,7 +32,7 @@ class PolicyTrainer:
 
     Args:
         decoder: its weights and compute type.
-        config: of the optimiser.
+        config: config of the optimiser.
         temperature: temperature of the rollouts, > 0.
         corrector: weighs tokens where the engine's policy differs from the trainer's; None weighs all the same.
         ratio_base: the policy whose probability the loss divides by.

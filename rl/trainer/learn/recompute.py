@@ -16,7 +16,7 @@ class Recomputation:
     """Adds a column for each model that the algorithm needs.
 
     Args:
-        divider: of the trainer.
+        divider: the trainer's divider.
         policy: adds `old_logprobs`; None where they are not needed before the first step.
         reference: adds `ref_logprobs`.
         teacher: adds `teacher_logprobs`.

@@ -19,9 +19,9 @@ def check_staleness(
     """Refuse tokens of a policy that a step must not train on.
 
     Args:
-        groups: of a batch.
-        policy_version: that the batch trains.
-        max_staleness: in versions.
+        groups: rollout groups of a batch.
+        policy_version: version of the policy that the batch trains.
+        max_staleness: greatest staleness allowed, in versions.
 
     Raises:
         RuntimeError: some are older, or newer than what is trained.
@@ -80,12 +80,12 @@ class Pipeline:
     batch_size: int
     """Rollouts of a batch."""
     tail: float
-    """How much longer the longest of a batch takes than a rollout on average."""
+    """Time of a batch's longest rollout divided by the mean time of a rollout."""
     speed_ratio: float
     """Rollouts per second that are generated, over those that could be trained; 0 where both take turns, since nothing is
     generated while one trains."""
     queue: float
-    """Batches that are complete and wait."""
+    """Number of complete batches that wait for the trainer."""
 
     @classmethod
     def measure(

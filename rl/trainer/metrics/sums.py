@@ -8,7 +8,7 @@ __all__ = ["LossSums", "MismatchSums", "over_ranks", "over_steps"]
 
 @dataclass(slots=True, kw_only=True)
 class MismatchSums:
-    """How far the trainer's log-probabilities are from those that the engine reported, and the importance weights.
+    """Measures of how far the trainer's log-probabilities are from those that the engine reported, and the importance weights.
 
     Fresh tokens were sampled from the weights that are trained. Stale ones also differ because the policy has moved, so
     they say nothing about the engine.

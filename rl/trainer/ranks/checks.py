@@ -18,7 +18,7 @@ def check_launch(config: TrainConfig, environment: Mapping[str, str]) -> None:
     """Refuse `trainer.num_processes` where they cannot be started.
 
     Args:
-        config: of the run.
+        config: config of the run.
         environment: variables of this process.
 
     Raises:
@@ -45,8 +45,8 @@ def check_ranks(config: TrainConfig, needs: Needs, count: int) -> None:
     """Refuse what `count` trainer processes cannot do.
 
     Args:
-        config: of the run.
-        needs: of its algorithm.
+        config: config of the run.
+        needs: what its algorithm needs.
         count: trainer processes.
 
     Raises:

@@ -9,7 +9,7 @@ _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def half_environment(environ: Mapping[str, str] = os.environ) -> str:
-    """Returns what is wrong with variables of torchrun that were left behind, and the cure; empty if all or none are set."""
+    """Describes torchrun variables that are set only in part, with the cure; empty if all or none are set."""
     left = [name for name in ("RANK", "WORLD_SIZE") if name in environ]
     missing = [name for name in _NEEDED if name not in environ]
     if not left or not missing:

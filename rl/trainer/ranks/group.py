@@ -33,8 +33,8 @@ class Ranks:
     """A group of processes that all make the same calls in the same order.
 
     Args:
-        rank: of this process, from 0.
-        count: of processes.
+        rank: index of this process, from 0.
+        count: number of processes.
         control: a gloo group of all of them; None where there is one process.
     """
 
@@ -104,7 +104,7 @@ def join_ranks(
     error to the store; the first rank reports it, and the others exit silently.
 
     Args:
-        device: of the tensors that are communicated.
+        device: device of the tensors that are communicated.
         needs_group: make a process group of one process.
         init_method: where the ranks meet, as in `torch.distributed.init_process_group`.
     """

@@ -48,7 +48,7 @@ def start_ranks(work: Work, config: TrainConfig) -> Iterator[None]:
 
     Args:
         work: importable by its name; returns an exit code.
-        config: of the run; `fleet.address` names the cluster.
+        config: config of the run; `fleet.address` names the cluster.
 
     Raises:
         ValueError: `fleet.address` names no cluster that can be joined.
@@ -78,7 +78,7 @@ class _Others:
     """All ranks but the first.
 
     Args:
-        config: of the run.
+        config: config of the run.
         host: address at which they reach this process.
     """
 
@@ -196,7 +196,7 @@ class RankProcess:
     """The actor of one rank.
 
     Args:
-        num_threads: of torch.
+        num_threads: number of threads of torch.
         directory: that relative paths start from, where there is such a one on this node.
     """
 

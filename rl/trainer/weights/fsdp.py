@@ -70,7 +70,7 @@ class FSDPWeights(MasterWeights):
         self, module: torch.nn.Module, tensors: HFTensors
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield copies, because gathered tensors are dropped afterwards."""
-        assert isinstance(module, FSDPModule), "sharded when it was handed over"
+        assert isinstance(module, FSDPModule), "the module must be sharded already"
         self._drop_gathered()
         module.unshard()
         copies = [(name, tensor.detach().clone()) for name, tensor in tensors()]
@@ -110,7 +110,7 @@ class FSDPWeights(MasterWeights):
 def _sharded(module: torch.nn.Module, dtype: torch.dtype) -> FSDPModule:
     """Shard a module: it is gathered in `dtype`, and its gradients are summed in the accumulation type."""
     module.to(accumulate_dtype(dtype))
-    # inputs are left alone: a layer gets its angles in fp32, whatever it computes in
+    # inputs keep their type: a layer gets its angles in fp32, whatever it computes in
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=accumulate_dtype(dtype), cast_forward_inputs=False
     )

@@ -30,8 +30,8 @@ class MasterWeights:
     every step.
 
     Args:
-        parameters: all that are trained.
-        config: of the optimiser.
+        parameters: all parameters that are trained.
+        config: config of the optimiser.
         matrices: hidden matrices among the parameters, and the rows of each that is fused in them; Muon trains these.
         on_change: called after the parameters got new values.
         ema_decay: decay of the weights' average; 0 keeps no average.

@@ -1,4 +1,4 @@
-"""Weights of which every rank holds a whole copy; the gradients are summed over the ranks before each step."""
+"""Weights that every rank holds as a whole copy; the gradients are summed over the ranks before each step."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -15,8 +15,8 @@ class ReplicatedWeights(MasterWeights):
     """Master weights of one process, or the same on every rank.
 
     Args:
-        parameters: all that are trained.
-        config: of the optimiser.
+        parameters: all parameters that are trained.
+        config: config of the optimiser.
         matrices: hidden matrices among the parameters, and the rows of each that is fused in them; Muon trains these.
         on_change: called after the parameters got new values.
         ema_decay: decay of the weights' average; 0 keeps no average.

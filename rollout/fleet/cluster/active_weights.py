@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rollout.fleet.cluster.pool import Answered, WorkerPool
+from rollout.fleet.cluster.pool import PhaseEnded, WorkerPool
 from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.update_round import Phase, UpdateRound
 from rollout.weights.update import WeightUpdate
@@ -54,11 +54,11 @@ class WeightsInForce:
         return begun
 
     def begin_join(self, worker_ids: Sequence[str], now: float) -> None:
-        """Begin to bring workers with older weights to what is in force."""
-        assert self._current is not None, "an earlier version was in force"
+        """Begin to bring workers with older weights to the live version."""
+        assert self._current is not None, "an earlier version was live"
         self.begin(self._current, worker_ids, now, is_last_attempt=True)
 
-    def answer(self, event: Answered) -> None:
+    def answer(self, event: PhaseEnded) -> None:
         if self._round is not None:
             current, update = self._round
             error = event.error or _wrong_weights(event, update)
@@ -83,7 +83,7 @@ class WeightsInForce:
         return [(worker_id, reason) for worker_id in current.pending]
 
     def advance(self, now: float) -> UpdateRound | None:
-        """Go on if everyone has answered; returns the round when it is over, and what it committed is in force."""
+        """Go on if everyone has answered; returns the round once it is over, and makes the committed version live."""
         if self._round is None:
             return None
         current, update = self._round
@@ -118,7 +118,7 @@ class WeightsInForce:
         self._pool.ask(current.asked, current.phase, update)
 
 
-def _wrong_weights(event: Answered, update: WeightUpdate) -> str:
+def _wrong_weights(event: PhaseEnded, update: WeightUpdate) -> str:
     """Returns what is wrong with the weights of a worker that reports a commit; empty if nothing is."""
     held = (event.report.policy_version, event.report.digest)
     if event.phase is not Phase.COMMIT or held == (update.version, update.manifest.digest):

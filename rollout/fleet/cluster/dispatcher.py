@@ -17,7 +17,7 @@ from rollout.speculation.drafters.history import History
 
 __all__ = ["Dispatcher"]
 
-_CANCEL_SECONDS = 5.0  # to answer a cancelled request in; whoever hangs holds nobody up for longer
+_CANCEL_SECONDS = 5.0  # limit for a worker to answer a cancelled request
 
 
 class Dispatcher:
@@ -58,7 +58,7 @@ class Dispatcher:
             self.router.enqueue(request)
 
     def cancel(self, request_ids: Sequence[str], now: float) -> None:
-        """End requests. Who works on one is told, and answers it with what it has; if nobody does in time, it had nothing."""
+        """Cancel requests. Their workers answer with the tokens they have; without an answer in time the completion is empty."""
         told: dict[str, list[str]] = {}
         for request_id in request_ids:
             if not self.leases.is_open(request_id):
@@ -74,7 +74,7 @@ class Dispatcher:
             self._pool.cancel(worker_id, lease_ids)
 
     def route(self, now: float) -> None:
-        """Hand out what waits, to those with room."""
+        """Send waiting requests to workers with room."""
         batches: dict[str, list[Request]] = {}
         for placement in self.router.place():
             batches.setdefault(placement.worker_id, []).append(self._lease(placement, now))
@@ -82,7 +82,7 @@ class Dispatcher:
             self._pool.submit(worker_id, requests)
 
     def lease_again(self, now: float) -> None:
-        """Let others try what is overdue; where there is no other, its worker has more time."""
+        """Lease overdue requests to another worker as well; without another worker, extend the lease."""
         for lease in self.leases.take_overdue(now):
             request_id = lease.request.request_id
             if not self.leases.is_open(request_id):
@@ -123,7 +123,7 @@ class Dispatcher:
         return len(leases)
 
     def _lease(self, placement: Placement, now: float) -> Request:
-        """The request as its worker knows it: by the lease."""
+        """Lease the request to the worker; returns it with the lease's id as its request id."""
         request = placement.request
         deadline = now + placement.predicted_seconds + self._lease_seconds
         lease = self.leases.grant(request.request_id, placement.worker_id, deadline=deadline)

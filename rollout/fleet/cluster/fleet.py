@@ -18,7 +18,7 @@ from rollout.fleet.cluster.dispatcher import Dispatcher
 from rollout.fleet.cluster.health import Watchdog
 from rollout.fleet.cluster.members import Members, WorkerState
 from rollout.fleet.cluster.metrics import FleetMeter
-from rollout.fleet.cluster.pool import Answered, Event, Lost, Reported, WorkerPool
+from rollout.fleet.cluster.pool import Event, Lost, PhaseEnded, Reported, WorkerPool
 from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.supervisor import Supervisor
 from rollout.weights.update import WeightUpdate
@@ -136,7 +136,7 @@ class WorkerFleet:
             if attempted.committed:
                 return
             outcome = (
-                f"no worker took the weights of version {update.version}, and version {before} stays in force: "
+                f"no worker took the weights of version {update.version}, and version {before} stays live: "
                 + "; ".join(f"{worker}: {why}" for worker, why in attempted.failures.items())
             )
             if is_last:
@@ -240,7 +240,7 @@ class WorkerFleet:
         if isinstance(event, Reported):
             for completion in event.completions:
                 self._requests.take(completion)
-        elif isinstance(event, Answered):
+        elif isinstance(event, PhaseEnded):
             self._weights.answer(event)
 
     def _note(self, worker_id: str, report: WorkerReport) -> None:

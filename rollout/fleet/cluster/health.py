@@ -14,12 +14,12 @@ class Health:
         self._limits: dict[str, float] = {}
 
     def watch(self, worker_id: str, now: float, *, limit_seconds: float) -> None:
-        """Begin to expect signs of life, at least one in so many seconds."""
+        """Begin to expect reports from a worker, at least one every `limit_seconds`."""
         self._heard_at[worker_id] = now
         self._limits[worker_id] = limit_seconds
 
     def heard(self, worker_id: str, num_turns: int, now: float) -> None:
-        """A report came, of a worker whose loop has turned so often."""
+        """Record a report; it is a sign of life only if `num_turns` changed."""
         if worker_id in self._heard_at and self._turns.get(worker_id) != num_turns:
             self._turns[worker_id] = num_turns
             self._heard_at[worker_id] = now
@@ -51,7 +51,7 @@ class Watchdog:
         """One line for the log, when it is time for one.
 
         Args:
-            now: in seconds.
+            now: the time in seconds.
             reasons: "<who> <does what> for <how long>", of everything that is waited for.
         """
         if now - self._spoke_at < self._patience_seconds:

@@ -2,7 +2,7 @@
 
     open -> WAITING -> LEASED -> closed: finished, rejected or cancelled
                ^          |
-               └──────────┘   nobody holds it any more
+               └──────────┘   its last lease is given back
 
 A lease that is overdue stays valid while its worker lives: another worker gets one besides, and the first valid answer
 closes the request. Whatever comes under a lease of a closed request is discarded and counted. Lease ids are never
@@ -124,7 +124,7 @@ class LeaseBook:
         return overdue
 
     def cancel(self, request_id: str) -> list[Lease]:
-        """Note that nobody wants an open request any more; returns the leases whose workers are to be told."""
+        """Mark an open request as cancelled; returns its leases, so that their workers can be told."""
         entry = self._open[request_id]
         entry.is_cancelled = True
         return list(entry.leases.values())
@@ -148,7 +148,7 @@ class LeaseBook:
         self.num_discarded += reason in (FinishReason.STOP, FinishReason.LENGTH)
 
     def give_back(self, lease: Lease) -> bool:
-        """End a lease without an answer; True if nobody holds its request now."""
+        """End a lease without an answer; returns True if its request has no other lease."""
         leases = self._open[lease.request.request_id].leases
         del leases[lease.lease_id]
         self._end([lease])

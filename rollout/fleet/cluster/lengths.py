@@ -12,7 +12,7 @@ _MEMORY = 16  # completions that a mean looks back on, about
 
 
 class LengthHistory:
-    """A running mean per prompt, for at most `max_prompts`: whose newest completion is the oldest is forgotten first.
+    """A running mean per prompt, for at most `max_prompts`: the prompt whose newest completion is oldest is forgotten first.
 
     Prompts are known by their tokens, as in the history of drafts: whoever asks again has them, and nothing else has to be
     handed over with a request.

@@ -1,4 +1,4 @@
-"""Between a fleet and its workers: what is asked of them, and what comes back."""
+"""The interface between a fleet and its workers: calls to workers, and the events that they send back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.update_round import Phase
 from rollout.weights.update import WeightUpdate
 
-__all__ = ["Answered", "Event", "Lost", "Reported", "WorkerPool"]
+__all__ = ["Event", "Lost", "PhaseEnded", "Reported", "WorkerPool"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reported:
-    """A sign of life. The first one says that the worker is loaded."""
+    """Report of a living worker, with its completions. The first report says that the worker is loaded."""
 
     worker_id: str
     report: WorkerReport
@@ -22,8 +22,8 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """A phase of an update is over at one worker."""
+class PhaseEnded:
+    """A phase of an update has ended at one worker; `error` is empty if it succeeded."""
 
     worker_id: str
     phase: Phase
@@ -34,36 +34,36 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """A worker is gone, and all that it had with it."""
+    """A worker is gone, with all requests that it had."""
 
     worker_id: str
     reason: str
 
 
-Event = Reported | Answered | Lost
+Event = Reported | PhaseEnded | Lost
 
 
 class WorkerPool(Protocol):
-    """Starts, asks and ends workers. Nothing but `wait` waits, and only it returns what came."""
+    """Starts, calls and ends workers. Only `wait` blocks, and only `wait` returns events."""
 
     def now(self) -> float:
-        """Seconds on the clock that `wait` follows."""
+        """Returns the time in seconds, on the clock that `wait` follows."""
         ...
 
     def start(self, worker_id: str) -> None:
         """Begin to load a worker; `Reported`, or `Lost`, follows."""
 
     def submit(self, worker_id: str, requests: Sequence[Request]) -> None:
-        """Hand requests over; `Reported` brings their completions."""
+        """Send requests to a worker; `Reported` events bring their completions."""
 
     def cancel(self, worker_id: str, request_ids: Sequence[str]) -> None:
-        """End requests; they are answered as aborted, if they are there."""
+        """Cancel requests; those that the worker still has end as aborted."""
 
     def restore(self, worker_id: str, speculation: Mapping[str, Any]) -> None:
-        """Give a loaded worker what its drafts are made from, as `Speculator.state_dict` has it."""
+        """Give a loaded worker the state of its drafters, as returned by `Speculator.state_dict`."""
 
     def ask(self, worker_ids: Sequence[str], phase: Phase, update: WeightUpdate) -> None:
-        """Begin a phase of an update at several workers; `Answered` follows from each.
+        """Begin a phase of an update at several workers; `PhaseEnded` follows from each.
 
         A commit may be answered late: `engine.on_update` can have it wait for requests. `update` stays unchanged until
         all have answered or are lost.

@@ -27,7 +27,7 @@ class WorkerReport:
     num_steps: int = 0
     """Steps of the engine since it was made."""
     num_request_steps: int = 0
-    """Requests of a batch, summed over these steps."""
+    """Number of requests in each step, summed over the steps."""
     busy_seconds: float = 0.0
     """Time spent in steps since the worker was made."""
     speculation: SpeculationStats | None = None

@@ -70,7 +70,7 @@ class _Load:
     """Tokens of a group's prompt that were computed here since the last update."""
 
     def has_room(self, share: _Share) -> bool:
-        """True of an idle worker, too: what fits not even there, its engine answers with the reason."""
+        """Returns whether the request fits beside the others; always True for an idle worker, whose engine rejects what never fits."""
         has_blocks = self.num_blocks + share.blocks <= self.capacity.num_blocks
         return not self.shares or (has_blocks and len(self.shares) < self.capacity.max_requests)
 

@@ -31,7 +31,7 @@ _REPORT_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """Everything that a worker is made from."""
+    """Arguments from which a worker is made."""
 
     weights: Path
     """A Hugging Face directory, where the worker runs."""

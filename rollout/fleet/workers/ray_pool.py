@@ -7,7 +7,7 @@ from typing import Any
 
 from rollout.config import RayFleetConfig
 from rollout.core import Request
-from rollout.fleet.cluster.pool import Answered, Event, Lost, Reported
+from rollout.fleet.cluster.pool import Event, Lost, PhaseEnded, Reported
 from rollout.fleet.cluster.update_round import Phase
 from rollout.fleet.workers.broadcast import Broadcast
 from rollout.fleet.workers.process import WorkerProcess, WorkerSpec
@@ -121,7 +121,7 @@ class RayPool:
         if call.phase is None:
             self._poll(call.worker_id)
             return Reported(worker_id=call.worker_id, report=report, completions=outcome)
-        return Answered(
+        return PhaseEnded(
             worker_id=call.worker_id,
             phase=call.phase,
             version=call.version,

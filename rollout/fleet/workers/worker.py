@@ -29,10 +29,10 @@ class Worker:
     other method is for the thread that steps.
 
     Args:
-        engine: nobody else's.
+        engine: the engine; only this worker uses it.
         faults: faults to inject.
-        clock: in seconds.
-        sleep: takes seconds; for a worker that is slow on purpose.
+        clock: returns the time in seconds.
+        sleep: waits for some seconds; slows down a worker under a slowness fault.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rollout.core import Batch, Chunk, RequestState, Status
+from rollout.core import Chunk, RequestState, Status, StepBatch
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.runner import Runner, bytes_per_block
 from rollout.engine.sampler import sample_tokens
@@ -217,7 +217,7 @@ class ModelDrafter(Drafter):
         """Run the chunks and add a token to each chain whose log's end was reached; returns what goes on."""
         start = time.perf_counter()
         size = step_size(chunks)
-        logits_RV = self._runner.run(self._weights, Batch(tuple(chunks), ()))
+        logits_RV = self._runner.run(self._weights, StepBatch(tuple(chunks), ()))
         drawing = [chunk.state for chunk in chunks if chunk.samples]
         token_ids, logprobs = self._sample(logits_RV, drawing)
         for chunk in chunks:

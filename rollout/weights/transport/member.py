@@ -22,10 +22,10 @@ class TransferLimits:
     assumed_mb_per_second: float = 50.0
     """A transfer may take longer by its bytes over this speed (10^6 bytes/s)."""
     report_seconds: float = 2.0
-    """After a failed transfer, limit for receivers to report; one that does not report counts as lost."""
+    """Limit for receivers to report after a failed transfer; one that does not report counts as lost."""
 
     def transfer_seconds(self, num_bytes: int) -> float:
-        """Returns the limit for a transfer of so many bytes."""
+        """Returns the time limit of a transfer of `num_bytes`, in seconds."""
         return self.floor_seconds + num_bytes / (self.assumed_mb_per_second * 1e6)
 
 
@@ -71,5 +71,5 @@ def make_buffers(num_bytes: int, device: torch.device) -> list[torch.Tensor]:
 
 
 def deadline_in(seconds: float) -> float:
-    """Returns the time of `time.monotonic` in so many seconds."""
+    """Returns the value that `time.monotonic` will have after this many seconds."""
     return time.monotonic() + seconds

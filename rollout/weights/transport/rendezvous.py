@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 SENDER = 0
-"""Rank of the sender; receivers have 1 to their number."""
-_LOST = 0  # no group has this size
+"""Rank of the sender; receivers have the ranks from 1 up."""
+_LOST = 0  # group size that marks a lost group; no real group has size 0
 
 
 class CollectiveError(RuntimeError):

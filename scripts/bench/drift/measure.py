@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rollout.core import Batch, Chunk, Request, RequestState, SampleKey, SamplingParams
+from rollout.core import Chunk, Request, RequestState, SampleKey, SamplingParams, StepBatch
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.runner import Runner
 from rollout.models.decoder import Decoder
@@ -30,7 +30,7 @@ Answers = Mapping[tuple[int, ...], Sequence[PastRollout]]
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A policy, and two epochs of its answers to the same prompts: by prompt, each sibling's."""
+    """A policy, and two epochs of its answers to the same prompts, grouped by prompt."""
 
     number: int
     score: "Scorer"
@@ -43,7 +43,7 @@ class Scorer:
 
     Args:
         decoder: the policy.
-        max_tokens: of a prompt and its completion together.
+        max_tokens: limit on a prompt and its completion together.
         temperature: above 0; that of the distribution asked for.
     """
 
@@ -69,7 +69,7 @@ class Scorer:
         chunk = Chunk(state, len(prompt), draft=tuple(completion[:-1]))
         self._blocks.grow(state.block_table, num_computed=0, num_tokens=chunk.num_rows)
         try:
-            logits_NV = self._runner.run(self._weights, Batch((chunk,), ()))
+            logits_NV = self._runner.run(self._weights, StepBatch((chunk,), ()))
         finally:
             self._blocks.release(state.block_table)
         return (logits_NV.float() / self._temperature).log_softmax(-1)

@@ -67,7 +67,7 @@ class _ReceivingEngine:
         return {"stage": staged - start, "verify": time.perf_counter() - staged}
 
     def commit(self) -> float:
-        """Put the new weights in force between two steps; returns how long that took, in seconds."""
+        """Make the new weights live between two steps; returns how long that took, in seconds."""
         taken = SimpleQueue[float]()
 
         def commit() -> None:
@@ -92,7 +92,7 @@ class _ReceivingEngine:
         return [(after - before, version) for (before, _), (after, version) in pairwise(ends)]
 
     def held(self) -> tuple[int, str]:
-        """Version and digest of the weights in force, read from memory."""
+        """Version and digest of the live weights, read from memory."""
         answer = SimpleQueue[tuple[int, str]]()
         engine = self._engine
         self._between_steps.put(

@@ -63,7 +63,7 @@ def make_cells(
         answered: the same, of prompts that have a history.
         params: how tokens are drawn.
         tokens_per_run: see `make_cell`.
-        tail_requests: of `tail`.
+        tail_requests: number of requests of `tail`.
         mean_tokens: see `make_cell`.
     """
     cells = []

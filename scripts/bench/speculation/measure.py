@@ -50,7 +50,7 @@ def measure_speculation(
     off, on = _Runs(), _Runs()
     for epoch in range(1, cell.pairs + 1):
         requests = requests_of(cell, epoch=epoch)
-        speculator.drafters = copy.deepcopy(drafters)  # with the history from before alone
+        speculator.drafters = copy.deepcopy(drafters)  # with only the history from before
         for runs, used in ((off, None), (on, speculator))[:: 1 if epoch % 2 else -1]:
             runs.add(engine, requests, cell.concurrency, used)
         _check_same(off.last, on.last)

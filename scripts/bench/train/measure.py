@@ -63,8 +63,8 @@ def summarize(
 
     Args:
         steps: "step" rows of events.jsonl, at least two.
-        num_parameters: of the policy.
-        peaks: of the machine.
+        num_parameters: number of parameters of the policy.
+        peaks: peak rates of the machine.
     """
     timed = steps[1:]
     seconds = [row["seconds/step"] for row in timed]

@@ -49,7 +49,7 @@ def tokens(
 
 
 def gradient(loss_function, made: Tokens, **arguments: float) -> list[float]:
-    """Of the loss with respect to each token's log-probability."""
+    """Return the gradient of the loss with respect to each token's log-probability."""
     made.logprobs_N.grad = None
     loss_function(made, **arguments).loss.backward()
     assert made.logprobs_N.grad is not None

@@ -1,4 +1,4 @@
-"""What tests of several trainer processes train: the tiny model on three groups, whoever shards it."""
+"""Learners for tests of several trainer processes: the tiny model on three groups, sharded or replicated."""
 
 import copy
 from dataclasses import replace
@@ -82,7 +82,7 @@ def moments(state: dict[str, Any]) -> dict[int, dict[str, torch.Tensor]]:
 
 
 def gradient(state: dict[str, Any], *, of: str = "policy") -> list[torch.Tensor]:
-    """Of the one step that was made, which AdamW has as its first moment: (1 - beta1) g."""
+    """Return the gradients of the only step so far, from AdamW's first moment, (1 - beta1) g."""
     if of == "critic":
         state = state["critic"]
     own = moments(state)

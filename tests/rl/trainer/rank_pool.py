@@ -37,7 +37,7 @@ class RankPool:
             ready = wait(waiting, timeout=_LIMIT_SECONDS)
             if not ready:
                 self.close()
-                raise TimeoutError(f"ranks {sorted(answers)} alone answered")
+                raise TimeoutError(f"ranks {sorted(answers)} answered, the others did not")
             for end in ready:
                 error, answers[self._ends.index(end)] = end.recv()
                 if error:

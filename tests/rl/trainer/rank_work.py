@@ -1,4 +1,4 @@
-"""What ranks do in tests of how they are started. Actors import it by name."""
+"""Functions that ranks run in tests of starting ranks. Actors import it by name."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from rl.trainer.ranks.ray_launch import RankError, start_ranks
 
 
 def failure_of(work: Callable[[TrainConfig], int], config: TrainConfig) -> str:
-    """What the first rank is told."""
+    """Run `work` on all ranks; return the message of the first rank's `RankError`, empty without one."""
     try:
         with start_ranks(work, config):
             work(config)
@@ -22,7 +22,7 @@ def failure_of(work: Callable[[TrainConfig], int], config: TrainConfig) -> str:
 
 
 def adds_up(config: TrainConfig) -> int:
-    """Each rank leaves a file with what it found."""
+    """Sum the ranks; each rank writes the total and its number of threads to a file."""
     with join_ranks("cpu") as ranks:
         total = torch.tensor([ranks.rank + 1.0])
         ranks.all_reduce([total])

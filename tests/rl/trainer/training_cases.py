@@ -17,7 +17,7 @@ from tests.rl.trainer.rollout_factory import Sample, pack_samples, rollout
 def backend_of(
     directory: Path, dtype: torch.dtype = torch.float64, *, recomputes: bool = False, **config
 ) -> tuple[PolicyTrainer, Decoder, Adapters | None]:
-    """With `lora` in the config the decoder has adapters."""
+    """Make a policy trainer and its decoder; with `lora` in the config the decoder has adapters."""
     trainer = TrainerConfig(**config)
     decoder = load_decoder(directory, dtype=dtype)
     decoder.recomputes_layers = recomputes
@@ -36,7 +36,7 @@ def lora(rank: int = 3, **config) -> LoRAConfig:
 
 
 def micro_batches(*, max_tokens: int = 1000, share_prompts: bool = True) -> list[MicroBatch]:
-    """Of two prompts, one of them past a key block."""
+    """Make micro-batches of two prompts, one of them longer than a key block."""
     samples = [
         Sample(
             rollout=rollout(prompt, [9 + i, 30 + i, 60][: i + 1], group_id=g, sample_index=i),

@@ -62,7 +62,7 @@ def make_request(
     sample_index: int = 0,
     **params: Any,
 ) -> Request:
-    """Ends by `max_tokens` alone unless told otherwise: a random model may draw the end of sequence."""
+    """Make a request that by default ends only at `max_tokens`, since a random model may draw the end of sequence."""
     sampling = SamplingParams(**{"max_tokens": 8, "ignore_eos": True} | params)
     return Request(
         request_id=request_id,

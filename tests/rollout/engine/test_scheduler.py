@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import pytest
 
 from rollout.core import (
-    Batch,
     Request,
     RequestState,
     SampleKey,
     SamplingParams,
     Status,
+    StepBatch,
 )
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.scheduler import Scheduler
@@ -102,7 +102,7 @@ class Loop:
         assert self.blocks.num_available == self.blocks.num_blocks
         assert self.scheduler._leaders == {}
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: StepBatch) -> None:
         states = [chunk.state for chunk in batch.chunks]
         assert len(set(map(id, states))) == len(states), "scheduled twice"
         assert sum(chunk.num_tokens for chunk in batch.chunks) <= self.max_tokens_per_step
@@ -116,7 +116,7 @@ class Loop:
             first_written = state.num_computed // self.blocks.block_size
             assert all(owners[b] == 1 for b in state.block_table[first_written:]), "shared write"
 
-    def _compute(self, batch: Batch) -> None:
+    def _compute(self, batch: StepBatch) -> None:
         self.num_copies += len(batch.block_copies)
         self.memory.copy(batch.block_copies)
         spans = [(c.state, c.state.num_computed, c.num_tokens) for c in batch.chunks]

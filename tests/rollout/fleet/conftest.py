@@ -14,7 +14,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same architecture with other weights."""
+    """Model of the same architecture with other weights."""
     return save_tiny(tmp_path_factory.mktemp("other"), "llama", seed=1)
 
 

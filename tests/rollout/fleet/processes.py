@@ -1,4 +1,4 @@
-"""What runs beneath this process."""
+"""Descendants of this process."""
 
 import os
 import threading
@@ -66,7 +66,7 @@ def descendants() -> set[int]:
 
 
 def wait_for_end_of(pids: set[int], *, seconds: float = 20.0) -> set[int]:
-    """Those that still run after this time at most."""
+    """Wait for processes to end; returns those that still run when the time is up."""
     deadline = time.monotonic() + seconds
     while (left := {pid for pid in pids if _runs(pid)}) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rollout.core import Batch, Chunk
+from rollout.core import Chunk, StepBatch
 from rollout.speculation.acceptance import Acceptance
 from rollout.speculation.allocation import Decoding, allocate, survival
 from rollout.speculation.cost_table import CostTable, StepSize, step_size
@@ -199,7 +199,7 @@ def speculator_of(*drafters, free_rows, eos_token_ids=()):
 
 
 def decoding(*states):
-    return Batch(tuple(Chunk(state, 1) for state in states), ())
+    return StepBatch(tuple(Chunk(state, 1) for state in states), ())
 
 
 def step(speculator, states, sampled):
@@ -208,8 +208,8 @@ def step(speculator, states, sampled):
     drafts = speculator.plan(batch, dict.fromkeys(states, 10))
     chunks = tuple(Chunk(state, 1, draft=tuple(drafts.get(state, ()))) for state in states)
     speculator._costs.refresh = lambda *_: None  # the clock of a test says nothing
-    speculator.begin(Batch(chunks, ()))
-    speculator.observe(Batch(chunks, ()), dict.fromkeys(states, sampled))
+    speculator.begin(StepBatch(chunks, ()))
+    speculator.observe(StepBatch(chunks, ()), dict.fromkeys(states, sampled))
     return drafts
 
 
@@ -252,7 +252,7 @@ def test_a_prompt_in_the_step_makes_no_draft_worth_its_rows():
     speculator._costs = CostTable({1: 1.0, 1001: 1001.0})
     prompt = make_state("b", range(100))
     prompt.num_computed = 0
-    batch = Batch((Chunk(state, 1), Chunk(prompt, 100)), ())
+    batch = StepBatch((Chunk(state, 1), Chunk(prompt, 100)), ())
     for _ in range(10):
         assert not speculator.plan(batch, {state: 10})
     speculator._costs = CostTable({1: 1.0, 2: 1.0, 101: 100.0, 103: 100.0})

@@ -22,7 +22,7 @@ from rollout.core import (
     SampleKey,
     SamplingParams,
 )
-from rollout.fleet.cluster.pool import Answered, Event, Lost, Reported
+from rollout.fleet.cluster.pool import Event, Lost, PhaseEnded, Reported
 from rollout.fleet.cluster.report import WorkerReport
 from rollout.fleet.cluster.update_round import Phase
 from rollout.fleet.workers.faults import Faults
@@ -191,7 +191,7 @@ def _raise(kind: type[Exception]) -> None:
 
 
 class _Process:
-    """What stands around a worker: its death, its silence, its outbox."""
+    """Simulated process of a worker: whether it hangs, when it last reported, which phase it still has to run."""
 
     def __init__(self, worker: Worker, engine: SimulatedEngine) -> None:
         self.worker = worker
@@ -202,7 +202,7 @@ class _Process:
 
 
 class _Transfer:
-    """All that are to receive come first, or are lost, which somebody has to say, or the time is over."""
+    """Simulated transfer: begins once all receivers have joined; fails if one is lost or does not join in time."""
 
     def __init__(self, worker_ids: Sequence[str], end: Callable[[str, str], None]) -> None:
         self.worker_ids = worker_ids
@@ -236,10 +236,10 @@ class SimulatedPool:
     """A `WorkerPool` whose messages take random times, in the order of `seed`.
 
     Args:
-        seed: of the times.
+        seed: seed of the times.
         faults: by the ordinal of the worker.
         speeds: seconds of a step, by ordinal, the last one of all further workers.
-        limits: of `SimulatedEngine`.
+        limits: limits of `SimulatedEngine`.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class SimulatedPool:
 
     @property
     def engines(self) -> dict[str, SimulatedEngine]:
-        """Of the living workers."""
+        """Engines of the living workers."""
         return {worker_id: process.engine for worker_id, process in self._processes.items()}
 
     def now(self) -> float:
@@ -329,7 +329,7 @@ class SimulatedPool:
         self._events.append(event)
 
     def pass_unattended(self, seconds: float) -> None:
-        """Time goes by while nobody waits."""
+        """Let time pass without a call of `wait`."""
         deadline = self._time + seconds
         while self._heap and self._heap[0][0] <= deadline:
             self._next()
@@ -461,7 +461,7 @@ class SimulatedPool:
         self, worker_id: str, process: _Process, phase: Phase, version: int, error: str = ""
     ) -> None:
         self._emit(
-            Answered(
+            PhaseEnded(
                 worker_id=worker_id,
                 phase=phase,
                 version=version,

@@ -455,7 +455,7 @@ def test_an_update_that_nobody_can_take_leaves_the_old_version_serving():
     pool = SimulatedPool()
     fleet = make_fleet(pool)
     with pytest.raises(
-        RuntimeError, match=r"no worker took .* version 0 stays in force: worker-.: verify: "
+        RuntimeError, match=r"no worker took .* version 0 stays live: worker-.: verify: "
     ):
         fleet.update_weights(broken_update(1))
     assert_serving_exactly(pool, fleet, 0)

@@ -123,7 +123,7 @@ def test_weights_changed_after_their_digest_are_refused_everywhere(sender, worke
     sender.send(torn)
     for worker in workers:
         worker.end()
-        with pytest.raises(RuntimeError, match="1 of 6 tensors: fp8; version 0 stays in force"):
+        with pytest.raises(RuntimeError, match="1 of 6 tensors: fp8; version 0 stays live"):
             worker("verify")
     assert_hold(workers, 0)
     deliver(sender, workers, update(1))  # the same version, sent again, in the same group

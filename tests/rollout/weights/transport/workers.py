@@ -15,7 +15,7 @@ from rollout.weights.transport.rendezvous import BroadcastGroup
 from tests.rollout.weights.tensor_set import TensorSet
 
 LIMITS = TransferLimits(join_seconds=60.0, floor_seconds=60.0)
-"""Where nobody is lost: never reached."""
+"""Limits so long that tests without lost members never reach them."""
 SHORT_LIMITS = TransferLimits(join_seconds=60.0, floor_seconds=3.0, report_seconds=2.0)
 BUCKET_MB = 0.004
 
@@ -63,7 +63,7 @@ class Worker:
         self._pipe.send((call, args))
 
     def end(self, seconds: float = 60.0) -> Any:
-        """What the call gave; raises what it raised."""
+        """Return the result of the call, or raise its error."""
         assert self._pipe.poll(seconds), "the worker hangs"
         value, error = self._pipe.recv()
         if error is not None:
@@ -103,7 +103,7 @@ def _serve(pipe: Any, rows: int, limits: TransferLimits) -> None:
 
 
 def _spoil(how: str, at: int) -> None:
-    """When so many buckets have arrived from now on: "flip" a bit, "kill" or "stop" this process, or "wait"."""
+    """Inject a fault once `at` more buckets have arrived: "flip" a bit, "kill" or "stop" this process, or "wait"."""
     begin, wait_oldest = BroadcastGroup.begin, BroadcastGroup.wait_oldest
     buckets: list[torch.Tensor] = []
     num_arrived = 0
