@@ -1,4 +1,4 @@
-"""Which queries see which keys in one forward, the same for every layer: packed rows, or a paged cache.
+"""The map of which queries see which keys in one forward, the same for every layer: packed rows, or a paged cache.
 
 Shape legend: S = segments, W = tasks, Q = padded queries of a segment, J = key blocks.
 """
@@ -96,7 +96,7 @@ class AttentionLayout:
     def groups(self, max_queries: int) -> Iterator[tuple[list[int], int]]:
         """Yields (indices of segments, number of keys that they share, in whole key blocks).
 
-        Segments that begin with the same key blocks are grouped, up to `max_queries` queries; a longer segment is alone.
+        Segments that begin with the same key blocks are grouped, up to `max_queries` queries; a longer segment forms a group of its own.
         """
         open_groups: dict[int, tuple[list[int], int]] = {}
         for i, segment in enumerate(self.segments):
@@ -122,7 +122,7 @@ class AttentionLayout:
 
     @functools.cached_property
     def buckets(self) -> tuple[AttentionBucket, ...]:
-        """Segments by number of key blocks and, within a factor of two, of queries."""
+        """Segments grouped by number of key blocks and, up to a factor of two, by number of queries."""
         members: dict[tuple[int, int], list[Segment]] = {}
         for segment in self.segments:
             last = segment.first_position + segment.num_queries

@@ -46,7 +46,7 @@ def check_linear_operands(
     vectors = [vector for vector in (bias_N, scale_N) if vector is not None]
     if x_TK.shape[1] != in_features or any(len(vector) != out_features for vector in vectors):
         raise ValueError(
-            f"{op}: rows of {x_TK.shape[1]} do not fit weights {tuple(weight_NK.shape)}, or a bias or scale does not"
+            f"{op}: rows of {x_TK.shape[1]} do not fit weights {tuple(weight_NK.shape)}; or the shape of a bias or scale does not fit"
         )
     if bias_N is not None:
         require_dtype(op, x_TK.dtype, bias_N)

@@ -17,7 +17,7 @@ __all__ = [
 INT8_LEVELS = 127
 _MAX_LEVELS = 2**15 - 1
 STEP_RATIO = 6.0 / INT8_LEVELS
-"""Factor from the root mean square of a row, in fine steps, to its step: 6 root mean squares fit into 8 bits."""
+"""Step of a row, divided by its root mean square in fine steps; with it, 6 root mean squares fit into 8 bits."""
 _SMALLEST = 1e-30  # a row below it counts as zero: its inverse would overflow
 
 

@@ -1,4 +1,4 @@
-"""What tests of the real model share."""
+"""Shared helpers for tests of the real model."""
 
 import importlib.util
 

@@ -147,7 +147,7 @@ class Tracker:
 
 
 def _with_names(run_config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The config in which a group also says its option: `algorithm.name`, by which runs are filtered and grouped."""
+    """Returns the config with the chosen option of each group as its `name`, such as `algorithm.name`, to filter runs by."""
     named = dict(run_config)
     for key, name in names.items():
         group = named.get(key, {})

@@ -3,7 +3,7 @@
     FREE -> USED (by one request, or shared) -> FREE                 blocks that are not full
     FREE -> USED -> CACHED (full, kept for a later prefix) -> USED | FREE (evicted, oldest first; or of an older policy)
 
-A block is shared by counting references: siblings share their prompt's blocks, and whoever writes into a
+A block is shared by counting references: siblings share their prompt's blocks, and a request that writes into a
 shared one first gets a copy. The key of a cached block is (policy version, the block before it, its tokens),
 compared by value, so neither a stale hit nor a hash collision can be expressed.
 """

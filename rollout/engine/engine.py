@@ -127,7 +127,7 @@ class Engine:
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether `step` has anything to do: requests, or a commit that waits for them."""
+        """Whether `step` has work: unfinished requests, or a commit that waits for them."""
         return bool(self._states or self._answered or self.weights.is_commit_pending)
 
     @property

@@ -24,7 +24,7 @@ def sample_tokens(
     states: Sequence[RequestState],
     positions: Sequence[int],
 ) -> tuple[list[int], list[float]]:
-    """One token and its log-probability per draw.
+    """Draws tokens; returns each with its log-probability.
 
     Args:
         logits_RV: [R, V].

@@ -41,7 +41,7 @@ def draft_limits(batch: StepBatch, *, max_context_tokens: int) -> Mapping[Reques
 
 
 def draw(scheduler: Scheduler, batch: StepBatch, logits_RV: torch.Tensor) -> list[Drawn]:
-    """Books a batch that has run, and draws tokens for requests that reached the end of their log, and for their siblings.
+    """Records a batch that has run, and draws tokens for requests that reached the end of their log, and for their siblings.
 
     Args:
         scheduler: scheduler of the batch.

@@ -171,7 +171,7 @@ class Speculator:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take up what drafters of the same classes left; others, of a run with other settings, start empty."""
+        """Load the state of drafters of the same classes; drafters that `saved` lacks start empty."""
         for drafter, acceptance in zip(self.drafters, self._acceptance, strict=True):
             own = saved.get(type(drafter).__name__)
             if own is not None:

@@ -54,7 +54,7 @@ class StagingArea(Protocol):
 
 
 class WeightSet(Protocol):
-    """One set of weights, and what must be ready before they are used."""
+    """One set of weights, with the packed forms that must be ready before its use."""
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:

@@ -11,7 +11,7 @@
 #define TILE_ROWS 3
 #endif
 
-/* Where the key (or value) at a position of a sequence is: base + table[first entry + p / per_index] * index_stride
+/* Address of the key (or value) at position p of a sequence: base + table[first entry + p / per_index] * index_stride
  * + head * head_stride + (p % per_index) * D. A paged cache has per_index = block_size; packed rows have 1.
  * With `lanes`, keys and values lie as in a Block, and LANES divides per_index. */
 typedef struct {
@@ -21,17 +21,17 @@ typedef struct {
     int64_t per_index, index_stride, head_stride, lanes;
 } Cache;
 
-/* Up to KEY_BLOCK keys as they are multiplied: panels of LANES keys, and the values of PLACE keys at a time, interleaved. */
+/* Up to KEY_BLOCK keys in the layout for multiplication: panels of LANES keys, and the values of PLACE keys at a time, interleaved. */
 typedef struct {
     const int32_t *keys[KEY_BLOCK / LANES], *values[KEY_BLOCK / PLACE];
 } Block;
 
-/* A query's packed row, its position in its sequence, and where its keys begin in the table. */
+/* A query: its packed row, its position in its sequence, and the index of its first key in the table. */
 typedef struct {
     int64_t row, position, first_entry;
 } Query;
 
-/* What a row (a head of a query) has folded so far, on the maximum seen so far; and how the next block joins it. */
+/* Softmax state of a row (one head of a query), relative to the maximum so far, and the factor that joins the next block. */
 typedef struct {
     float maximum, total, keep, add;
     float output[MAX_HEAD_DIM];
@@ -124,7 +124,7 @@ INLINE void value_tile(int ROWS, int VECS, int64_t width, const factor *const *w
         }
 }
 
-/* Scores of the first `count` keys become weights, zeros behind them; maximum and total go into the state. */
+/* Scores of the first `count` keys become weights, with zeros after them; the state takes the new maximum and total. */
 INLINE void weigh(float *scores, factor *weights, int64_t count, float scale, State *state) {
     vec maximum = splat(-INFINITY), total = splat(0), changes = splat(0);
     for (int64_t c = count; c < KEY_BLOCK; c++) scores[c] = -INFINITY;
@@ -149,7 +149,7 @@ INLINE void weigh(float *scores, factor *weights, int64_t count, float scale, St
     state->maximum = joint;
 }
 
-/* Rows r of a block, as many at a time as the registers hold. */
+/* Rows of a block, as many at a time as the registers hold. */
 #define BY_TILES(ROWS, TILE, ...)                                                        \
     do {                                                                                 \
         int64_t r = 0;                                                                   \
@@ -200,7 +200,7 @@ INLINE void dequantize(const int8_t *q, float scale, element *x, int64_t D) {
     for (; d < D; d++) store_few(x + d, (quad){(float)q[d] * scale}, 1);
 }
 
-/* Rows of D elements as a Block has values. */
+/* Copies rows of D elements into the layout of a Block's values. */
 INLINE void interleave(const element *const *rows, int32_t *places, int64_t D) {
     for (int64_t d = 0; d < D; d += LANES) {
         int64_t left = D - d;
@@ -209,8 +209,8 @@ INLINE void interleave(const element *const *rows, int32_t *places, int64_t D) {
     }
 }
 
-/* The block of rows that lie apart, made in `room`; int8 ones are elements first. The last row stands for those that are
- * not there. */
+/* Builds a block in `room` from rows that are not contiguous; int8 rows are converted to elements first. Missing rows are
+ * filled with copies of the last row. */
 static void lay_out_block(const Cache *cache, int64_t first_entry, int64_t start, int64_t end, int64_t head, int64_t D,
                           int32_t *room, Block *block) {
     element dequantized[KEY_BLOCK * 2 * MAX_HEAD_DIM] __attribute__((aligned(64)));
@@ -244,8 +244,8 @@ static void lay_out_block(const Cache *cache, int64_t first_entry, int64_t start
     }
 }
 
-/* The keys and values at positions start to end. What a cache holds behind them does not matter: keys there are masked, and
- * a value that shares a place with the last one is made zero, since 0 times NaN would be NaN. */
+/* Finds the keys and values at positions start to end. Cache contents after `end` have no effect: keys there are masked, and
+ * a value that shares a place with the last one is set to zero, since 0 times NaN would be NaN. */
 INLINE void locate_block(const Cache *cache, int64_t first_entry, int64_t start, int64_t end, int64_t head, int64_t D,
                          int32_t *room, Block *block) {
     if (!cache->lanes) {
@@ -266,7 +266,7 @@ INLINE void locate_block(const Cache *cache, int64_t first_entry, int64_t start,
     }
 }
 
-/* One token's key and value into a cache of `block` [block_size, D] of one head. */
+/* Writes one token's key and value into a cache of `block` [block_size, D] of one head. */
 INLINE void write_token(element *keys, element *values, int64_t offset, int64_t lanes, const element *key,
                         const element *value, int64_t D) {
     if (!lanes) {
@@ -280,7 +280,7 @@ INLINE void write_token(element *keys, element *values, int64_t offset, int64_t 
     for (int64_t d = 0; d < D; d++) places[d * PLACE] = value[d];
 }
 
-/* Queries against one KV head. The first `shared` positions of all are in the same place. */
+/* Attention of queries to one KV head. All queries share the memory of their first `shared` positions. */
 static void attend_task(const element *q, const Cache *cache, element *out, float *logsumexp, const Query *queries,
                         int64_t num_queries, int64_t shared, int64_t head, int64_t N, int64_t G, int64_t D) {
     State states[ROWS_PER_TASK];

@@ -1,6 +1,6 @@
-/* What lies in memory, chosen when this is compiled: float, or bfloat16 with -DPACELINE_BFLOAT16. Arithmetic is in float. */
+/* Type of elements in memory, chosen at compile time: float, or bfloat16 with -DPACELINE_BFLOAT16. Arithmetic is in float. */
 
-/* The first n elements of a vector, zeros behind them. */
+/* The first n elements of a vector, then zeros. */
 INLINE vec load_floats_part(const float *p, int64_t n) {
 #if LANES == 16
     return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
@@ -29,7 +29,7 @@ INLINE vec widen(hvec x) {
 #endif
 }
 
-/* To the nearest, ties to even; a NaN stays one. */
+/* Rounds to nearest, ties to even; a NaN stays a NaN. */
 INLINE hvec narrow(vec x) {
 #if LANES == 16 && defined(__AVX512BF16__)
     return (hvec)_mm512_cvtneps_pbh((__m512)x);
@@ -54,7 +54,7 @@ INLINE void store_part(element *p, vec x, int64_t n) {
     memcpy(p, &narrowed, n * sizeof(element));
 }
 
-/* Of two bfloat16 that lie in 32 bits the first (half 0) or the second. */
+/* The first (half 0) or second of the two bfloat16 in each 32 bits. */
 INLINE vec half_of(uvec pairs, int half) {
     return (vec)(half ? pairs & (uvec)ALL_LANES(0xffff0000) : pairs << 16);
 }
@@ -93,7 +93,7 @@ INLINE int32_t place_of(const element *p) {
     memcpy(&place, p, sizeof(place));
     return place;
 }
-/* It in every lane. */
+/* Copies the value into every lane. */
 INLINE evec splat_place(int32_t place) { return (evec)(ivec)ALL_LANES(place); }
 
 /* Places from the same column of two rows, or, of floats, a column of the first. */

@@ -1,9 +1,9 @@
-/* On panels of bytes: a place is four int8 along K. The instruction multiplies unsigned bytes by signed ones.
+/* int8 linear on panels of bytes: a place is four int8 along K. The instruction multiplies unsigned bytes by signed ones.
  *
  * An integer is 256 high + low - 128, low a byte, and high is 0 for nearly all. So all low digits are multiplied, and of the
- * high ones only those places in which some row of a tile has one: 2 to 10 % of them. What was added to make the digits
- * unsigned, 128 to each, is taken away with sums of weights: that over all places is behind each panel. Sums may wrap on the
- * way, the result fits. */
+ * high ones only those places in which some row of a tile has one: 2 to 10 % of them. 128 is added to
+ * each digit to make it unsigned; sums of weights, stored after each panel, remove that again. Intermediate sums may wrap;
+ * the result fits. */
 
 #define INT8_ROWS_AT_ONCE 6
 #define INT8_STEP (4 * LANES) /* columns of a tile */
@@ -21,7 +21,7 @@ static void pack_int8_columns(const int8_t *w, int64_t K, int64_t columns, int32
     }
 }
 
-/* ROWS rows of digits as they are multiplied together: [ROWS, places] of low ones, then of high ones; and the places in which
+/* Digits of ROWS rows that are multiplied together: [ROWS, places] of low ones, then of high ones; and the places in which
  * any high digit is not 0. */
 typedef struct {
     const int32_t *low, *high;
@@ -30,7 +30,7 @@ typedef struct {
     int64_t num_places;
 } Digits;
 
-/* The high digits of ROWS x (COLUMNS panels), times 256: where the sums begin. */
+/* Products of the high digits of ROWS x (COLUMNS panels), times 256: the initial values of the sums. */
 INLINE void int8_high(int ROWS, int COLUMNS, const Digits *digits, const int32_t *panels, int64_t K, ivec (*sums)[4]) {
     const __m512i added = _mm512_set1_epi8((char)128);
     int64_t places = places_in(K), size = int8_panel_size(K);
@@ -135,7 +135,7 @@ INLINE void int8_rows(int64_t rows, const Digits *digits, const int32_t *panels,
     }
 }
 
-/* A row of integers as digits; places with a high digit are marked. */
+/* Splits a row of integers into digits, and marks the places with a high digit. */
 static float quantize_digits(const element *x, uint8_t *low, uint8_t *high, uint8_t *marks, int64_t K, float levels) {
     int64_t width = places_in(K) * 4;
     float inverse, step = activation_step(x, K, levels, &inverse);
@@ -161,7 +161,7 @@ void paceline_int8_pack(const int8_t *w, int32_t *panels, int64_t K, int64_t N, 
         pack_int8_columns(w + n * K, K, n + block < N ? block : N - n, panels + n / LANES * int8_panel_size(K));
 }
 
-/* Where the digits of INT8_ROWS_AT_ONCE rows are: low and high ones, steps, and the list of places behind their marks. */
+/* Memory of INT8_ROWS_AT_ONCE rows: low digits, high digits, steps, marks of places, and after them the list of places. */
 INLINE int64_t int8_group_bytes(int64_t K) {
     return (INT8_ROWS_AT_ONCE * (places_in(K) * 8 + 4) + places_in(K) * 3 + 7) / 8 * 8;
 }

@@ -31,7 +31,7 @@ typedef uint16_t hvec_unaligned __attribute__((vector_size(2 * LANES), aligned(2
 
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
-/* a b + c. Always by this name: the compiler is told not to fuse by itself, since it would here and not there. */
+/* a b + c, fused. The compiler is told not to fuse on its own, since it would do so in some places and not in others. */
 INLINE vec fma_lanes(vec a, vec b, vec c) {
 #if LANES == 16
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -50,7 +50,7 @@ INLINE vec fma_lanes(vec a, vec b, vec c) {
 #endif
 INLINE vec splat(float x) { return (vec)ALL_LANES(x); }
 
-/* One tree: halves, quarters and so on down to one. Lanes by constant index, or an array of vectors lives in memory. */
+/* Sums the lanes in one tree: halves, quarters, down to one. Lane indices are constants, so that vectors stay in registers. */
 typedef float octet __attribute__((vector_size(32)));
 typedef int32_t integer_octet __attribute__((vector_size(32)));
 #define SUM_OCTET(NAME, TYPE, VECTOR)                                                            \
@@ -103,12 +103,12 @@ INLINE float greatest_lane(vec x) {
     }
 SUM_FOUR(sum_four_integers, integer_quad, ivec, fold_integers)
 
-/* Hold x in a register: GCC would rather load it again as the operand of every use, and loads are what is scarce. */
+/* Keeps x in a register. GCC would load it again at every use, and loads are the bottleneck. */
 #if defined(__x86_64__)
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
 #else
 #define IN_REGISTER(x) (void)(x)
 #endif
 
-/* Forget what is known of where `pointer` points, so that it is loaded again. */
+/* Hides from the compiler where `pointer` points, so that it loads the memory again. */
 #define FROM_MEMORY(pointer) __asm__("" : "+r"(pointer))

@@ -2,7 +2,7 @@
 
 #include <time.h>
 
-/* Nothing here computes: it calls what is above in the order of rollout/models/decoder.py, without 15 calls from Python
+/* No arithmetic here: it calls the ops above in the order of rollout/models/decoder.py, without 15 calls from Python
  * per layer. */
 
 typedef struct {
@@ -21,7 +21,7 @@ typedef struct {
     float *key_scales, *value_scales;
 } Layer;
 
-/* block_ids, offsets [T]: where the step's tokens go in the cache; who sees whom, as in paceline_attention. */
+/* block_ids, offsets [T]: the cache places of the step's tokens; queries and tasks as in paceline_attention. */
 typedef struct {
     const float *cos_sin;
     const int64_t *block_ids, *offsets, *table, *queries, *tasks;
@@ -34,7 +34,7 @@ typedef struct {
     int threads;
 } Sizes;
 
-/* Rooms for one layer, used again by the next. */
+/* Buffers of one layer, reused by the next. */
 typedef struct {
     element *normed, *qkv, *q, *attended, *delta, *gate_up, *gated;
     float *logsumexp;
@@ -76,7 +76,7 @@ static void add_and_norm(element *x, const element *delta, const element *weight
     }
 }
 
-/* From the projections of a row: queries into `q`, keys and values into the cache. */
+/* Splits the projections of a row: queries go to `q`, keys and values into the cache. */
 static void rope_and_write(const Layer *layer, const Step *step, const Rooms *rooms, const Sizes *s) {
     int64_t N = s->N, M = s->M, D = s->D;
 #pragma omp parallel for num_threads(s->threads) if (s->T * N * D > 32768)
@@ -102,8 +102,8 @@ static void rope_and_write(const Layer *layer, const Step *step, const Rooms *ro
     }
 }
 
-/* Shapes: x [T, H], in place: the residual stream before the first layer and after the last; seconds [2]: what linears
- * and attention took is added. */
+/* Shapes: x [T, H], in place: the residual stream before the first layer and after the last; seconds [2]: the time
+ * of linears and of attention is added. */
 void paceline_layers(const Layer *layers, int64_t num_layers, element *x, const Step *step, const Rooms *rooms,
                      const Sizes *s, double *seconds) {
     const element *delta = 0;

@@ -11,7 +11,7 @@ typedef float factor;
 INLINE int64_t factors_of(int64_t K) { return places_of(K) * PLACE; }
 INLINE void store_factors(factor *p, vec x) { store_floats(p, x); }
 
-/* A row, zeros behind it, in `room`. */
+/* Copies a row into `room`, with zeros after it. */
 INLINE const factor *row_factors(const element *x, int64_t K, factor *room) {
     int64_t k = 0;
     for (; k + LANES <= K; k += LANES) store_floats(room + k, load(x + k));
@@ -20,7 +20,7 @@ INLINE const factor *row_factors(const element *x, int64_t K, factor *room) {
     return room;
 }
 
-/* The rows of x, in memory of their own. */
+/* Copy of the rows of x. */
 INLINE const factor *factors(const element *x, int64_t M, int64_t K, int threads) {
     int64_t width = factors_of(K);
     factor *all = malloc(M * width * sizeof(factor));
@@ -153,8 +153,8 @@ INLINE void linear_step(int ROWS, int COLUMNS, const element *x, const int32_t *
 
 #endif
 
-/* Places between two fetches of a share of what comes next. One fetch per tile would fill the buffers that loads wait in, and
- * nothing would overlap: 6 rows took as long as their weights and their arithmetic together. */
+/* Places between two prefetches. One large prefetch per tile would fill the line buffers, and nothing would overlap: 6 rows
+ * then took as long as loading their weights and computing, one after the other. */
 #define FETCH_PLACES 16
 
 /* ROWS x (COLUMNS panels) outputs; columns from `limit` on do not exist. Panels are of floats if WIDE. */
@@ -241,7 +241,7 @@ static void pack_columns(const element *w, int64_t K, int64_t columns, int32_t *
         pack_rows((const char *)(w + n * K), K * sizeof(element), columns - n, panels + n * places_of(K));
 }
 
-/* How many 32-bit places the panels of [N, K] are. */
+/* Number of 32-bit places in the panels of [N, K]. */
 int64_t paceline_panel_places(int64_t K, int64_t N) { return (N + LANES - 1) / LANES * LANES * places_of(K); }
 
 /* Shapes: w [N, K], panels [N rounded up to LANES, places of K] of 32 bits. */
@@ -252,8 +252,8 @@ void paceline_pack(const element *w, int32_t *panels, int64_t K, int64_t N, int 
         pack_columns(w + n * K, K, n + block < N ? block : N - n, panels + n * places_of(K));
 }
 
-/* Shapes: x [M, K], bias [N] or null, y [M, N]; panels as above or, where they are null, w [N, K], of which each thread then
- * packs a block before it uses it: the same bits, and for many rows the same time. */
+/* Shapes: x [M, K], bias [N] or null, y [M, N]; panels as above or, where they are null, w [N, K], which threads then
+ * pack block by block: the result has the same bits, and many rows take the same time. */
 void paceline_linear(const element *x, const element *w, const int32_t *panels, const element *bias, element *y,
                      int64_t M, int64_t K, int64_t N, int threads) {
     int64_t size = places_of(K), step = MOST_PANELS * LANES, block = block_columns(size, step);

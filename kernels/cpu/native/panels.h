@@ -4,13 +4,13 @@
 INLINE int64_t places_in(int64_t row_bytes) { return (row_bytes + 3) / 4; }
 INLINE int64_t places_of(int64_t K) { return places_in(K * sizeof(element)); }
 
-/* Columns of W taken at once, so many that a block of their panels stays in the second-level cache while all rows pass by. */
+/* Columns of W per block, chosen so that a block's panels stay in the second-level cache while all rows use them. */
 INLINE int64_t block_columns(int64_t places, int64_t step) {
     int64_t columns = 131072 / (places * 4) / step * step;
     return columns < step ? step : columns;
 }
 
-/* The places of LANES vectors, transposed: by halves, quarters and so on. */
+/* Transposes the places of LANES vectors: by halves, quarters and so on. */
 INLINE void transpose(ivec *rows) {
     const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7,
 #if LANES == 16
@@ -51,7 +51,7 @@ static void pack_panel(const char *const *rows, int64_t row_bytes, int32_t *pane
         }
 }
 
-/* The same of up to LANES rows, one behind the other from `w` on; the last stands for those that are not there. */
+/* Packs up to LANES rows that follow one another from `w` on; missing rows are copies of the last one. */
 static void pack_rows(const char *w, int64_t row_bytes, int64_t num_rows, int32_t *panel) {
     const char *rows[LANES];
     for (int64_t i = 0; i < LANES; i++) rows[i] = w + (i < num_rows ? i : num_rows - 1) * row_bytes;

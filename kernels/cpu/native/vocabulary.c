@@ -1,13 +1,13 @@
-/* Sums over the vocabulary: what the sampler and the loss share. */
+/* Sums over the vocabulary, shared by the sampler and the loss. */
 
 #define VOCAB_BLOCK 1024
 
-/* x = logits / temperature less the greatest of them. */
+/* x = logits / temperature, minus their maximum. */
 INLINE vec scaled_lanes(vec logits, float inverse_temperature, float maximum) {
     return logits * splat(inverse_temperature) - splat(maximum);
 }
 
-/* Lanes behind the end weigh nothing. */
+/* Lanes past the end have weight 0. */
 INLINE vec weight_lanes(vec scaled, int64_t left) {
     vec weight = exp_lanes(scaled);
     weight = choose(scaled == splat(-INFINITY), splat(0), weight);

@@ -65,7 +65,7 @@ class Divider:
         return Division(samples=samples, shares=shares, own=own, micro_batches=micro_batches)
 
     def micro_batches(self, division: Division, batch: TrainingBatch) -> list[MicroBatch]:
-        """This rank's rows, with the columns that the batch has now."""
+        """Returns this rank's micro-batches, with the current columns of the batch."""
         own = batch.take(division.own)
         return [
             micro_batch if micro_batch.is_filler else micro_batch.with_columns_of(own)

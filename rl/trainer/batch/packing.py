@@ -51,7 +51,7 @@ class MicroBatch:
 
     @property
     def is_filler(self) -> bool:
-        """Whether nothing in it is trained."""
+        """Whether the micro-batch has no trained tokens."""
         return not len(self.target_ids_N)
 
     def with_columns_of(self, batch: TrainingBatch) -> "MicroBatch":
@@ -129,7 +129,7 @@ def fill_up(micro_batches: Sequence[MicroBatch], count: int) -> list[MicroBatch]
 
 
 class _Builder:
-    """One micro-batch in the making."""
+    """Builds one micro-batch, sample by sample."""
 
     def __init__(self, batch: TrainingBatch, share_prompts: bool, *, first_target: int = 0) -> None:
         self._batch = batch

@@ -26,7 +26,7 @@ class KLPenalty:
         self.coefficient = config.kl_coef
 
     def rewards(self, old_logprobs_N: torch.Tensor, ref_logprobs_N: torch.Tensor) -> torch.Tensor:
-        """Compute what each token is given where the penalty is not in the loss: [N] in float64."""
+        """Compute the reward of each token from a penalty that is not in the loss: [N] in float64."""
         kl_N = kl_divergence(old_logprobs_N.double(), ref_logprobs_N.double(), self._estimator)
         return -self.coefficient * kl_N
 

@@ -56,7 +56,7 @@ class Staleness:
 
 
 def is_fresh(rollout: Rollout, policy_version: int, *, keeps_kv: bool) -> torch.Tensor:
-    """Tell for each sampled token whether the engine drew it with the very weights that are trained: [n].
+    """Tell for each sampled token whether the engine drew it from the same weights that are trained: [n].
 
     In exact mode the log-probability of such a token is the trainer's own. Others differ because the policy has moved, and say
     nothing about the engine.

@@ -20,7 +20,7 @@ class FleetRates:
 
     @classmethod
     def of(cls, metrics: Mapping[str, float]) -> "FleetRates":
-        """Read them from what `Fleet.take_metrics` returned."""
+        """Take the values from the result of `Fleet.take_metrics`."""
         return cls(
             concurrency=metrics.get("rollout/concurrency"),
             tokens_per_second=metrics.get("fleet/tokens_per_second"),

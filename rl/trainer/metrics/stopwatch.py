@@ -32,6 +32,6 @@ class Stopwatch:
         return time.monotonic() - self._start
 
     def metrics(self) -> dict[str, float]:
-        """Name all phases, and `seconds/step` since the stopwatch was made."""
+        """Return the seconds of every phase by metric name, and `seconds/step` since the stopwatch was made."""
         phases = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
         return {**phases, "seconds/step": self.total_seconds}

@@ -44,7 +44,7 @@ class RankError(RuntimeError):
 def start_ranks(work: Work, config: TrainConfig) -> Iterator[None]:
     """Run `work(config)` in `trainer.num_processes` - 1 actors as ranks 1, 2, ...; this process is rank 0 inside the block.
 
-    Actors and Ray, if it was started here, are gone on leaving, however that comes about.
+    Leaving the block, even on an error, ends the actors, and Ray if it was started here.
 
     Args:
         work: importable by its name; returns an exit code.
@@ -162,7 +162,7 @@ class _Others:
         rank, error = min(failures, key=lambda failure: _remoteness(failure[1]))
         name = f"rank {rank} of {self._count}"
         if isinstance(error, self._ray.exceptions.RayTaskError):
-            _, _, traceback = str(error).partition("\n")  # behind a line of Ray's
+            _, _, traceback = str(error).partition("\n")  # the first line is Ray's own
             logger.error("%s, at\n%s", name, traceback)
             return f"{name} failed: {type(error.cause).__name__}: {error.cause}"
         return f"{name} ended: {reason_of(error)}"

@@ -70,8 +70,8 @@ class WeightsInForce:
             self._round[0].lose(worker_id, reason)
 
     def late(self, now: float) -> list[tuple[str, str]]:
-        """Workers that take too long over a phase, and how to say so. A commit may wait for requests to end, and who hangs
-        in it is silent."""
+        """Returns the workers that take too long over a phase, each with a message. A commit has no limit, since it may wait
+        for requests to end."""
         if self._round is None:
             return []
         current, update = self._round

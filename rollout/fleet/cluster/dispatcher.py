@@ -98,7 +98,7 @@ class Dispatcher:
                 self._pool.submit(placement.worker_id, [self._lease(placement, now)])
 
     def take(self, completion: Completion) -> None:
-        """Book what a worker answered, under the name of a lease."""
+        """Record a worker's completion, whose request id is the lease's id."""
         reason = completion.finish_reason
         lease = self.leases.find(int(completion.request_id))
         if lease is None:
@@ -115,7 +115,7 @@ class Dispatcher:
         self._answer(replace(completion, request_id=request.request_id), by=lease)
 
     def lose(self, worker_id: str) -> int:
-        """A worker is gone: others get what it had; returns how many requests that were."""
+        """Give the requests of a lost worker back to the queue; returns their number."""
         self.router.remove_worker(worker_id)
         leases = self.leases.of_worker(worker_id)
         for lease in leases:

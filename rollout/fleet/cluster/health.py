@@ -48,7 +48,7 @@ class Watchdog:
         self._moved_at = self._spoke_at = now
 
     def line(self, now: float, reasons: Sequence[str]) -> str | None:
-        """One line for the log, when it is time for one.
+        """Returns one line for the log when one is due.
 
         Args:
             now: the time in seconds.

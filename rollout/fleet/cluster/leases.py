@@ -110,7 +110,7 @@ class LeaseBook:
         heapq.heappush(self._queue, (deadline, lease.lease_id))
 
     def find(self, lease_id: int) -> Lease | None:
-        """None: its request is closed, or its worker gone."""
+        """Returns a lease by id; None if its request is closed or its worker gone."""
         return self._leases.get(lease_id)
 
     def take_overdue(self, now: float) -> list[Lease]:

@@ -2,7 +2,7 @@
 
 Waiting requests of one priority are ordered by how long they will take, the longest first: it must not be the last to begin. Each
 goes to the worker that would be done with it first, of those with room in their KV cache; what fits nowhere waits here,
-where it can still go to whoever is free first.
+where it can still go to the worker that is free first.
 
     predicted seconds = (tokens queued there + expected tokens of the completion
                          + 1/4 of the prompt's tokens that are not cached there) / measured tokens per second

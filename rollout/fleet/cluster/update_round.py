@@ -1,10 +1,10 @@
-"""One weight update at several workers: all of it at all of them, or none of it anywhere. Plain Python.
+"""One weight update at several workers: either all of them commit it, or none does. Plain Python.
 
     STAGE ──all──> VERIFY ──all──> COMMIT ──> DONE
       └──── some failed ────> ROLLBACK ────────^
 
-Workers that are gone hold nobody up; in the last attempt, nor do those that failed while others did not. The decision
-falls once, between VERIFY and COMMIT: who fails to commit after it must not serve any more.
+The round does not wait for workers that are gone; in the last attempt, nor do those that failed while others did not. The decision
+falls once, between VERIFY and COMMIT: a worker that fails to commit after it must not serve any more.
 """
 
 from collections.abc import Sequence

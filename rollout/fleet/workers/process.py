@@ -119,7 +119,7 @@ class WorkerProcess:
                 return self._try(lambda: self._between_steps(self._worker.commit))
             case Phase.ROLLBACK:
                 return self._try(lambda: self._between_steps(self._worker.rollback))
-        raise ValueError(f"no phase to ask for: {phase}")
+        raise ValueError(f"a worker has no such update phase: {phase}")
 
     def _stage(self, manifest: Manifest, place: Place) -> None:
         if place.generation != self._generation:

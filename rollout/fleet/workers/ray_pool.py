@@ -24,7 +24,7 @@ _NUM_CALLS = 4  # at the same time in a worker: poll, a phase of an update, subm
 class _Call:
     worker_id: str
     phase: Phase | None = None
-    """None: a poll."""
+    """Phase that the call runs; None for a poll."""
     version: int = -1
 
 

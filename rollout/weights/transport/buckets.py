@@ -157,7 +157,7 @@ class Landing:
             target.copy_(_run(buffer, piece.bucket_offset, piece))
 
     def finish(self) -> None:
-        """Every bucket is here: fill the tensors that are not contiguous."""
+        """Fills the tensors that are not contiguous, once every bucket has arrived."""
         for tensor, copy in self._copies.values():
             tensor.copy_(copy)
 

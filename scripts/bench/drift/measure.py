@@ -64,7 +64,7 @@ class Scorer:
         self._weights = self._runner.packed(decoder)
 
     def __call__(self, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
-        """[N, V] float32: before each token of the completion, of every token."""
+        """Returns the log-probability of every token before each token of the completion: [N, V] float32."""
         state = _state(prompt, None)
         chunk = Chunk(state, len(prompt), draft=tuple(completion[:-1]))
         self._blocks.grow(state.block_table, num_computed=0, num_tokens=chunk.num_rows)

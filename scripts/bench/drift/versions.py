@@ -1,4 +1,4 @@
-"""Versions of a training run's policy, made ready to measure how drafts age; and the picture of it."""
+"""Loads the versions of a training run's policy for the drift benchmark, and draws its picture."""
 
 import os
 from array import array
@@ -28,7 +28,7 @@ _COLOR = "#2f6db5"
 
 
 def load_versions(config: BenchDriftConfig) -> Iterator[Version]:
-    """Each version with its answers to the task's first training prompts, twice over.
+    """Loads each version, and samples its answers to the task's first training prompts twice.
 
     Raises:
         ValueError: fewer than two versions, or one that the run does not have.

@@ -109,7 +109,7 @@ def measure_membership(
 
 
 def _join(workers: WorkerFleet) -> dict[str, float]:
-    """One more worker, which leaves again."""
+    """Adds one worker, which leaves again."""
     start = time.perf_counter()
     joiner = workers.add_worker()
     _wait_until(workers, lambda: workers.workers[joiner] is not WorkerState.STARTING)

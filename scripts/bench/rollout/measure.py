@@ -1,4 +1,4 @@
-"""Times a workload on an engine, and refuses to when the engine's outputs are wrong."""
+"""Times a workload on an engine, after it has checked that the engine's outputs are right."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Times an engine with speculation against the same engine without, in turn, and holds them to the same outputs."""
+"""Times an engine with speculation and without, alternately, and checks that both give the same outputs."""
 
 import copy
 import statistics
@@ -77,7 +77,7 @@ def measure_speculation(
 
 
 def serve(engine: Engine, requests: Iterable[Request], concurrency: int) -> dict[str, Completion]:
-    """All completions by request, with at most `concurrency` requests in the engine at a time."""
+    """Runs requests and returns their completions by request, with at most `concurrency` requests in the engine at a time."""
     waiting = deque(requests)
     finished: dict[str, Completion] = {}
     num_running = 0

@@ -1,4 +1,4 @@
-"""Scorers that are hostile or odd; the completion names the deed. A deed that returns gives the row's own number."""
+"""Hostile or odd scorers. The completion names the action; an action without a result of its own scores the row's number."""
 
 import asyncio
 import atexit
@@ -31,7 +31,7 @@ def deed(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def score(completion: str, row: dict[str, Any]) -> Any:
-    """Does the deed, and returns what it gives or else the row's number."""
+    """Run the action that the completion names; return its result, or else the row's number."""
     if completion == "wait":  # until deeds that come late have come
         _sleep(0.15)
     if completion in DEEDS:

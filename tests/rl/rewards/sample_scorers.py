@@ -10,7 +10,7 @@ hoard = []
 
 
 def score(completion: str, row: dict[str, Any]) -> Any:
-    """Does what the completion says; a number is its own score."""
+    """Run the action that the completion names; a completion that is a number is its own score."""
     match completion.split():
         case ["raise"]:
             raise KeyError("no such unit test")

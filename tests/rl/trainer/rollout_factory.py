@@ -60,7 +60,7 @@ def group(*rollouts: Rollout, prompt_id: int = 0) -> RolloutGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One rollout with its columns, to be put side by side with others."""
+    """One rollout with its columns of a batch."""
 
     rollout: Rollout
     advantages: Sequence[float]

@@ -11,7 +11,7 @@ class PagedMemory:
         self._blocks: list[list] = [[None] * block_size for _ in range(num_blocks)]
 
     def copy(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """All reads before all writes, as the runner does it."""
+        """Copy slots, with all reads before all writes, as the runner does."""
         contents = [(target, list(self._blocks[source])) for source, target in pairs]
         for target, content in contents:
             self._blocks[target] = content

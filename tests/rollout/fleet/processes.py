@@ -28,7 +28,7 @@ class ProcessesSince:
         return [command_of(pid) for pid in wait_for_end_of(self._seen, seconds=seconds)]
 
     def has(self, name: str) -> bool:
-        """Whether one that runs beneath this process now is called so."""
+        """Return whether a living descendant of this process has this name."""
         return any(name in command_of(pid) for pid in descendants() - self._before)
 
     def __enter__(self) -> Self:

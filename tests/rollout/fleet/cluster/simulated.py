@@ -325,7 +325,7 @@ class SimulatedPool:
         return self._processes[worker_id].worker.report()
 
     def say(self, event: Event) -> None:
-        """Have the next `wait` bring this last."""
+        """Append an event to those that the next `wait` returns."""
         self._events.append(event)
 
     def pass_unattended(self, seconds: float) -> None:
