@@ -21,9 +21,9 @@ __all__ = [
 
 KEY_BLOCK = 64
 _QUERIES_PER_TASK = 8
-"""Queries of a task at most; native/attention.c has the same number."""
+"""Greatest number of queries in a task; native/attention.c has the same number."""
 _JOINT_QUERIES = 4
-"""Queries of several segments in one task, at most. Twice as many would read shared keys half as often, and leave cores without a task."""
+"""Greatest number of queries in a task of several segments. Twice as many would read shared keys half as often, but leave cores idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +42,8 @@ class Segment:
 class AttentionBucket:
     """Segments of similar shape, padded to one with copies of each segment's own first query and first key.
 
-    A padded query, at position -1, sees nothing, and nobody sees a padded key. They are the segment's own
-    because 0 * NaN is NaN: a broken sequence must not reach the others.
+    A padded query, at position -1, sees no key, and no query sees a padded key. Padding copies the segment's
+    own rows because 0 * NaN is NaN: a sequence with NaN must not affect the others.
     """
 
     query_rows_SQ: torch.Tensor

@@ -12,7 +12,7 @@ class LinearWeights:
     """Weight of one linear op."""
 
     weight: torch.Tensor
-    """[out, in], or int8."""
+    """Weight [out, in], in the compute type or int8."""
     scale: torch.Tensor | None = None
     """[out] float32, scales of an int8 weight."""
     bias: torch.Tensor | None = None

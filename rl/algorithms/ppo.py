@@ -6,10 +6,10 @@
     L       = clipped surrogate
     L_V     = sum_n w_n max((V - returns)^2, (clip(V, V_old - value_clip, V_old + value_clip) - returns)^2) / 2
 
-t counts the trained tokens of one sample: value and advantage are carried over what an environment said in between.
+t counts the trained tokens of one sample: tokens of an environment between them are skipped.
 V_t is read at the row that predicts token t: the state before it. Returns are not whitened.
 We differ from the paper: 1. critic and policy share no parameters and no optimiser, so there is no coefficient between their
-losses; 2. an answer cut off at `sampling.max_tokens` ends there, without a bootstrap: its score says what it was worth;
+losses; 2. an answer cut off at `sampling.max_tokens` ends there, without a bootstrap: its score is its whole return;
 3. no entropy bonus; 4. lambda and gamma are 1 by default, as answers are scored once, at their end; 5. advantages are
 whitened, over all trained tokens of the batch.
 """

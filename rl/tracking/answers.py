@@ -43,7 +43,7 @@ def pair_answers(before: Sequence[Row] | None, after: Sequence[Row]) -> list[Ans
 
 
 def choose_answers(pairs: Sequence[AnswerPair], count: int = NUM_SHOWN) -> list[AnswerPair]:
-    """At most `count` of them: those right and wrong, before and after, in the share that they have among all.
+    """Choose at most `count` answers: those right and wrong, before and after, in the share that they have among all.
 
     The kinds (right before and right after, and so on) get seats by the largest remainders; of each kind the first ones
     are taken, and all stand in their old order.

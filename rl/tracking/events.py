@@ -97,7 +97,7 @@ def cut_events_after(run_dir: Path, step: int) -> int:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All rows of an events.jsonl, in order; non-finite floats restored, a torn last line skipped.
+    """Read all rows of an events.jsonl, in order; non-finite floats restored, a torn last line skipped.
 
     Raises:
         ValueError: any other line is not a JSON object.

@@ -83,7 +83,7 @@ def last_point(steps: Sequence[int], values: Sequence[float]) -> tuple[int, floa
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Centred Gaussian average, a thirtieth of the run wide, over the finite values that are there; NaN stays NaN."""
+    """Smooth a curve by a centred Gaussian average, a thirtieth of the run wide; skips NaN values, which stay NaN."""
     import numpy as np
 
     if not values:

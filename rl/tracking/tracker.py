@@ -1,4 +1,4 @@
-"""Tracker: one object for everything a run writes about itself, events first, W&B last."""
+"""Tracker: one object for everything a run records: events first, then samples, curves, the terminal and W&B."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -156,6 +156,6 @@ def _with_names(run_config: Mapping[str, Any], names: Mapping[str, str]) -> dict
 
 
 def _spread(samples: Sequence[Mapping[str, Any]], num_samples: int) -> list[Mapping[str, Any]]:
-    """At most `num_samples` of them, evenly spaced: the first ones would all be siblings."""
+    """Return at most `num_samples` samples, evenly spaced, since the first ones would all be siblings."""
     count = min(num_samples, len(samples))
     return [samples[index * len(samples) // count] for index in range(count)]

@@ -173,7 +173,7 @@ class BlockManager:
             )
 
     def _shared_index(self, table: Sequence[int], num_computed: int) -> int | None:
-        """Index of the partly filled block to be written next, if someone else owns it too."""
+        """Return the index of the partly filled block to be written next, if someone else owns it too."""
         index = num_computed // self.block_size
         if num_computed % self.block_size and self._references[table[index]] > 1:
             return index

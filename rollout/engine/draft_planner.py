@@ -38,7 +38,7 @@ class DraftPlanner(Protocol):
         """Notes that a request has ended."""
 
     def check_integrity(self) -> None:
-        """Recounts what is held for requests.
+        """Recounts the state kept for unfinished requests.
 
         Raises:
             RuntimeError: the counts do not agree.

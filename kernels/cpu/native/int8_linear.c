@@ -34,7 +34,7 @@ static float row_step(const element *x, int64_t K, float levels, float *inverse)
     }
 QUANTIZE_ROW(int8_t) /* of the KV cache */
 
-/* To the nearest, ties to even. */
+/* Rounds to nearest, ties to even. */
 INLINE ivec to_integers(vec x) {
 #if LANES == 16
     return (ivec)_mm512_cvtps_epi32((__m512)x);

@@ -1,7 +1,7 @@
 """Triton kernels of `kernels.token_logprobs`: sums over the vocabulary in fixed blocks of 1,024, joined in order.
 
-A first launch leaves (maximum, sum, moment) of each tile of the vocabulary on the tile's own maximum; a second joins the
-tiles of a row. `kernels.gpu.vocabulary.linear_logprobs` makes the same of tiles of 128 columns that were never written.
+The first launch computes (maximum, sum, moment) of each tile of the vocabulary, relative to the tile's own maximum; the
+second joins the tiles of a row. `kernels.gpu.vocabulary.linear_logprobs` does so for tiles whose logits are never stored.
 
 Shape legend: T = rows, V = vocabulary, J = ceil(V / 1024) blocks, C = tiles.
 """
@@ -83,7 +83,7 @@ def store_sums(
     num_blocks,
     BLOCKS: tl.constexpr,
 ):
-    """Writes what the caller wants: pointers may be None."""
+    """Writes the sums of a row; skips those whose pointer is None."""
     if maximum_ptr is not None:
         tl.store(maximum_ptr + row, maximum)
     if cumulative_ptr is not None:

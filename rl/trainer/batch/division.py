@@ -38,7 +38,7 @@ class Division:
 
 
 class Divider:
-    """Balances and packs.
+    """Divides the samples of a batch evenly among the ranks, and packs each rank's share into micro-batches.
 
     Args:
         config: config of the trainer.

@@ -55,7 +55,7 @@ class MicroBatch:
         return not len(self.target_ids_N)
 
     def with_columns_of(self, batch: TrainingBatch) -> "MicroBatch":
-        """Return the same rows with the columns that the batch has now."""
+        """Return the same rows with the current columns of the batch."""
         columns = {name: column_N[self.span] for name, column_N in batch.columns.items()}
         return replace(self, columns=columns)
 
@@ -121,8 +121,10 @@ def pack(batch: TrainingBatch, *, max_tokens: int, share_prompts: bool) -> list[
 
 
 def fill_up(micro_batches: Sequence[MicroBatch], count: int) -> list[MicroBatch]:
-    """Add micro-batches with one row and no target up to `count`: sharded weights are gathered, and gradients summed, by
-    ranks that all make the same number of forwards and backwards."""
+    """Add micro-batches with one row and no target until there are `count`.
+
+    All ranks must make the same number of forwards and backwards, to gather sharded weights and sum gradients.
+    """
     builder = _Builder(TrainingBatch.of([]), share_prompts=False)
     builder.add_row()
     return [*micro_batches, *[builder.build()] * (count - len(micro_batches))]

@@ -54,7 +54,7 @@ class RolloutSummary:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Name everything for the tracker."""
+        """Return all values by metric name."""
         return {
             "reward/mean": self.reward_mean,
             "reward/std": self.reward_std,

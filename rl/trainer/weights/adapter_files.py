@@ -41,15 +41,15 @@ _FREE = {
 
 
 def read_adapter(directory: Path, *, rank: int, alpha: float) -> dict[str, torch.Tensor]:
-    """The factors of an adapter by peft's names.
+    """Read the factors of an adapter by peft's names.
 
     Args:
         directory: `trainer.lora.path`.
-        rank: that it must have.
-        alpha: that it must have.
+        rank: rank that the adapter must have.
+        alpha: alpha that the adapter must have.
 
     Raises:
-        ValueError: there is none; it is damaged, or of another rank, scale or kind; a factor is not finite.
+        ValueError: there is no adapter; it is damaged, or of another rank, scale or kind; a factor is not finite.
     """
     for file in (ADAPTER_CONFIG, ADAPTER_TENSORS):
         if not (directory / file).is_file():

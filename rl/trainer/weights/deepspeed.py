@@ -101,7 +101,7 @@ class DeepSpeedWeights:
         )
 
     def _whole_step(self) -> float:
-        """Step without ZeRO, whose engine does not skip NaN gradients itself."""
+        """Step without ZeRO; skips the step on NaN gradients, which DeepSpeed does not do there."""
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
         if math.isfinite(norm):
             self._engine.step()

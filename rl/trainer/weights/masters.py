@@ -32,7 +32,7 @@ class MasterWeights:
     Args:
         parameters: all parameters that are trained.
         config: config of the optimiser.
-        matrices: hidden matrices among the parameters, and the rows of each that is fused in them; Muon trains these.
+        matrices: hidden matrices, which Muon trains, each with the row counts of the matrices fused in it.
         on_change: called after the parameters got new values.
         ema_decay: decay of the weights' average; 0 keeps no average.
     """

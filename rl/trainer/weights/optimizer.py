@@ -33,8 +33,8 @@ class Optimizer:
     section 2.2: 0.2 sqrt(max(rows, columns))).
 
     Args:
-        masters: with gradients that stay where they are.
-        matrices: hidden ones among the masters, and how many rows each matrix fused in them has. Muon makes every one
+        masters: master weights, whose gradient tensors stay the same objects.
+        matrices: hidden matrices among the masters, each with the row counts of the matrices fused in it. Muon makes every one
             of them orthogonal by itself: the update of a query matrix does not depend on the values'.
         config: which optimiser, and its settings.
     """

@@ -15,7 +15,7 @@ class Draft:
 
     token_ids: tuple[int, ...]
     confidences: tuple[float, ...]
-    """In (0, 1]; the controller learns what they are worth."""
+    """Confidences in (0, 1], one per token; the controller learns what they are worth."""
     match_length: int
     """Tokens before the draft that its source had in common with the request."""
 

@@ -54,7 +54,7 @@ class BucketPlan:
 
     @property
     def num_bytes(self) -> int:
-        """On the wire, in all buckets."""
+        """Number of bytes sent in all buckets."""
         return self._num_bytes
 
     def size(self, bucket: int) -> int:

@@ -58,7 +58,7 @@ def require_group(group: BroadcastGroup | None, call: str) -> BroadcastGroup:
     """Returns the group.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: the member has joined no group.
     """
     if group is None:
         raise RuntimeError(f"not in a group, or it was left after an error: {call} first")

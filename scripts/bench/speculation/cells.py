@@ -52,15 +52,15 @@ def make_cells(
     tail_requests: int,
     mean_tokens: float,
 ) -> list[Cell]:
-    """Every scenario at every number of requests in flight; `tail` has all of its own at once.
+    """Make a cell for every scenario and number of requests in flight; `tail` has `tail_requests` at once.
 
     Args:
-        scenarios: what to run.
-        concurrency: requests in flight.
-        paired: of those, where `second_epoch` and `unpredictable` run `pairs` times; `tail` always does, other cells run once.
+        scenarios: scenarios to run.
+        concurrency: numbers of requests in flight.
+        paired: numbers at which `second_epoch` and `unpredictable` run `pairs` times; `tail` always does, other cells run once.
         pairs: runs with and without drafts.
         prompt: the token ids of the i-th prompt.
-        answered: the same, of prompts that have a history.
+        answered: the token ids of the i-th prompt with a history.
         params: how tokens are drawn.
         tokens_per_run: see `make_cell`.
         tail_requests: number of requests of `tail`.
@@ -94,15 +94,15 @@ def make_cell(
     tokens_per_run: int,
     mean_tokens: float,
 ) -> Cell:
-    """A scenario as requests: in groups of 8, as many as are in flight and more where those are few.
+    """Make the requests of a scenario in groups of 8: as many as are in flight, or more if those are few.
 
     Args:
-        scenario: what they stand for.
+        scenario: scenario that the requests represent.
         prompt: the token ids of the i-th prompt.
         params: how their tokens are drawn; `max_tokens` is lowered where many are in flight.
         concurrency: requests in flight.
-        tokens_per_run: decoded by a run with few requests, about.
-        mean_tokens: of a completion, where it is not `unpredictable`: those go on to the end.
+        tokens_per_run: approximate number of tokens decoded by a run with few requests.
+        mean_tokens: mean tokens of a completion; `unpredictable` completions run to `max_tokens`.
     """
     if scenario is Scenario.unpredictable:
         params = replace(params, temperature=_UNPREDICTABLE_TEMPERATURE)

@@ -40,10 +40,9 @@ def mean_tokens(past: Mapping[str, Any]) -> float:
 def answered_prompts(
     past: Mapping[str, Any], prompts: EncodedPrompts
 ) -> Callable[[int], Sequence[int]]:
-    """The token ids of the i-th prompt that has past rollouts, in the order of the prompts.
+    """Return a function from i to the token ids of the i-th prompt with past rollouts, in the order of the prompts.
 
-    Raises:
-        ValueError: by the function returned: there are fewer.
+    The returned function raises a ValueError if fewer prompts have past rollouts.
     """
     known = {tuple(prompt) for prompt, *_ in past[_DRAFTER]["rollouts"]}
     found: list[Sequence[int]] = []
@@ -54,7 +53,7 @@ def answered_prompts(
             index = next(indices, None)
             if index is None:
                 raise ValueError(
-                    f"history_from must have rollouts of {i + 1} of the task's prompts or more, and has of {len(found)}; "
+                    f"history_from must have rollouts of {i + 1} of the task's prompts or more, but has rollouts of {len(found)}; "
                     "give the task of that run, lower concurrency, or leave out tail"
                 )
             token_ids = prompts[index][1]

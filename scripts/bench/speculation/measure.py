@@ -20,16 +20,16 @@ __all__ = ["measure_speculation", "requests_of", "serve"]
 def measure_speculation(
     engine: Engine, cell: Cell, *, past: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Run a cell with and without drafts, in turn, after one run with them that warms memory and estimates.
+    """Run a cell with and without drafts alternately, after one warm-up run with drafts.
 
     Args:
-        engine: with a speculator, whose history and estimates are left as they were. Estimates go on from pair to pair.
-        cell: what to run. Each pair draws other samples of the same prompts.
-        past: what a run's speculator kept, for cells that have a history; None: the first run's rollouts are the history.
+        engine: an engine with a speculator; its history and estimates are restored afterwards. Pairs share estimates.
+        cell: cell to run. Each pair draws other samples of the same prompts.
+        past: state of a run's speculator, for cells with a history; None takes the first run's rollouts as the history.
 
     Returns:
-        tokens/s of both, and the ratio of each pair: median, least, greatest; what was proposed and kept; of steps with
-        drafts, tokens and seconds over what was expected of them.
+        Tokens/s with and without drafts, and their ratio per pair (median, least, greatest); drafts proposed and kept;
+        measured over expected tokens and seconds of steps with drafts.
 
     Raises:
         ValueError: the engine has no drafter.

@@ -588,7 +588,7 @@ class Odd:
 
 
 class OddFloat(float):
-    """A float that says it is another."""
+    """A float subclass that converts to another value."""
 
     def __float__(self) -> float:
         return 5.0

@@ -1,4 +1,4 @@
-"""Scorers that misbehave; the completion names the misdeed. The pool's processes import this file."""
+"""Scorers that misbehave; the completion names the misbehaviour. The pool's processes import this file."""
 
 import os
 import subprocess

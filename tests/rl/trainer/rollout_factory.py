@@ -69,7 +69,7 @@ class Sample:
 
 
 def batch_of(samples: Sequence[Sample]) -> TrainingBatch:
-    """All samples have the same extras."""
+    """Make a batch of samples that all have the same extra columns."""
     batch = TrainingBatch.of([sample.rollout for sample in samples])
     advantages = [advantage for sample in samples for advantage in sample.advantages]
     columns = {

@@ -40,7 +40,7 @@ class _State:
     is_checking: bool = False
     seed: int = 0
     regions: list[tuple[int, int, str]] = field(default_factory=list)
-    """(first byte, past the last byte, name) of each tensor of the running launch."""
+    """Address range and name of each tensor of the running launch: (first byte, past the last byte, name)."""
     accesses: list[_Access] | None = None
     program: int = 0
     num_launches: int = 0
@@ -51,7 +51,7 @@ STATE = _State()
 
 @contextlib.contextmanager
 def checked(*, seed: int = 0) -> Iterator[None]:
-    """Launches in the block are checked; their programs run in an order drawn from `seed`."""
+    """Check launches in the block, running their programs in an order drawn from `seed`."""
     before = STATE.is_checking, STATE.seed
     STATE.is_checking, STATE.seed = True, seed
     try:
@@ -164,7 +164,7 @@ def _describe(
 
 
 def _kernel_line() -> str:
-    """The line of the kernel that is running: of the innermost frame outside Triton and this package."""
+    """Return the running line of the kernel: that of the innermost frame outside Triton and this package."""
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -176,7 +176,7 @@ def _kernel_line() -> str:
 
 
 def check_races(kernel: str, accesses: list[_Access]) -> None:
-    """Raises `Race` where an element stored by one program is touched by another."""
+    """Raises `Race` where an element stored by one program is read or written by another."""
     stores = _owners(accesses, "store")
     if stores is None:
         return
