@@ -171,7 +171,7 @@ def rms_norm_backward_triton(
 
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """x, copied if its rows are not evenly spaced; how many tokens it has; how many rows (heads) each token has."""
+    """Returns x, copied if its rows are not evenly spaced; how many tokens it has; how many rows (heads) each token has."""
     if x.stride(-1) != 1 or x.ndim not in (2, 3):
         x = x.contiguous().view(-1, x.shape[-1])
     return x, x.shape[0], x.shape[1] if x.ndim == 3 else 1

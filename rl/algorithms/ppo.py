@@ -146,7 +146,7 @@ def value_loss(
         old_values_N: [N], before the critic's first step on this batch.
         returns_N: [N].
         loss_weights_N: [N], 0 = not trained.
-        value_clip: how far a value may move from its old one and still lower the loss.
+        value_clip: greatest change of a value from its old one that can still lower the loss.
     """
     is_trained_N = loss_weights_N != 0
     values_N = torch.where(is_trained_N, values_N, returns_N)

@@ -76,7 +76,7 @@ class Members:
         return self._members.pop(worker_id).state
 
     def heard(self, worker_id: str, report: WorkerReport, now: float) -> bool:
-        """Take a report; False if a newer one has overtaken it. The first one makes a JOINING worker of a STARTING one."""
+        """Record a report; returns False if a newer one came first. The first report moves a worker from STARTING to JOINING."""
         member = self._members[worker_id]
         if member.report is not None and report.num_turns < member.report.num_turns:
             return False

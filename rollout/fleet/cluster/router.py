@@ -1,14 +1,14 @@
 """Chooses the worker for each request. Plain Python.
 
-Waiting requests of one priority are ordered by how long they will take, the longest first: it must not be the last to begin. Each
-goes to the worker that would be done with it first, of those with room in their KV cache; what fits nowhere waits here,
-where it can still go to the worker that is free first.
+Waiting requests of one priority are ordered by expected time, the longest first, so that it does not begin last. Each
+goes to the worker that would be done with it first, of those with room in their KV cache; requests that fit nowhere
+wait here, and go to the first worker with room.
 
     predicted seconds = (tokens queued there + expected tokens of the completion
                          + 1/4 of the prompt's tokens that are not cached there) / measured tokens per second
 
-To compute a prompt that another worker has counts as much again, since everything else waits for it: so siblings stay
-together until the time that this costs exceeds the work that it saves. Slow hardware gets what it can do in the same time.
+Computing a prompt that another worker already has cached counts double, since other requests wait for it. Siblings thus
+stay together until waiting costs more time than the cache saves. Slow workers get work for the same time.
 """
 
 import heapq

@@ -53,7 +53,7 @@ def test_only_prompts_with_past_rollouts_are_taken_and_too_few_are_an_error():
     prompt = answered_prompts({"SuffixDrafter": {"rollouts": ROLLOUTS}}, prompts)
     assert (prompt(1), prompt(0)) == ([9], [7, 8])
     with pytest.raises(
-        ValueError, match="rollouts of 3 of the task's prompts or more, and has of 2"
+        ValueError, match="rollouts of 3 of the task's prompts or more, but has rollouts of 2"
     ):
         prompt(2)
 
