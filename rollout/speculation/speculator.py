@@ -150,7 +150,7 @@ class Speculator:
             acceptance.forget(state.request.request_id)
 
     def check_integrity(self) -> None:
-        """Recounts what drafters hold.
+        """Recounts the state that drafters keep.
 
         Raises:
             RuntimeError: the books do not agree.

@@ -123,7 +123,7 @@ class CorrectionConfig:
     Four thresholds are in k3, the divergence between the engine's and the trainer's policy in nats per token:
     r - 1 - log r, r = trainer's over engine's probability, averaged over tokens. It is 0 in exact mode and about 0.001 to
     0.02 in 8 bits. From mild to severe: `warn_k3` logs, `max_k3` takes engines out of 8 bits, `stop_k3` ends the run;
-    `max_sample_k3` is of single rollouts.
+    `max_sample_k3` limits single rollouts.
     """
 
     max_importance_weight: float = 2.0

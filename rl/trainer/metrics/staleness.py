@@ -51,7 +51,7 @@ class Staleness:
         return cls(mean=sum(staleness) / len(staleness), max=max(staleness))
 
     def metrics(self) -> dict[str, float]:
-        """Name everything for the tracker."""
+        """Return all values by metric name."""
         return {"staleness/mean": self.mean, "staleness/max": self.max}
 
 

@@ -42,7 +42,7 @@ class StepResult:
     predicted_staleness: float | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Name everything for the tracker."""
+        """Return all values by metric name."""
         metrics = self.rollouts.metrics()
         metrics["rollout/num_dropped_groups"] = self.num_dropped_groups
         if self.tokens_per_second is not None:

@@ -1,8 +1,8 @@
-"""The processes of a trainer: which of them this is, and how they talk.
+"""The processes of a trainer: the rank of this process, and communication between ranks.
 
-torchrun starts them, or `rank_launch.py` does on Ray, and sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors go
+torchrun starts them, or `ray_launch.py` does on Ray, and sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Tensors go
 over the group of their device (NCCL for CUDA, gloo for CPUs), decisions and samples over a gloo group of their own: it
-waits for as long as the first rank generates, while a collective of tensors is late after minutes.
+waits for as long as the first rank generates, while a collective of tensors times out after minutes.
 """
 
 import logging

@@ -6,7 +6,7 @@ __all__ = ["Health", "Watchdog"]
 
 
 class Health:
-    """A worker lives while its count of turns goes up: an answer from a process whose engine is stuck is no sign of life."""
+    """Watches which workers live. A worker lives while its count of turns goes up: an answer from a process whose engine is stuck is no sign of life."""
 
     def __init__(self) -> None:
         self._turns: dict[str, int] = {}
@@ -32,7 +32,7 @@ class Health:
         return now - self._heard_at[worker_id]
 
     def silent(self, now: float) -> list[str]:
-        """Workers past their limit."""
+        """Returns the workers that have been silent past their limit."""
         return [w for w, limit in self._limits.items() if self.seconds_silent(w, now) > limit]
 
 

@@ -1,6 +1,6 @@
 """Chooses the worker for each request. Plain Python.
 
-Waiting requests of one priority are ordered by expected time, the longest first, so that it does not begin last. Each
+Waiting requests of one priority are ordered by expected time, the longest first, since the longest should not begin last. Each
 goes to the worker that would be done with it first, of those with room in their KV cache; requests that fit nowhere
 wait here, and go to the first worker with room.
 

@@ -69,7 +69,7 @@ class UpdateRound:
                 self.failures[worker_id] = f"{phase.value}: {error}"
 
     def lose(self, worker_id: str, reason: str) -> None:
-        """A worker is gone: it failed in whatever phase this is."""
+        """Records that a worker is gone; it counts as failed in the current phase."""
         if worker_id in self._asked:
             self.failures.setdefault(worker_id, f"{self.phase.value}: {reason}")
             self._gone.add(worker_id)

@@ -31,7 +31,7 @@ class Broadcast:
         self._thread: Thread | None = None
 
     def begin(self, worker_ids: Sequence[str], update: WeightUpdate) -> Mapping[str, Place]:
-        """Begin to send; returns where each worker stands. First waits for the last transfer, which all have answered."""
+        """Begin to send; returns the place of each worker in the transfer. First waits for the previous transfer to end."""
         self._join()
         is_new = self._members != tuple(worker_ids)
         self._members, self._receivers = (), tuple(worker_ids)
