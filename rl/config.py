@@ -1,6 +1,8 @@
-"""The schemas of a run and of the other scripts: names, types, defaults, and the checks a type cannot express.
+"""Config schemas of a run and of the other scripts: names, types, defaults, and the checks that a type cannot
+express.
 
-Each part's schema lives beside its code, in a file called config.py. YAML under conf/ holds only departures from these defaults.
+The schema of each part is next to its code, in a file named config.py. YAML files in conf/ contain only departures
+from these defaults.
 """
 
 from dataclasses import dataclass, field
@@ -19,17 +21,19 @@ from rollout.config import EngineConfig, FleetConfig, ModelConfig, SamplingConfi
 class RunMode(Enum):
     full = "full"
     rollout_only = "rollout_only"
-    """Generate and score; train nothing."""
+    """Generates and scores rollouts, without training."""
     train_only = "train_only"
-    """Train on random completions with random scores; generate nothing."""
+    """Trains on random completions with random scores, without generation."""
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
     every_steps: int = 20
-    """Evaluate greedily on held-out prompts every so many steps, before the first and after the last; 0: never."""
+    """Number of steps between evaluations, which answer held-out prompts greedily. The run also evaluates before
+    the first step and after the last. 0: no evaluations."""
     num_prompts: int = 0
-    """Held-out prompts of the evaluations before the last, the first ones of them; 0: all. The last always takes all."""
+    """Number of held-out prompts in each evaluation except the last, which always uses all; the first prompts are
+    used. 0: all."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "evaluation.every_steps", ">= 0", self.every_steps)
@@ -39,12 +43,12 @@ class EvaluationConfig:
 @dataclass(kw_only=True)
 class CheckpointConfig:
     every_steps: int = 50
-    """Write a checkpoint every so many steps and at the end; 0: only at the end."""
+    """Number of steps between checkpoints; the run also writes one at its end. 0: only at the end."""
     keep: int = 2
-    """Checkpoints kept; older ones are removed after a newer one is complete."""
+    """Number of checkpoints to keep. Older ones are removed after a newer one is complete."""
     grace_seconds: float = 60.0
-    """Time that older weights stay for readers that follow `LATEST`, after a newer version was announced. A reader that takes
-    longer holds a lease (`WeightStore.reading`)."""
+    """Time that older weights stay after a newer version was announced in `LATEST`, in seconds, so that readers
+    can finish. A reader that takes longer holds a lease (`WeightStore.reading`)."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps", ">= 0", self.every_steps)
@@ -55,25 +59,25 @@ class CheckpointConfig:
 @dataclass(kw_only=True)
 class TrainConfig:
     run_dir: str = ""
-    """Directory of everything the run writes; it must not hold a run yet, unless `resume_from` names the same. Empty:
+    """Directory for all files of the run. It must not contain a run, unless `resume_from` names the same. Empty:
     outputs/<date>/<time>."""
     seed: int = 0
     """Seed of sampling and of the order of prompts."""
     num_prompts_per_step: int = 16
-    """Prompts of a batch; `trainer.steps_per_batch` optimiser steps train on it."""
+    """Number of prompts in a batch, on which the trainer makes `trainer.steps_per_batch` optimizer steps."""
     group_size: int = 8
-    """Rollouts per prompt."""
+    """Number of rollouts per prompt."""
     num_spare_rollouts: int = 0
-    """Over-provisioning: rollouts per prompt that are begun beyond `group_size`. The first `group_size` to end are kept and
-    trained, the others are aborted. A batch waits less for its slowest rollout, and learns from answers that are too short:
-    `overprovision/*` says what is left out. Which rollouts are kept depends on who was fast, so the run is repeatable only
-    with fleet=inline and without speculation. What stays true: the tokens of a kept rollout are those that its key
-    (seed, group, sample) draws from the weights in force; groups have `group_size` rollouts and are trained once each, in
-    their order; evaluations have no spare ones. 0: off."""
+    """Over-provisioning: number of rollouts per prompt that begin beyond `group_size`. The first `group_size` to
+    end are kept and trained, the others are aborted. A batch then waits less for its slowest rollout, but its
+    answers are too short on average; `overprovision/*` measures this. Which rollouts are kept depends on their
+    speed, so a run is repeatable only with fleet=inline and without speculation. The tokens of a kept rollout
+    still depend only on its key (seed, group, sample) and the weights. Each group has `group_size` rollouts and is
+    trained once, in order. Evaluations have no spare rollouts. 0: off."""
     max_staleness: int = 0
-    """Updates of the policy that may pass between a rollout's first token and the step that trains on it. 0: each batch is
-    sampled from the policy it trains, exactly. Above 0 rollouts of later batches are begun early, so that nothing waits
-    for the slowest of a batch; `correction` weights their tokens."""
+    """Maximum number of updates of the policy between a rollout's first token and the batch that trains on it. 0:
+    the policy that a batch trains has sampled it, exactly. Above 0, rollouts of later batches begin early, so that
+    no worker waits for the slowest rollout of a batch; `correction` weights their tokens."""
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     algorithm: AlgorithmConfig = MISSING
@@ -87,9 +91,10 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     mode: RunMode = RunMode.full
-    """Parts of the loop that run. `full`: all; `rollout_only`: generate and score; `train_only`: train on random completions."""
+    """Parts of the loop that run. `full`: all parts. `rollout_only`: generation and scoring. `train_only`:
+    training on random completions."""
     resume_from: str = ""
-    """A run directory whose latest checkpoint this run goes on from; empty: start from the model."""
+    """Run directory whose latest checkpoint this run continues from. Empty: start from the model."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", ">= 0", self.seed)
@@ -111,7 +116,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """Settings of scripts/evaluate.py."""
+    """Config of `paceline evaluate`."""
 
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
@@ -124,21 +129,22 @@ class EvaluateConfig:
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """Settings of scripts/generate.py."""
+    """Config of `paceline generate`."""
 
     model: ModelConfig = MISSING
     engine: EngineConfig = field(default_factory=EngineConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompts: list[str] = field(default_factory=list)
-    """Sent as user messages; where the model has no chat template, as plain text."""
+    """Prompts to complete. They are sent as user messages, or as plain text if the model has no chat template."""
     system_prompt: str = ""
-    """The system message of every prompt; empty: none."""
+    """System message of every prompt; empty sends none."""
     user_prompt: str = "{question}"
-    """The user message; `{question}` stands for the prompt."""
+    """User message of every prompt; `{question}` is replaced by the prompt."""
     reply_prefix: str = ""
-    """How the reply begins, given and not sampled; `{question}` stands for the prompt. Empty: not at all."""
+    """Beginning of every reply, which is given and not sampled; `{question}` is replaced by the prompt. Empty:
+    replies have no given beginning."""
     num_samples: int = 1
-    """Completions per prompt."""
+    """Number of completions per prompt."""
     seed: int = 0
     """Seed of sampling."""
 

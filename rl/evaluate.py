@@ -1,4 +1,4 @@
-"""Evaluate a model on a task's held-out prompts, without training."""
+"""Evaluation of a model on a task's held-out prompts, without training."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from rich.text import Text
 from rl.cli import RunError, UserError
 from rl.config import EvaluateConfig
 from rl.rewards.pool import ScorerPool
-from rl.run_directory import run_dir_of
+from rl.runs.directory import run_dir_of
 from rl.tasks.task import Task, load_task
 from rl.tracking.answers import pair_answers
 from rl.tracking.harmless import Harmless
@@ -30,11 +30,11 @@ __all__ = ["evaluate_model"]
 
 
 def evaluate_model(config: EvaluateConfig) -> None:
-    """Print accuracy and sample answers of `config.model` on the held-out prompts of `config.task`.
+    """Print the accuracy and sample answers of `config.model` on the held-out prompts of `config.task`.
 
     Raises:
-        UserError: a mistake in the config or in what it points to.
-        RunError: more completions than `reward.max_error_rate` allows could not be scored.
+        UserError: the config, or a file that it names, has a mistake.
+        RunError: scoring failed for a larger share of completions than `reward.max_error_rate`.
     """
     try:
         task = load_task(config.task, needs_training=False)
@@ -95,12 +95,12 @@ def _evaluate(
             params=SamplingParams.of(config.sampling, seed=config.seed),
             progress=lambda done, total: bar.update(line, completed=done),
         )
-    assert evaluation is not None, "nobody can tell it to stop"
+    assert evaluation is not None, "an evaluation without `is_stopping` always ends with a result"
     return evaluation
 
 
 def _print_plan(console: Console, config: EvaluateConfig, task: Task, model: Path) -> None:
-    """Say what is evaluated on what, and where that was taken from."""
+    """Print the model, the task and the sampling of an evaluation, and the origin of these settings."""
     sampling = config.sampling
     run_dir = run_dir_of(config.model.path)
     drawn = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}"

@@ -1,4 +1,4 @@
-"""Completions of prompts in the terminal."""
+"""Generation of completions in the terminal."""
 
 from rich.console import Console
 from rich.text import Text
@@ -13,10 +13,10 @@ __all__ = ["generate"]
 
 
 def generate(config: GenerateConfig) -> None:
-    """Print `num_samples` completions of each prompt, asked in the form that the config says.
+    """Print `num_samples` completions of each prompt, in the prompt form of the config.
 
     Raises:
-        UserError: a mistake in the config or in what it points to.
+        UserError: the config, or a file that it names, has a mistake.
     """
     if not config.prompts:
         raise UserError("prompts must hold at least one prompt, got []; prompts='[\"12 + 35 =\"]'")

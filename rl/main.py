@@ -1,4 +1,4 @@
-"""The command `paceline`; scripts/*.py run its commands from a checkout."""
+"""Command line program `paceline`; scripts/*.py run the same commands from a checkout."""
 
 import difflib
 import importlib
@@ -16,15 +16,15 @@ _COMMANDS = {
     "generate": ("rl.generate", "generate", "print completions of prompts"),
     "report": ("rl.report", "report", "compare runs in one picture and one table"),
 }
-"""Module and function of each command, and what it does."""
+"""Module, function and description of each command."""
 
 
 def run_command(name: str) -> NoReturn:
-    """Run one command on the arguments in `sys.argv`; see `rl.cli.launch` for exit codes."""
+    """Run one command with the arguments in `sys.argv`; see `rl.cli.launch` for exit codes."""
     module, function, _ = _COMMANDS[name]
 
     def task(config: Any) -> int | None:
-        # torch takes seconds to import, and a mistake is found before
+        # imported late, because torch takes seconds to import and a mistake in the config should be reported before
         return getattr(importlib.import_module(module), function)(config)
 
     launch(task, config_name=name)
@@ -50,5 +50,5 @@ def main() -> NoReturn:
 
 def _usage() -> str:
     lines = [f"  paceline {name:10}{purpose}" for name, (_, _, purpose) in _COMMANDS.items()]
-    head = "paceline COMMAND [flags] [group=option] [key=value]; --help after a command says more"
+    head = "paceline COMMAND [flags] [group=option] [key=value]; COMMAND --help shows more"
     return "\n".join([head, "", *lines]) + "\n"

@@ -1,4 +1,4 @@
-"""Output on terminals and in pipes that cannot show every character: plain marks instead, and never an error."""
+"""Fallback for terminals and pipes whose encoding lacks a character: a plain character is printed instead."""
 
 import codecs
 import sys
@@ -19,7 +19,7 @@ _PLAIN = {
 
 
 def allow_any_text() -> None:
-    """Let stdout and stderr replace what their encoding lacks, so that no print changes a script's exit code."""
+    """Make stdout and stderr replace characters that their encoding lacks, so that no print can fail."""
     codecs.register_error(_HANDLER, _replace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

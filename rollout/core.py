@@ -22,29 +22,30 @@ __all__ = [
 
 
 class NotFiniteError(RuntimeError):
-    """A policy has overflowed: weights, logits or every loss hold NaN or infinite values."""
+    """Error raised when a policy has overflowed: weights, logits or every loss are NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are drawn and when a completion ends.
+    """Settings by which tokens are drawn and a completion ends.
 
     Raises:
-        ValueError: a value out of range, named.
+        ValueError: a value is out of range; the message names it.
     """
 
     n: int = 1
     """Completions per prompt."""
     temperature: float = 1.0
-    """Divides the logits; 0 is greedy, which reports log-probabilities at temperature 1. Otherwise at least 1e-6: logits
-    divided by less are no longer finite in fp32."""
+    """Divisor of the logits; 0 is greedy and reports log-probabilities at temperature 1. Other values must be at
+    least 1e-6, because smaller ones make the logits overflow fp32."""
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     max_tokens: int = 128
     seed: int = 0
     stop: tuple[str, ...] = ()
-    """The text ends before the first of these; the tokens that spelled it stay."""
+    """Strings that end the completion. Its text stops before the first of them; its tokens include those that
+    spelled the string."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
@@ -56,7 +57,7 @@ class SamplingParams:
         require_temperature("temperature", self.temperature)
         require(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
         require(0 <= self.min_p < 1, "min_p", "in [0, 1)", self.min_p)
-        # a text's letters would be strings, too
+        # a plain string would pass the check below, because its letters are strings
         is_tuple = isinstance(self.stop, tuple | list)
         is_right = is_tuple and all(isinstance(s, str) and s for s in self.stop)
         require(is_right, "stop", "a tuple of non-empty strings", self.stop)
@@ -66,7 +67,7 @@ class SamplingParams:
 
     @classmethod
     def of(cls, config: SamplingConfig, *, n: int = 1, seed: int = 0) -> "SamplingParams":
-        """Returns the parameters that a config gives."""
+        """Build the parameters that a config asks for."""
         return cls(
             n=n,
             temperature=config.temperature,
@@ -79,13 +80,13 @@ class SamplingParams:
         )
 
     def ends_at(self, token_id: int, *, eos_token_ids: Sequence[int]) -> bool:
-        """Whether a completion is over with this token, whatever its text."""
+        """Return whether a completion ends with this token, whatever its text."""
         is_eos = token_id in eos_token_ids and not self.ignore_eos
         return is_eos or token_id in self.stop_token_ids
 
     @property
     def truncates(self) -> bool:
-        """Whether tokens are dropped from the distribution before sampling."""
+        """True if tokens are dropped from the distribution before sampling."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
@@ -100,7 +101,8 @@ def _is_whole(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SampleKey:
-    """With a position, all that randomness depends on. `group_id` is never reused within a seed."""
+    """Key of a request's random numbers: together with a token's position it determines them. `group_id` is never
+    reused within a seed."""
 
     seed: int
     group_id: int
@@ -116,11 +118,11 @@ class Request:
     params: SamplingParams
     key: SampleKey
     priority: int = 0
-    """Priority among waiting requests; higher ones begin first."""
+    """Priority in the queue; higher ones begin first."""
 
     @property
     def drawn_with(self) -> SampleKey | None:
-        """Key that its tokens are drawn with, together with their positions; None: it is greedy."""
+        """Key of the random numbers that draw the tokens; None if the request is greedy."""
         return self.key if self.params.temperature > 0 else None
 
 
@@ -128,7 +130,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # end of sequence, a stop id or a stop string
     LENGTH = "length"  # max_tokens, or the end of the context
     ABORTED = "aborted"
-    REJECTED = "rejected"  # it could never have fitted; the message says why
+    REJECTED = "rejected"  # could never fit; `message` says why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +140,14 @@ class Completion:
     request_id: str
     token_ids: list[int]
     logprobs: list[float]
-    """fp32, of the distribution that was really sampled from; greedy: at temperature 1."""
+    """Log-probabilities (fp32) under the distribution that was sampled from; greedy requests report them at
+    temperature 1."""
     policy_versions: list[int]
-    """Per token, of the weights that produced it."""
+    """Version of the weights that produced each token."""
     finish_reason: FinishReason
     text: str = ""
     message: str = ""
-    """Why a request was rejected."""
+    """Reason why a request was rejected."""
 
 
 class Status(Enum):
@@ -156,14 +159,14 @@ class Status(Enum):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RequestState:
-    """A request's life in the engine.
+    """State of a request in the engine.
 
         WAITING -> RUNNING -> FINISHED          RUNNING -> WAITING: preempted, to be recomputed
-        WAITING -> FOLLOWING -> RUNNING         a sibling whose prompt another one is computing
-        FOLLOWING -> WAITING                    that other one was preempted or aborted
+        WAITING -> FOLLOWING -> RUNNING         its prompt is being computed by a sibling
+        FOLLOWING -> WAITING                    that sibling was preempted or aborted
 
-    `token_ids` is the log: prompt, then what was sampled. Keys and values of the first `num_computed` tokens
-    are in the cache, in the blocks of `block_table`.
+    `token_ids` holds the prompt, then the sampled tokens. Keys and values of the first `num_computed` tokens are in
+    the cache, in the blocks of `block_table`.
     """
 
     request: Request
@@ -172,7 +175,7 @@ class RequestState:
     status: Status = Status.WAITING
     num_computed: int = 0
     kv_version: int = -1
-    """Version of the weights that computed the first of its keys and values."""
+    """Version of the weights that computed the first keys and values of the request; -1 before that."""
     block_table: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     policy_versions: list[int] = field(default_factory=list)
@@ -188,7 +191,7 @@ class RequestState:
 
     @property
     def num_remaining(self) -> int:
-        """Tokens whose keys and values have yet to be computed; 1 while decoding."""
+        """Number of tokens without keys and values yet; 1 while decoding."""
         return len(self.token_ids) - self.num_computed
 
     @property
@@ -206,16 +209,17 @@ class RequestState:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`num_tokens` of a request, from `state.num_computed` on, in one forward, and a draft after the end of the log."""
+    """Part of a forward: `num_tokens` of a request, from `state.num_computed` on. A draft may follow the last
+    token."""
 
     state: RequestState
     num_tokens: int
     draft: tuple[int, ...] = ()
-    """Tokens that may come next: the position after each is sampled too, in case it is right."""
+    """Draft tokens. Each of their positions is sampled too, and counts only if the draft before it was right."""
 
     @property
     def samples(self) -> bool:
-        """Whether the chunk reaches the end of the log, so that the next token can be drawn."""
+        """True if the chunk includes the request's last token, so that the next token can be drawn."""
         return self.num_tokens == self.state.num_remaining
 
     @property
@@ -225,7 +229,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """Chunks that one step computes."""
+    """Work of one engine step."""
 
     chunks: tuple[Chunk, ...]
-    block_copies: tuple[tuple[int, int], ...]  # (from, to), before anything is written
+    block_copies: tuple[tuple[int, int], ...]
+    """Pairs (source, target) of blocks to copy before the step writes to the cache."""

@@ -1,4 +1,4 @@
-"""Signals that wait for what must not be left half done."""
+"""Delay of signals during work that must not stop halfway."""
 
 import signal
 import threading
@@ -12,7 +12,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @contextmanager
 def deferring_interrupts() -> Iterator[None]:
-    """Delays signals that Python handles until the block ends. In other threads than the main one, where none arrives, nothing changes."""
+    """Delay signals that Python handles until the block ends. Outside the main thread, where none arrives, do
+    nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""A model and its tokenizer from one directory, checked against each other."""
+"""Loader of a model and its tokenizer from one directory, checked against each other."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ logger = logging.getLogger("paceline")
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     decoder: Decoder
-    """Its `spec.eos_token_ids` are those of `ends`."""
+    """Decoder; its `spec.eos_token_ids` equal `ends.token_ids`."""
     tokenizer: Any
     ends: Ends
 
@@ -35,17 +35,19 @@ def load_model(
     model: ModelConfig | None = None,
     weights: Path | None = None,
 ) -> LoadedModel:
-    """Load a decoder and its tokenizer, and resolve what ends a completion; sources that disagree are logged.
+    """Load a decoder and its tokenizer, and find the tokens that end a completion.
+
+    Sources that disagree about these tokens are logged as warnings.
 
     Args:
-        directory: the model's, with its tokenizer.
-        dtype: of the decoder.
-        device: of the decoder.
-        model: its chat template is used.
-        weights: another directory to take the weights from, of the same architecture.
+        directory: directory of the model and its tokenizer.
+        dtype: dtype of the decoder.
+        device: device of the decoder.
+        model: config whose chat template is used; None: the tokenizer's own template.
+        weights: another directory to load the weights from, of the same architecture.
 
     Raises:
-        ValueError: what is wrong with the files, or between tokenizer and embedding.
+        ValueError: the files are damaged or not supported, or the tokenizer has ids beyond the embedding.
     """
     with hold_lease(directory), hold_lease(weights or directory):
         tokenizer = load_tokenizer(directory, model)

@@ -1,4 +1,4 @@
-"""What Linux counts of its cores."""
+"""Busy time of CPU cores, as Linux counts it."""
 
 import os
 from collections.abc import Collection
@@ -7,13 +7,13 @@ from pathlib import Path
 __all__ = ["ALL_CORES", "busy_seconds"]
 
 ALL_CORES = ("cpu",)
-"""The line of /proc/stat that adds up all cores; `cpu0` and so on are single ones."""
+"""Line of /proc/stat that sums over all cores; single cores are `cpu0`, `cpu1` and so on."""
 
 
 def busy_seconds(names: Collection[str]) -> float:
-    """Seconds since the machine's start in which these cores, by their names in /proc/stat, were not idle.
+    """Return the time that the named lines of /proc/stat were not idle since the machine's start, in seconds.
 
-    NaN where /proc/stat is missing.
+    The result is NaN where /proc/stat is missing.
     """
     stat = Path("/proc/stat")
     if not stat.exists():

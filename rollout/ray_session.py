@@ -1,4 +1,4 @@
-"""Ray beneath a run: one per process, started on this machine or joined by its address, by whoever needs it first."""
+"""Ray session of a process: the first user joins a cluster by its address, or starts one on this machine."""
 
 import logging
 import os
@@ -13,20 +13,22 @@ __all__ = ["actor_options", "join_ray", "reason_of"]
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 _KNOCK_SECONDS = 10.0
-_LOCAL_CPUS = 1  # a bookkeeping unit: how many threads an actor has, it sets itself
+_LOCAL_CPUS = 1  # only for Ray's bookkeeping: an actor sets its own number of threads
 
 _joined = ""
-"""The address that this process last joined a cluster by."""
+"""Address by which this process last joined a cluster."""
 
 
 def join_ray(address: str) -> bool:
-    """See to it that Ray runs here; returns whether this call began it, and its caller is to shut it down.
+    """Start Ray or join a cluster, unless this process already has; return whether this call did, so that its caller
+    shuts it down.
 
     Args:
-        address: of a cluster, as `ray.init` takes it; empty: whatever Ray this process has, or one on this machine.
+        address: address of a cluster, as `ray.init` takes it. Empty: use the Ray session of this process, or start
+            one on this machine.
 
     Raises:
-        ValueError: no cluster is there, or this process has joined another one.
+        ValueError: no cluster answers at the address, or this process has joined another one.
     """
     import ray
 
@@ -38,7 +40,7 @@ def join_ray(address: str) -> bool:
             )
         return False
     try:
-        # interrupted within, Ray leaves agents behind that look for the rest of it for a minute
+        # an interrupt during the start would leave Ray's agents running for a minute
         with deferring_interrupts():
             _start(address)
     except BaseException:
@@ -61,7 +63,7 @@ def _start(address: str) -> None:
                 f"fleet.address must be that of a running Ray cluster, got {address!r}: {error}"
             ) from error
     else:
-        # says that it is on
+        # hides a message that authentication is on
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         ray.init(
             address="local",
@@ -75,7 +77,7 @@ def _start(address: str) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens: Ray itself tries again for many minutes."""
+    """Raise an OSError if nothing listens at the address. Ray itself would retry for many minutes."""
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
@@ -84,13 +86,13 @@ def _knock(address: str) -> None:
 def actor_options(
     address: str, *, num_threads: int, variables: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Of an actor, for its `options`: the cores that it asks for, and its environment.
+    """Return the `options` of a Ray actor: the cores it requests, and its environment variables.
 
     Args:
-        address: as given to `join_ray`. A cluster has our code installed; on this machine the actor runs the very
-            code that this process runs.
-        num_threads: of OpenMP, and cores that it asks a cluster for.
-        variables: of its environment, besides.
+        address: address given to `join_ray`. A cluster has Paceline installed; on this machine the actor runs the
+            same code as this process.
+        num_threads: number of OpenMP threads, and of cores that the actor requests from a cluster.
+        variables: further environment variables.
     """
     environment = {"OMP_NUM_THREADS": str(num_threads), **(variables or {})}
     if not address:
@@ -104,9 +106,9 @@ def actor_options(
 
 
 def reason_of(error: Exception) -> str:
-    """What is worth knowing of Ray's account of an error."""
+    """Return the informative part of an error message from Ray."""
     text = str(error)
-    if "worker process has died" in text:  # a page on what may kill a process follows
+    if "worker process has died" in text:  # Ray adds a page on possible causes
         return "its process died"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)  # what was raised, behind where
+    return lines[-1] if lines else repr(error)  # the last line has the error, after its traceback

@@ -1,4 +1,4 @@
-"""Counts that an engine and its speculation keep. No torch."""
+"""Counters of an engine and its speculation. They need no torch."""
 
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
@@ -8,13 +8,13 @@ __all__ = ["EngineStats", "SpeculationStats"]
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counts since the engine was made."""
+    """Counts since the engine was created."""
 
     num_steps: int = 0
     num_request_steps: int = 0
-    """Requests of a batch, summed over steps."""
+    """Sum over steps of the number of requests in the batch."""
     num_computed_tokens: int = 0
-    """Tokens prefilled and decoded."""
+    """Number of tokens prefilled and decoded."""
     num_sampled_tokens: int = 0
     num_preemptions: int = 0
     num_prefix_hit_tokens: int = 0
@@ -22,34 +22,36 @@ class EngineStats:
 
 @dataclass(slots=True)
 class SpeculationStats:
-    """Counts since they were last taken."""
+    """Counts since the last time they were taken."""
 
     num_proposed: int = 0
-    """Draft tokens that were verified."""
+    """Number of draft tokens that were verified."""
     num_accepted: int = 0
-    """Verified draft tokens that were kept. The token that follows the last kept one is counted in neither."""
+    """Number of verified draft tokens that were kept. The token after the last kept one counts as neither proposed
+    nor accepted."""
     proposed_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
     num_without_room: int = 0
-    """Times that a request got no draft because the cache of the draft model was full."""
+    """Number of times that a request got no draft because the draft model's cache was full."""
     draft_seconds: float = 0.0
-    """Time spent on drafts and on the choice of their lengths."""
+    """Time spent on drafts and on the choice of their lengths, in seconds."""
     drafted_tokens: int = 0
-    """Tokens sampled in steps with drafts, which took `drafted_seconds`."""
+    """Number of tokens sampled in steps with drafts; these steps took `drafted_seconds`."""
     drafted_seconds: float = 0.0
     control_tokens: int = 0
-    """Tokens sampled in control steps, which ran without the drafts they would have had, and took `control_seconds`."""
+    """Number of tokens sampled in control steps, which skip drafts for comparison; these steps took
+    `control_seconds`."""
     control_seconds: float = 0.0
 
     compared_tokens: int = 0
-    """Tokens sampled in steps with drafts and without prompts, which took `compared_seconds`; `expected_tokens` and
-    `expected_seconds` are the estimates for these steps."""
+    """Number of tokens sampled in steps with drafts and without prompts; these steps took `compared_seconds`.
+    `expected_tokens` and `expected_seconds` are the predictions for them."""
     compared_seconds: float = 0.0
     expected_tokens: float = 0.0
     expected_seconds: float = 0.0
 
     def count(self, num_proposed: int, num_accepted: int) -> None:
-        """Counts one verified draft."""
+        """Count one verified draft."""
         self.num_proposed += num_proposed
         self.num_accepted += num_accepted
         for counts, length in (
@@ -61,7 +63,7 @@ class SpeculationStats:
                 counts[position] += 1
 
     def add(self, other: "SpeculationStats") -> None:
-        """Adds the counts of another engine."""
+        """Add the counts of another engine."""
         for field_ in fields(self):
             mine, its = getattr(self, field_.name), getattr(other, field_.name)
             if isinstance(mine, list):
@@ -71,7 +73,7 @@ class SpeculationStats:
             setattr(self, field_.name, its)
 
     def metrics(self) -> dict[str, float]:
-        """Returns counts and rates as metrics, without rates whose denominator is 0."""
+        """Return counts and rates as metrics. Rates with a denominator of 0 are left out."""
         metrics = {
             "speculation/proposed_tokens": float(self.num_proposed),
             "speculation/accepted_tokens": float(self.num_accepted),

@@ -203,7 +203,7 @@ def test_a_range_error_names_key_rule_and_value(override, message):
         ("trainer.learning_rat=1", "unknown config key trainer.learning_rat; did you mean trainer.learning_rate?"),
         ("+trainer.learning_rat=1", "unknown config key trainer.learning_rat; did you mean"),
         ("learning_rate=1", "unknown config key learning_rate; did you mean trainer.learning_rate?"),
-        ("algorithm.max_refills=2", "unknown config key algorithm.max_refills; it is called algorithm.max_resample_batches now"),
+        ("algorithm.max_refills=2", "unknown config key algorithm.max_refills; it was renamed to algorithm.max_resample_batches"),
         ("model=llama", "model=llama: model is one of hf, smollm2_135m, tiny"),
         ("algorithm=rlo", "dr_grpo, grpo, gspo, maxrl, ppo, reinforce_pp, reinforce_pp_baseline, rloo, sft; did you mean rloo?"),
         ("tracking.wandb.mode=OFFLINE", "tracking.wandb.mode must be one of offline, online, disabled, got 'OFFLINE'; did you mean offline?"),
@@ -314,7 +314,7 @@ def test_the_resolved_config_is_fresh():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trainer.zero_stage=3", "trainer.zero_stage is set, and nothing reads it without trainer.backend=deepspeed"),
+        ("trainer.zero_stage=3", "trainer.zero_stage is set, but has no effect without trainer.backend=deepspeed"),
         ("trainer.muon_momentum=0.9", "without trainer.optimizer=muon"),
         ("trainer.threads_per_process=2", "without trainer.num_processes above 1"),
         ("fleet.address=auto", "without fleet=ray or trainer.num_processes above 1"),

@@ -54,7 +54,7 @@ def test_the_hub_package_installed_behind_ours_is_refused(tmp_path):
     result = run("import rollout", tmp_path)
     assert result.returncode == 1
     assert last_line(result).startswith(
-        "ImportError: the Hugging Face package `kernels` is installed beside"
+        "ImportError: the Hugging Face package `kernels` is installed,"
     )
     assert last_line(result).endswith("run `pip uninstall kernels`")
 

@@ -1,1 +1,2 @@
-"""From a command line and YAML files to a config of plain dataclasses. Nothing outside this package sees OmegaConf nodes."""
+"""Composition of a command line and YAML files to a config of plain dataclasses. OmegaConf nodes stay inside this
+package."""

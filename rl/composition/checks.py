@@ -1,4 +1,4 @@
-"""Checks of every run that a command line asks for, before the first one begins."""
+"""Checks of all runs that a command line asks for, before the first one begins."""
 
 import os
 from collections.abc import Sequence
@@ -23,15 +23,16 @@ def checked_runs(
 
     Args:
         config_name: name of the primary config.
-        overrides: those of the command line.
+        overrides: overrides of the command line.
         root: schema of the primary config.
-        line: the command line; where it only asks to be shown something, mandatory values may be missing.
+        line: command line. If it only shows information, mandatory values may be missing.
 
     Returns:
-        The overrides of each run of a sweep, and overrides that say where the sweep keeps its own file.
+        Overrides of each run of a sweep, and overrides that set the directory of the sweep's own file.
 
     Raises:
-        ValueError: an unknown key or option, a value of the wrong type or out of range, or directories that are shared.
+        ValueError: a key or option is unknown, a value has the wrong type or is out of range, or runs share a
+            directory.
     """
     with in_one_sentence(root):
         if not line.is_sweep:

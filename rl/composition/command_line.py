@@ -1,4 +1,4 @@
-"""A command line, taken apart: flags, and overrides of config keys."""
+"""Parsing of a command line into flags and overrides of config keys."""
 
 import argparse
 import difflib
@@ -16,43 +16,43 @@ __all__ = ["CommandLine", "check_override_keys", "read_command_line"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
-    """What a command line asks for."""
+    """Parsed command line."""
 
     overrides: tuple[str, ...]
-    """`key=value` and `group=option`, with the escapes of quoted text read."""
+    """Overrides `key=value` and `group=option`. Escapes in quoted text are already replaced."""
     config_dirs: tuple[Path, ...]
-    """Directories of the user's own YAML files."""
+    """Directories with the user's own YAML files."""
     config_name: str
-    """Name of the primary config; empty: the script's own."""
+    """Name of the primary config; empty: that of the script."""
     hydra_flags: tuple[str, ...]
-    """Flags that are handed to Hydra."""
+    """Flags that are passed on to Hydra."""
     is_sweep: bool
-    """Whether several runs are asked for."""
+    """Whether the command line asks for several runs."""
     wants_help: bool
     wants_version: bool
     keys_pattern: str | None
-    """Keys to explain: those that contain this text; None: a run is wanted."""
+    """Part of the names of keys to explain; None: no explanation is asked for."""
     shows_config: bool
-    """Whether the composed config is wanted, and no run."""
+    """Whether to show the composed config instead of running it."""
 
     @property
     def is_run(self) -> bool:
-        """Whether anything is run; most flags of Hydra only show something."""
+        """True if a run starts; most flags of Hydra only show information."""
         return self.is_sweep or self.hydra_flags in ((), ("--run",))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises a `ValueError` where argparse would print the usage and exit."""
+    """Parser that raises a ValueError where argparse would print the usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"command line: {message}; --help says more")
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
-    """Take a command line apart.
+    """Parse a command line.
 
     Raises:
-        ValueError: an unknown flag, a flag without its value, or an escape that is none.
+        ValueError: a flag is unknown or has no value, or an escape is invalid.
     """
     parser = _parser()
     found, unknown = parser.parse_known_intermixed_args(list(arguments))
@@ -78,24 +78,24 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
 
 
 def check_override_keys(overrides: Sequence[str], root: type) -> list[str]:
-    """Refuse overrides of keys that do not exist; returns them as Hydra takes them.
+    """Raise a ValueError for overrides of unknown keys; return the overrides in Hydra's form.
 
     Args:
-        overrides: `key=value` and `group=option`.
+        overrides: overrides `key=value` and `group=option`.
         root: schema of the primary config.
 
     Raises:
-        ValueError: an unknown key, with a suggestion, or an override without a value.
+        ValueError: a key is unknown, which gives a suggestion, or an override has no value.
     """
     known, free, known_groups = set(known_keys(root)), free_keys(root), groups()
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
-            raise ValueError(f"overrides are key=value or group=option, got {override!r}")
+            raise ValueError(f"overrides must be key=value or group=option, got {override!r}")
         key = _key_of(override)
         is_known = key in known or key.partition(".")[0] == "hydra" or _is_free(key, free)
         if not is_known and key.partition("/")[0] not in (*known_groups, "hydra"):
             raise ValueError(f"unknown config key {key}{suggest(key, root)}")
-    # Hydra adds a key that no schema has only when it is told to, by `++`
+    # Hydra adds a key that is in no schema only with `++`
     return [
         f"++{override}" if _is_free(override.partition("=")[0], free) else override
         for override in overrides
@@ -113,14 +113,14 @@ def _is_free(key: str, free: Sequence[str]) -> bool:
 def _about_flag(flag: str, parser: argparse.ArgumentParser) -> str:
     name, equals, _ = flag.partition("=")
     if equals and "." in name:
-        return f"unknown flag {name}; config keys have no dashes: {flag.lstrip('-')}"
+        return f"unknown flag {name}; write config keys without dashes: {flag.lstrip('-')}"
     known = [option for action in parser._actions for option in action.option_strings]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"unknown flag {name}; " + (f"did you mean {near[0]}?" if near else "--help lists all")
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The flags of Hydra 1.3, and `--keys`; here they may stand between overrides."""
+    """Build a parser of the flags of Hydra 1.3 and of `--keys`; flags may stand between overrides."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     for *names, _ in FLAGS:
@@ -152,14 +152,18 @@ FLAGS: tuple[tuple[str, ...], ...] = (
     ("--cfg", "-c", "job: the composed config with its docs, without a run"),
     ("--resolve", "with --cfg: interpolations replaced by their values"),
     ("--package", "-p", "with --cfg: only this part of the config"),
-    ("--config-dir", "-cd", "DIR: own experiments, tasks and other groups; searched before conf/"),
+    (
+        "--config-dir",
+        "-cd",
+        "DIR: your own experiments, tasks and other groups; searched before conf/",
+    ),
     (
         "--config-name",
         "-cn",
         "NAME: another primary config, such as a finished run's: --config-dir=<run> --config-name=config",
     ),
     ("--multirun", "-m", "a sweep: every combination of values that are separated by commas"),
-    ("--run", "-r", "one run, which is what happens without flags"),
+    ("--run", "-r", "one run (the default)"),
     (
         "--info",
         "-i",
@@ -167,7 +171,7 @@ FLAGS: tuple[tuple[str, ...], ...] = (
     ),
     ("--hydra-help", "Hydra's own help"),
     ("--shell-completion", "-sc", "install or remove completion for a shell"),
-    ("--experimental-rerun", "a run from a pickled config of Hydra's"),
+    ("--experimental-rerun", "repeat a run from a config that Hydra pickled"),
     ("--version", "version of Paceline, and its commit"),
 )
-"""Flags: their names, and what each is for."""
+"""Names and description of each flag."""

@@ -16,19 +16,19 @@ Config = TypeVar("Config")
 
 
 def to_config(cfg: DictConfig, root: type[Config]) -> Config:
-    """Convert a composed node to dataclasses; their `__post_init__` checks ranges.
+    """Convert a composed node to dataclasses, which check ranges in `__post_init__`.
 
     Args:
-        cfg: the composed node.
+        cfg: composed node.
         root: schema of the primary config.
 
     Raises:
-        ValueError: an unknown key, with suggestions; a value out of range; a mandatory value missing; a primary config
-            that is not based on the schema.
+        ValueError: a key is unknown, which gives suggestions; a value is out of range or missing; or the primary
+            config is not based on the schema.
     """
     unknown = list(_unknown_keys(cfg, root, prefix=""))
     if unknown:
-        # `+key=value` passes the schema, and to_object then drops the key without a word
+        # the schema accepts `+key=value`, but to_object would silently drop the key
         hints = "; ".join(f"unknown config key {key}{suggest(key, root)}" for key in unknown)
         raise ValueError(hints)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
@@ -39,8 +39,8 @@ def to_config(cfg: DictConfig, root: type[Config]) -> Config:
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, root):
         raise ValueError(
-            "a primary config must begin its list of defaults with a schema or with one that has it, such as train: "
-            "the types of its keys are not known otherwise"
+            "a primary config must begin its list of defaults with a schema, or with a config that has one, such as train; "
+            "without it the types of its keys are unknown"
         )
     return config
 
@@ -59,7 +59,7 @@ def _unknown_keys(node: DictConfig, schema: type, *, prefix: str) -> Iterator[st
 
 
 def _class_of(child: Any, hint: Any) -> type | None:
-    """Returns the dataclass that a node stands for; None for values and free mappings."""
+    """Return the dataclass of a node; None for values and free mappings."""
     kind = OmegaConf.get_type(child) if isinstance(child, DictConfig) else None
     if isinstance(kind, type) and is_dataclass(kind):
         return kind

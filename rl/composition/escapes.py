@@ -1,8 +1,8 @@
-r"""Double-quoted text of a command line, read as YAML reads it.
+r"""Escapes in double-quoted text of a command line, with their meaning in YAML.
 
-Hydra leaves a backslash as it is, so that `sampling.stop=["\n"]` would be a backslash and an n. Here `\n`, `\t`, `\r`,
-`\"`, `\\`, `\/`, `\xXX`, `\uXXXX` and `\UXXXXXXXX` mean in double quotes what they mean in YAML. Any other escape is refused,
-because `"\boxed"` would silently begin with a backspace. Single-quoted and unquoted text stays as it is.
+Hydra leaves a backslash unchanged, so `sampling.stop=["\n"]` would be a backslash and an n. Here `\n`, `\t`, `\r`,
+`\"`, `\\`, `\/`, `\xXX`, `\uXXXX` and `\UXXXXXXXX` in double quotes have their meaning in YAML. Any other escape is
+an error, because `"\boxed"` would silently begin with a backspace. Single-quoted and unquoted text stays unchanged.
 """
 
 import re
@@ -15,10 +15,10 @@ _MEANINGS = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\", "/": "/"}
 
 
 def read_escapes(override: str) -> str:
-    """Returns an override in which the escapes of double-quoted text are replaced by their meaning.
+    """Return an override in which escapes of double-quoted text are replaced by their meaning.
 
     Raises:
-        ValueError: an escape that YAML does not have, or that nobody wants in a text.
+        ValueError: an escape is not among those listed above.
     """
     key, equals, value = override.partition("=")
     if not equals:
@@ -32,7 +32,7 @@ def read_escapes(override: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Returns `text` as Hydra's grammar quotes it: a backslash counts as an escape only before a quote, or at the end."""
+    """Return `text` quoted for Hydra's grammar, where a backslash is an escape only before a quote or at the end."""
     return '"' + re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + m[2].replace('"', r"\""), text) + '"'
 
 
@@ -41,11 +41,11 @@ def _meaning(text: str, *, key: str) -> str:
         escape = match[1]
         if len(escape) > 1:
             return chr(int(escape[1:], 16))
-        if escape == "$":  # keeps OmegaConf from interpolating
+        if escape == "$":  # stays, so that OmegaConf does not interpolate
             return match[0]
         if escape not in _MEANINGS:
             raise ValueError(
-                f"{key}: \\{escape} in double quotes is no escape for a text; write \\\\{escape} for a backslash, or "
+                f"{key}: \\{escape} is not a valid escape in double quotes; write \\\\{escape} for a backslash, or "
                 "use single quotes, in which backslashes stay"
             )
         return _MEANINGS[escape]

@@ -1,4 +1,4 @@
-"""Texts that teach a config: the help page, the list of keys, and a composed config with its docs beside it."""
+"""Explanations of a config: the help page, the list of keys, and a composed config with its docs."""
 
 import textwrap
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ _WIDTH = 100
 
 
 def help_page(config_name: str, root: type) -> str:
-    """Returns what a script is for, its commands, groups, keys and flags.
+    """Return the help page: the purpose of a script, its commands, groups, keys and flags.
 
     Args:
-        config_name: the script's primary config; the comment at the head of its file says what the script is for.
-        root: its schema.
+        config_name: primary config of the script; the comment at the top of its file describes the script.
+        root: schema of the primary config.
     """
     lines = (CONF / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
     head = [line.removeprefix("#").removeprefix(" ") for line in lines if line.startswith("#")]
@@ -44,11 +44,11 @@ def help_page(config_name: str, root: type) -> str:
 
 
 def list_of_keys(root: type, pattern: str) -> str:
-    """Returns keys with type, default and meaning.
+    """Return keys with type, default and description.
 
     Args:
         root: schema of the primary config.
-        pattern: a part of the keys' names; empty: all.
+        pattern: part of the names of the keys; empty: all keys.
 
     Raises:
         ValueError: no key matches.
@@ -60,12 +60,12 @@ def list_of_keys(root: type, pattern: str) -> str:
 
 
 def documented_yaml(cfg: DictConfig, root: type, *, resolve: bool = False) -> str:
-    """Returns a composed config as YAML, each key below its docstring.
+    """Return a composed config as YAML, with the docstring of each key above it.
 
     Args:
-        cfg: the composed config.
-        root: its schema.
-        resolve: replace interpolations by their values.
+        cfg: composed config.
+        root: schema of the primary config.
+        resolve: whether to replace interpolations by their values.
     """
     plain = OmegaConf.to_container(cfg, resolve=resolve, enum_to_str=True)
     return "\n".join(_yaml_lines(plain, cfg, root, indent="")) + "\n"
@@ -84,7 +84,7 @@ def _yaml_lines(plain: Any, node: DictConfig, schema: type, *, indent: str) -> I
             yield f"{indent}{key}:"
             yield from _yaml_lines(value, child, kind, indent=f"{indent}  ")
         else:
-            # in a list, because a scalar alone is dumped as a document with an end
+            # in a list, because YAML dumps a single scalar with an end-of-document mark
             text = yaml.safe_dump(
                 [value], default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False
             )

@@ -1,4 +1,4 @@
-"""Every config key with its type, default and docstring, as the schemas' sources have them."""
+"""List of all config keys with type, default and docstring, read from the source of the schemas."""
 
 import ast
 import difflib
@@ -23,22 +23,22 @@ class Key:
     name: str
     """Dotted name, for example `trainer.learning_rate`."""
     type: str
-    """Type as a reader wants it; an enum's values."""
+    """Type for readers; for an enum, its values."""
     default: str
-    """Default as a command line would spell it; empty where there is none, or for a section."""
+    """Default in the form of a command line; empty for a section, or if there is none."""
     doc: str
     """Docstring in one line; empty for a section."""
     options: tuple[str, ...]
-    """Group options that have the key, where not all have it."""
+    """Group options that have the key; empty if all have it."""
     is_section: bool
-    """Whether other keys are below it."""
+    """Whether the key contains other keys."""
     is_free: bool
-    """Whether any key may be below it."""
+    """Whether the key may contain any keys."""
 
 
 @functools.cache
 def all_keys(root: type) -> tuple[Key, ...]:
-    """Returns every key of a schema, in the order of the sources, with those of all options of its groups."""
+    """Return every key of a schema, in the order of the sources, including those of all options of its groups."""
     found: dict[str, Key] = {}
     for key in _walk(root, prefix=""):
         found.setdefault(key.name, key)
@@ -46,22 +46,22 @@ def all_keys(root: type) -> tuple[Key, ...]:
 
 
 def known_keys(root: type) -> list[str]:
-    """Returns the dotted name of every key of a schema, sections included, sorted."""
+    """Return the dotted names of all keys of a schema, sections included, sorted."""
     return sorted(key.name for key in all_keys(root))
 
 
 def free_keys(root: type) -> tuple[str, ...]:
-    """Returns the keys below which any key may stand, such as another library's parameters."""
+    """Return the keys that may contain any keys, such as the parameters of another library."""
     return tuple(key.name for key in all_keys(root) if key.is_free)
 
 
 def suggest(key: str, root: type) -> str:
-    """Returns `; did you mean ...?` with the nearest keys, or where to look."""
+    """Return `; did you mean ...?` with the nearest keys, or a hint how to list them."""
     known = known_keys(root)
     if key in RENAMED and RENAMED[key] in known:
-        return f"; it is called {RENAMED[key]} now"
+        return f"; it was renamed to {RENAMED[key]}"
     near = difflib.get_close_matches(key, known, n=2, cutoff=0.7)
-    # the right name under the wrong parent, or a wrong name under the right one
+    # either the right name under the wrong parent, or a wrong name under the right parent
     leaf = key.rpartition(".")[2]
     near += [k for k in known if k.rpartition(".")[2] == leaf and k not in near][:2]
     if not near:
@@ -70,7 +70,8 @@ def suggest(key: str, root: type) -> str:
 
 
 def options_with(key: str) -> list[str]:
-    """Returns the options of a group whose schema has `key`, as `group=option`; empty for keys of no group."""
+    """Return the options of a group whose schema has `key`, as `group=option`; empty for keys outside such a
+    group."""
     group, _, leaf = key.partition(".")
     _, options = GROUPS.get(group, (object, {}))
     return [
@@ -82,7 +83,7 @@ def options_with(key: str) -> list[str]:
 
 @functools.cache
 def field_docs(schema: type) -> Mapping[str, str]:
-    """Returns the docstring of each field of a dataclass, from its source and those of its bases."""
+    """Return the docstring of each field of a dataclass, from its source and that of its bases."""
     docs: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if is_dataclass(base):
@@ -143,7 +144,7 @@ def _default_text(field: Any) -> str:
 
 
 def spell(value: Any) -> str:
-    """Returns a value as a command line would spell it."""
+    """Return a value in the form of a command line."""
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, bool) or value is None:

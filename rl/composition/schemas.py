@@ -1,4 +1,4 @@
-"""Schemas of the primary configs and of the groups whose options have different keys, as Hydra knows them."""
+"""Schemas of the primary configs, and of the groups whose options have different keys, registered with Hydra."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -26,7 +26,7 @@ RENAMED: Mapping[str, str] = {
     "model.source": "model.path",
     "fleet.kind": "fleet",
 }
-"""Old names of keys."""
+"""Current name of each renamed key, by its old name."""
 _TASKS: Mapping[str, type[TaskConfig]] = {
     "arithmetic": ArithmeticConfig,
     "reasoning_gym": ReasoningGymConfig,
@@ -38,14 +38,14 @@ GROUPS: Mapping[str, tuple[type, Mapping[str, type]]] = {
     "task": (TaskConfig, _TASKS),
     "fleet": (FleetConfig, _FLEETS),
 }
-"""Groups with a schema per option: the type that all options share, and the schema of each."""
+"""Groups with a schema per option: the base type of all options, and the schema of each."""
 
 
 def register_schemas(others: Mapping[str, type] = MappingProxyType({})) -> None:
-    """Make the schemas known to Hydra; conf/ refers to them as `<name>_schema`.
+    """Register the schemas with Hydra; conf/ refers to them as `<name>_schema`.
 
     Args:
-        others: schemas of primary configs beyond `ROOTS`, by the name of their YAML file.
+        others: schemas of primary configs that are not in `ROOTS`, by the name of their YAML file.
     """
     store = ConfigStore.instance()
     for name, root in {**ROOTS, **others}.items():

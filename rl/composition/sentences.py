@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf say in a page, in one sentence."""
+"""Short versions of the long errors of Hydra and OmegaConf, each in one sentence."""
 
 import difflib
 import itertools
@@ -22,7 +22,7 @@ _BOOLEANS = {"True": ("on", "yes"), "False": ("off", "no")}
 
 @contextmanager
 def in_one_sentence(root: type) -> Iterator[None]:
-    """Turn an error of composition inside the block into a `ValueError` of one sentence.
+    """Replace an error of composition inside the block by a ValueError of one sentence.
 
     Args:
         root: schema of the primary config, for suggestions.
@@ -34,7 +34,7 @@ def in_one_sentence(root: type) -> Iterator[None]:
 
 
 def _sentence(error: Exception, root: type) -> str:
-    # OmegaConf, at times behind Hydra, names the key on a line of its own
+    # OmegaConf's error, which may be the cause of Hydra's, has the key in a line of its own
     text = f"{error}\n{error.__cause__ or ''}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     keys = [line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")]
@@ -60,17 +60,17 @@ def _sentence(error: Exception, root: type) -> str:
 
 
 def _choice_sentence(key: str, value: str, names: list[str]) -> str:
-    """Says which values an enum has, and which one was meant."""
+    """Return a sentence with the values of an enum, and the one that was probably meant."""
     said = f"{key} must be one of {', '.join(names)}, got {value!r}"
     spelt = [name for name in _BOOLEANS.get(value, ()) if name in names]
     if spelt:
-        return f"{said}; YAML reads {spelt[0]} as a truth value: quote it, '{spelt[0]}'"
+        return f"{said}; YAML reads {spelt[0]} as a boolean: quote it, '{spelt[0]}'"
     near = difflib.get_close_matches(value.lower(), names, n=1, cutoff=0.6)
     return f"{said}; did you mean {near[0]}?" if near else said
 
 
 def _missing_sentence(group: str, option: str) -> str:
-    """Says which options a group has, and which one was meant."""
+    """Return a sentence with the options of a group, and the one that was probably meant."""
     known = options(group)
     if not known:
         return f"there is no group {group}, asked for with {group}={option}; groups are {', '.join(groups())}"

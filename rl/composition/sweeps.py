@@ -1,4 +1,4 @@
-"""Sweeps: every run is composed and checked before the first one begins, and has a directory named after what differs."""
+"""Sweeps of runs: their overrides, and a directory for each run, named after its differences."""
 
 import os
 import re
@@ -19,10 +19,10 @@ _MAX_NAME = 160
 
 
 def runs_of(overrides: Sequence[str]) -> list[list[str]]:
-    """Returns the overrides of each run of a sweep; empty where another sweeper decides them as it goes.
+    """Return the overrides of each run of a sweep; empty if another sweeper decides them later.
 
     Raises:
-        HydraException: an override cannot be read.
+        HydraException: an override cannot be parsed.
     """
     if any(override.startswith("hydra/sweeper=") for override in overrides):
         return []
@@ -34,11 +34,11 @@ def runs_of(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def name_of(run: Sequence[str], sweep: Sequence[str], *, without: Sequence[str] = ()) -> str:
-    """Returns what a run of a sweep differs in, as a name for a directory.
+    """Return a directory name that describes how a run differs from the others of its sweep.
 
     Args:
         run: overrides of the run.
-        sweep: overrides of the sweep, as they were given; a key with one value in them does not differ.
+        sweep: overrides of the sweep, as given; a key with a single value does not differ between runs.
         without: keys to leave out.
     """
     parser = OverridesParser.create()
@@ -56,7 +56,7 @@ def name_of(run: Sequence[str], sweep: Sequence[str], *, without: Sequence[str] 
 
 
 def place_run(cfg: DictConfig, run: Sequence[str], sweep: Sequence[str], directory: Path) -> str:
-    """Give a run of a sweep its directory and its group in W&B, where the user gave none.
+    """Set the directory of a run of a sweep and its group in W&B, unless the user set them.
 
     Args:
         cfg: composed config of the run, which is changed.
@@ -65,7 +65,7 @@ def place_run(cfg: DictConfig, run: Sequence[str], sweep: Sequence[str], directo
         directory: directory of the sweep.
 
     Returns:
-        The name of the run: what it differs in.
+        The name of the run, which describes how it differs from the others.
     """
     name = name_of(run, sweep) or "run"
     if "run_dir" in cfg and not cfg.run_dir:
@@ -77,14 +77,14 @@ def place_run(cfg: DictConfig, run: Sequence[str], sweep: Sequence[str], directo
 
 
 def check_directories(directories: Sequence[str], runs: Sequence[Sequence[str]]) -> None:
-    """Refuse a sweep in which two runs would share a directory.
+    """Raise a ValueError if two runs of a sweep would share a directory.
 
     Args:
         directories: run directory of each run.
         runs: overrides of each run.
 
     Raises:
-        ValueError: names the directory, how many runs share it, and the cure.
+        ValueError: two runs share a directory; the message names it, the number of runs, and the cure.
     """
     counts = Counter(str(Path(directory)) for directory in directories)
     directory, count = counts.most_common(1)[0]

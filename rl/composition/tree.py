@@ -1,4 +1,4 @@
-"""The tree of YAML files: conf/ of this project, and directories of the user's own in front of it."""
+"""Tree of YAML files: conf/ of this project, and the user's own directories, which take precedence."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,20 +16,20 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 CONF = next(
     p for p in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (p / "train.yaml").is_file()
 )
-"""The project's YAML files: beside rl/ in a checkout, inside it where the package is installed."""
+"""Directory of the project's YAML files: next to rl/ in a checkout, inside it in an installed package."""
 QUIET_HYDRA = (
     "hydra/hydra_logging=none",
-    "hydra/job_logging=none",  # "disabled" would silence our own warnings too
+    "hydra/job_logging=none",  # "disabled" would also silence Paceline's own warnings
     "hydra.output_subdir=null",
     "hydra.run.dir=.",
     "hydra.job.chdir=false",
     "hydra.sweep.subdir=.",
 )
-"""Overrides under which Hydra writes nothing of its own: a run directory is ours."""
+"""Overrides that keep Hydra from writing files of its own, because Paceline manages the run directory."""
 
 
 class _OwnDirectories(SearchPathPlugin):
-    """Puts the user's directories in front of conf/, so that a file there wins over one of the same name here."""
+    """Plugin that puts the user's directories before conf/, so that a file there replaces one with the same name."""
 
     directories: tuple[Path, ...] = ()
 
@@ -40,10 +40,10 @@ class _OwnDirectories(SearchPathPlugin):
 
 
 def search_in_front(directories: Sequence[Path]) -> None:
-    """Search directories of YAML files before conf/, in every composition from now on.
+    """Search directories of YAML files before conf/ in every later composition.
 
     Raises:
-        ValueError: one is no directory.
+        ValueError: a path is not a directory.
     """
     for directory in directories:
         if not directory.is_dir():
@@ -53,7 +53,7 @@ def search_in_front(directories: Sequence[Path]) -> None:
 
 
 def groups() -> list[str]:
-    """Returns the names of the groups: directories of YAML files."""
+    """Return the names of the groups, which are directories of YAML files."""
     roots = (*_OwnDirectories.directories, CONF)
     names = {
         p.name for root in roots for p in root.iterdir() if p.is_dir() and any(p.glob("*.yaml"))
@@ -62,14 +62,14 @@ def groups() -> list[str]:
 
 
 def options(group: str) -> list[str]:
-    """Returns the names of a group's options."""
+    """Return the names of a group's options."""
     roots = (*_OwnDirectories.directories, CONF)
     return sorted({path.stem for root in roots for path in (root / group).glob("*.yaml")})
 
 
 @contextmanager
 def composing() -> Iterator[None]:
-    """Initialise Hydra, so that `compose` and its config loader work inside the block."""
+    """Initialize Hydra, so that `compose` and its config loader work inside the block."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         yield
 

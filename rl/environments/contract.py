@@ -1,13 +1,15 @@
-"""The contract of environments: the worlds that a policy talks to.
+"""Contract of environments; the policy exchanges messages with an environment.
 
     start(row, seed) -> messages        the prompt
-    reply(turn)      -> messages        the policy's next turn follows
-                     -> done            the rollout ends, with a reward or for the task's scorer
+    reply(turn)      -> messages        the policy takes another turn
+                     -> done            the rollout ends, with a reward or with none, which leaves it to the task's
+                     scorer
     end(reason)      -> done            the framework ended the rollout
-    close()                             always, once, whatever happened
+    close()                             always called, exactly once
 
-There is one object per rollout. It speaks messages; the framework appends their tokens to the rollout's log, and never
-re-tokenises what was sampled. One turn is the case that is done at once (`single_turn.py`).
+Each rollout has its own environment. Environments exchange messages; the framework appends their tokens to the
+rollout's log, and never tokenizes sampled text again. An environment of a single turn is done after the first
+(`single_turn.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,33 +21,32 @@ from rl.rollouts import RolloutEnd, Turn
 __all__ = ["Environment", "Message", "Reply"]
 
 Message = Mapping[str, str]
-"""A chat message: `role` and `content`."""
+"""Chat message: `role` and `content`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """An environment's answer to a turn: messages, or the end."""
+    """Environment's answer to a turn: messages, or the end of the rollout."""
 
     messages: tuple[Message, ...] = ()
     is_done: bool = False
     reward: float | None = None
-    """Reward of the turn that was answered. A rollout without any reward is scored by the task's scorer."""
+    """Reward of the turn that was answered. A rollout in which no turn has a reward is scored by the task's
+    scorer."""
 
 
 class Environment(Protocol):
-    """The world of one rollout."""
-
     def start(self, row: Mapping[str, Any], seed: int) -> Sequence[Message]:
         """Return the prompt.
 
         Args:
-            row: the prompt's row; `messages` holds the chat messages that the task made of it.
-            seed: the same for all siblings of a group, whose worlds must be the same.
+            row: row of the prompt; its `messages` are the chat messages that the task built from it.
+            seed: seed of the environment, equal for all siblings of a group, which must start in the same state.
         """
         ...
 
     def reply(self, turn: Turn) -> Reply:
-        """Answer what the policy said."""
+        """Return the answer to a turn of the policy."""
         ...
 
     def end(self, reason: RolloutEnd) -> Reply:
@@ -53,4 +54,4 @@ class Environment(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the environment holds."""
+        """Free the environment's resources."""

@@ -1,4 +1,4 @@
-"""The environment of one turn: the prompt is the task's own, and the first answer ends the rollout."""
+"""Environment of a single turn: it asks the task's prompt, and the first answer ends the rollout."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["SingleTurn"]
 
 
 class SingleTurn:
-    """Done at once; the task's scorer gives the reward."""
+    """Environment that is done after one turn; the task's scorer gives the reward."""
 
     def start(self, row: Mapping[str, Any], seed: int) -> Sequence[Message]:
         return row["messages"]
@@ -22,4 +22,4 @@ class SingleTurn:
         return Reply(is_done=True)
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Do nothing, because there are no resources."""

@@ -1,4 +1,4 @@
-"""Scorer of arithmetic: the last integer of a completion counts."""
+"""Scorer of arithmetic: the last integer of a completion is its answer."""
 
 import re
 from decimal import Decimal
@@ -8,7 +8,7 @@ __all__ = ["score_arithmetic"]
 
 
 def score_arithmetic(completion: str, row: dict[str, Any]) -> float:
-    """1.0 if the last integer of the completion equals `row["answer"]`, else 0.0."""
+    """Return 1.0 if the last integer of the completion equals `row["answer"]`, else 0.0."""
     integers = re.findall(r"-?\d+", completion)
-    # Decimal: int() refuses more than 4300 digits, which a policy may well write
+    # Decimal, because int() rejects more than 4300 digits, which a policy may write
     return float(bool(integers) and Decimal(integers[-1]) == Decimal(row["answer"]))

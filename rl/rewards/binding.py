@@ -1,6 +1,6 @@
-"""Calls a scorer with what its parameters name.
+"""Binding of a scorer's parameters, by their names, to values of a job.
 
-score(completion, row)                                              ours
+score(completion, row)                                              Paceline's
 score(completion, answer, difficulty)                               columns of the dataset, by name
 compute_score(data_source, solution_str, ground_truth, extra_info)  verl's
 reward(prompts, completions, **columns) -> list                     TRL's, with lists of one element
@@ -31,31 +31,35 @@ _SOURCES: dict[str, _Source] = {
     "data_source": lambda job: job.row.get("data_source", "dataset"),
     "extra_info": lambda job: job.row.get("extra_info", job.row),
 }
-_NEVER_COLUMNS = ("prompt", "completion", "completion_ids")  # what TRL leaves out of **columns
+_NEVER_COLUMNS = (
+    "prompt",
+    "completion",
+    "completion_ids",
+)  # names that TRL leaves out of **columns
 _KNOWN = f"{', '.join(_SOURCES)}, the dataset's columns, or TRL's {' and '.join(_LISTS)}"
 
 
 @dataclass(frozen=True, slots=True)
 class BoundScorer:
-    """A scorer with its parameters sorted; call it with a job."""
+    """Scorer whose parameters are bound by name; call it with a job."""
 
     function: Callable[..., Any]
     positional: tuple[str, ...]
-    """Parameters without a default that must be given by position."""
+    """Parameters without a default that must be passed by position."""
     named: tuple[str, ...]
     """Other parameters without a default."""
     optional: tuple[str, ...]
-    """Parameters with a default, which are given where there is something to give."""
+    """Parameters with a default, which are passed only if there is a value for them."""
     takes_rest: bool
-    """Whether it has `**kwargs`."""
+    """Whether the scorer has `**kwargs`."""
 
     @property
     def is_batched(self) -> bool:
-        """Whether it takes and returns lists, as TRL's reward functions do."""
+        """True if the scorer takes and returns lists, as TRL's reward functions do."""
         return "completions" in (*self.positional, *self.named, *self.optional)
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Raises a ValueError if a parameter is neither known nor one of the dataset's columns."""
+        """Raise a ValueError if a parameter is neither known nor one of the dataset's columns."""
         known = {*_SOURCES, *columns, *(_LISTS if self.is_batched else ())}
         unknown = [name for name in (*self.positional, *self.named) if name not in known]
         if unknown:
@@ -66,7 +70,7 @@ class BoundScorer:
             )
 
     def __call__(self, job: ScoreJob) -> Any:
-        """Returns the score, not yet checked; waits for it if the scorer is async."""
+        """Return the score, not yet checked; run the scorer to its end if it is async."""
         values = _ListValues(job) if self.is_batched else _Values(job)
         positional = [values[name] for name in self.positional]
         named = {name: values[name] for name in self.named}
@@ -80,10 +84,10 @@ class BoundScorer:
 
 
 def bind_scorer(function: Callable[..., Any]) -> BoundScorer:
-    """Sorts the parameters of a scorer.
+    """Bind the parameters of a scorer.
 
     Raises:
-        ValueError: it takes no completion, or has parameters that cannot be given.
+        ValueError: the scorer takes no completion, or has parameters that cannot be bound.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
@@ -114,7 +118,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class _Values:
-    """Values of one job by name: what we know first, then the row's columns."""
+    """Values of one job by name. Paceline's own names take precedence over the row's columns."""
 
     def __init__(self, job: ScoreJob) -> None:
         self._job = job
@@ -135,9 +139,9 @@ class _Values:
 
 
 class _ListValues:
-    """Values of one job as TRL gives them: lists of one element, the dataset's columns first.
+    """Values of one job in TRL's form: lists of one element. The dataset's columns take precedence.
 
-    Prompts and completions are chat messages if the dataset's prompt is, else texts.
+    Prompts and completions are chat messages if the dataset's prompt is a list of chat messages, else texts.
     """
 
     def __init__(self, job: ScoreJob) -> None:
@@ -171,7 +175,7 @@ async def _wait_for(awaitable: Any) -> Any:
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """Returns the process's event loop, one for all jobs: what a scorer opens on it stays open."""
+    """Return the process's event loop, which all jobs share, so that connections a scorer opens on it stay open."""
     global _loop
     if _loop is None or _loop.is_closed():
         _loop = asyncio.new_event_loop()
@@ -183,7 +187,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def _only_score(scores: Any) -> Any:
-    """Raises a ValueError unless there is one score for the one completion."""
+    """Return the single score. Raise a ValueError unless there is exactly one score for the one completion."""
     if isinstance(scores, (str, Mapping)) or not hasattr(scores, "__len__") or len(scores) != 1:
         raise ValueError(
             "a scorer that takes `completions` must return a list with one score for each, here 1, "

@@ -1,4 +1,4 @@
-"""The schema of `reward`."""
+"""Config schema of `reward`."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,14 @@ from rollout.config import require
 @dataclass(kw_only=True)
 class RewardConfig:
     num_workers: int = 1
-    """Processes that score."""
+    """Number of processes that score completions."""
     time_limit_seconds: float = 10.0
-    """Time limit for scoring one completion; after it the scorer is killed and the outcome is a timeout."""
+    """Time limit for scoring one completion, in seconds. After it the scorer's process is killed and the outcome
+    is a timeout."""
     memory_limit_gb: float = 8.0
-    """Address space of one scorer process, in GB (10^9 bytes)."""
+    """Limit of the address space of one scorer process, in GB (10^9 bytes)."""
     max_error_rate: float = 0.2
-    """The run stops when more than this share of a step's completions could not be scored."""
+    """Maximum share of a step's completions that may fail to be scored; the run stops if more fail."""
 
     def __post_init__(self) -> None:
         require(self.num_workers > 0, "reward.num_workers", "> 0", self.num_workers)

@@ -1,4 +1,4 @@
-"""What is scored: one completion, with everything that a scorer may ask for."""
+"""Input of a scorer: one completion, and all values that a scorer may ask for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,20 +9,21 @@ __all__ = ["ScoreJob"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreJob:
-    """A completion and the prompt's data. It is pickled, so all values must be picklable."""
+    """Completion and the data of its prompt. All values must be picklable, because jobs are sent to another
+    process."""
 
     completion: str
     row: dict[str, Any] = field(default_factory=dict)
-    """The dataset's own columns, as the file holds them."""
+    """Unchanged columns of the dataset."""
     prompt: str | Sequence[Mapping[str, Any]] = ""
-    """The question as the dataset holds it: a text or chat messages; empty stands for `row["question"]`."""
+    """Question as in the dataset, a text or chat messages; empty means `row["question"]`."""
     answer: Any = None
-    """The gold answer as the dataset holds it; None stands for `row["answer"]`."""
+    """Gold answer as in the dataset; None means `row["answer"]`."""
 
     transcript: Sequence[Mapping[str, Any]] = ()
-    """Messages of the whole conversation, the completion last; empty where there was only one turn to see."""
+    """Messages of the whole conversation, with the completion last; empty if the conversation had only one turn."""
 
     def named(self, name: str) -> Any:
-        """Returns `question` or `answer`, from the job or else from the row."""
+        """Return the value of `question` or `answer`, from the job or else from the row."""
         given = self.prompt if name == "question" else self.answer
         return self.row.get(name) if given is None or given == "" else given

@@ -10,17 +10,17 @@ __all__ = ["score_mathematics"]
 
 
 def score_mathematics(completion: str, row: dict[str, Any], *, answer: Any = None) -> float:
-    """1.0 if the completion's final answer equals the gold one, else 0.0.
+    """Return 1.0 if the completion's final answer equals the gold answer, else 0.0.
 
     A completion without an answer, or with one that cannot be compared, is wrong.
 
     Args:
-        completion: the model's text.
+        completion: text of the completion.
         row: columns of the dataset.
         answer: gold answer; None: `row["answer"]`.
 
     Raises:
-        ValueError: the gold answer is none.
+        ValueError: the gold answer is not one that can be compared.
     """
     value = row["answer"] if answer is None else answer
     try:
@@ -28,6 +28,6 @@ def score_mathematics(completion: str, row: dict[str, Any], *, answer: Any = Non
     except ValueError as error:
         raise ValueError(f"{error}, or name a scorer of your own in task.scorer") from error
     if isinstance(value, str) and completion.strip() == value.strip():
-        return 1.0  # also where the solution before a final answer holds another box
+        return 1.0  # needed if the gold solution contains another box before its final answer
     given = final_answers(completion)
     return float(any(are_equal(text, other) for other in gold.alternatives for text in given))

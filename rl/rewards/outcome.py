@@ -1,4 +1,4 @@
-"""What became of scoring one completion: a score, or the reason why there is none."""
+"""Outcome of scoring one completion: a score, or the reason why there is none."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ __all__ = ["OutcomeKind", "ScoreOutcome"]
 class OutcomeKind(Enum):
     SCORE = "score"
     ERROR = "error"
-    """The scorer raised, returned no finite number, or lost its process."""
+    """The scorer raised an error, returned no finite number, or lost its process."""
     TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOutcome:
-    """A finite `score` if `kind` is SCORE; otherwise none, and a `message` that says why."""
+    """Finite `score` if `kind` is SCORE, else only a `message` with the reason."""
 
     kind: OutcomeKind
     score: float | None = None

@@ -1,9 +1,9 @@
-"""Scorers in processes that can be killed, behind a queue.
+"""Pool of processes that score completions; each can be killed and replaced.
 
     submit(jobs) -> the next idle process, one job at a time -> outcomes, in the order of the jobs
 
-Jobs are handed out one by one, so all processes have work while there is any. The time limit holds per job, and after
-a job that hangs or kills its process the next one gets a fresh process.
+Jobs are distributed one by one, so that all processes stay busy. The time limit applies to each job. A job that hangs
+or kills its process costs only itself: the next job gets a new process.
 """
 
 import logging
@@ -25,37 +25,38 @@ logger = logging.getLogger(__name__)
 
 
 class ScoreTicket:
-    """The pending outcomes of one `submit`."""
+    """Pending outcomes of one `submit`."""
 
     def __init__(self, pending: list[Future[ScoreOutcome]]) -> None:
         self._pending = pending
 
     def done(self) -> bool:
-        """Whether all outcomes are known."""
+        """Return whether all outcomes are known."""
         return all(future.done() for future in self._pending)
 
     def wait(self, timeout_seconds: float) -> bool:
-        """Wait until all outcomes are known, or for the time to be over; returns `done()`."""
+        """Wait until all outcomes are known or the time is over; return `done()`."""
         return not wait(self._pending, timeout_seconds).not_done
 
     def outcomes(self) -> list[ScoreOutcome]:
-        """Returns one outcome per job, in the order of the jobs; blocks until all are known.
+        """Return one outcome per job, in the order of the jobs; block until all are known.
 
         Raises:
             RuntimeError: a process could not be restarted, or the pool was closed.
-            CancelledError: the pool was closed before a job was begun.
+            CancelledError: the pool was closed before a job began.
         """
         return [future.result() for future in self._pending]
 
 
 class ScorerPool:
-    """`num_workers` processes with the scorer loaded, and a thread each that waits for it.
+    """Pool of `num_workers` processes, each with the scorer loaded and a thread that waits for it.
 
     Args:
-        scorer: picklable; unpickled, and prepared, once per process.
-        num_workers: processes.
-        time_limit_seconds: of one job; past it the process is killed and the outcome is a TIMEOUT.
-        memory_limit_gb: address space of a process, in GB (10^9 bytes); past it an ERROR. Linux only.
+        scorer: picklable scorer; each process unpickles and prepares it once.
+        num_workers: number of processes.
+        time_limit_seconds: time limit of one job. A process that exceeds it is killed, and the outcome is a TIMEOUT.
+        memory_limit_gb: limit of a process's address space, in GB (10^9 bytes). Exceeding it gives an ERROR. Linux
+            only.
 
     Raises:
         RuntimeError: the scorer cannot be loaded in its process.
@@ -88,11 +89,11 @@ class ScorerPool:
             self._idle.put(process)
 
     def submit(self, jobs: Sequence[ScoreJob]) -> ScoreTicket:
-        """Queue the jobs and return at once; they must be picklable, else `outcomes` raises."""
+        """Queue the jobs and return at once. Jobs must be picklable, else `outcomes` raises an error."""
         return ScoreTicket([self._threads.submit(self._score, job) for job in jobs])
 
     def close(self) -> None:
-        """End every process now; jobs that are not done yet are given up."""
+        """Stop all processes at once, and cancel jobs that are not done."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
             process.kill()

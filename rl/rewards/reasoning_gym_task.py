@@ -1,4 +1,4 @@
-"""Scorer of reasoning-gym's tasks: the library's own."""
+"""Scorer of reasoning-gym's tasks, which the library provides."""
 
 import functools
 from dataclasses import dataclass, field
@@ -9,9 +9,9 @@ __all__ = ["ReasoningGymScorer"]
 
 @dataclass(frozen=True)
 class ReasoningGymScorer:
-    """Scores what stands in the last <answer> tags, or the whole completion if there are none.
+    """Scorer of the text in the last <answer> tags, or of the whole completion if there are none.
 
-    Many tasks give a wrong answer partial credit: scores lie in [0, 1].
+    Many tasks give partial credit, so scores lie in [0, 1].
     """
 
     name: str
@@ -29,9 +29,12 @@ class ReasoningGymScorer:
 
     @functools.cached_property
     def _dataset(self) -> Any:
-        import reasoning_gym  # takes 2 s: only the process that scores pays
+        import reasoning_gym  # takes 2 s, so only the scorer's process imports it
 
         return reasoning_gym.create_dataset(self.name, **self.params, seed=0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "params": self.params}  # never the dataset
+        return {
+            "name": self.name,
+            "params": self.params,
+        }  # without the dataset, which each process creates itself

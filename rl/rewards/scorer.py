@@ -1,7 +1,8 @@
-"""What a scorer is, and scorers that users write outside the repository.
+"""Contract of scorers, and the loading of scorers that users write outside the repository.
 
-A scorer is pickled once and called in a process of its own, so it is a function of an importable module or a
-picklable object. It should depend on its arguments alone. `rl.rewards.binding` says which arguments it may have.
+A scorer is pickled once and called in another process. It is therefore a function of an importable module, or a
+picklable object. Its score should depend only on its arguments. `rl.rewards.binding` documents which arguments it may
+take.
 """
 
 import sys
@@ -17,36 +18,36 @@ __all__ = ["ImportedScorer", "PreparedScorer", "Scorer", "load_scorer"]
 
 
 class Scorer(Protocol):
-    """Scores one completion; `row` holds the dataset's columns, and `question` and `answer` in any case."""
+    """Function that scores one completion. `row` has the dataset's columns, and always `question` and `answer`."""
 
     def __call__(self, completion: str, row: dict[str, Any], /) -> float: ...
 
 
 @runtime_checkable
 class PreparedScorer(Protocol):
-    """A scorer that loads something first: `prepare` runs once per process, outside the time limit."""
+    """Scorer that loads data first: `prepare` runs once per process, outside the time limit."""
 
     def prepare(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class ImportedScorer:
-    """A user's function, known by its import path and imported in the process that scores."""
+    """User's function, stored as its import path and imported in the scorer's process."""
 
     path: str
-    """`package.module:function`, or `/path/to/file.py:function`."""
+    """Import path: `package.module:function`, or `/path/to/file.py:function`."""
     folder: str = field(default="", compare=False)
-    """Directory whose modules can be imported: the file's own, or the one in which training started."""
+    """Directory whose modules can be imported: that of the file, or the one in which training was started."""
 
     def prepare(self) -> None:
-        """Import the function; files of `folder` can be imported from now on."""
+        """Import the function, and make the modules of `folder` importable."""
         if self.folder and self.folder not in sys.path:
             sys.path.insert(0, self.folder)
         _ = self.function
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The user's function, imported."""
+        """Imported function of the user."""
         with importable(self.folder):
             function = import_named(self.path, key="task.scorer", kind="function")
         if not callable(function):
@@ -57,7 +58,7 @@ class ImportedScorer:
         return function
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Raises a ValueError if a parameter is neither one that we know nor one of the dataset's columns."""
+        """Raise a ValueError if a parameter is neither a known name nor one of the dataset's columns."""
         try:
             bind_scorer(self.function).check_columns(columns)
         except ValueError as error:
@@ -68,10 +69,10 @@ class ImportedScorer:
 
 
 def load_scorer(path: str) -> ImportedScorer:
-    """Returns the user's scorer at `path`, after a trial import.
+    """Return the user's scorer at `path`, after importing it once to check it.
 
     Raises:
-        ValueError: `path` names no function, or one whose parameters cannot be given.
+        ValueError: `path` names no function, or one whose parameters cannot be bound.
     """
     path = absolute_path(path, key="task.scorer", kind="function")
     scorer = ImportedScorer(path, folder_of(path))

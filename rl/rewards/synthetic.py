@@ -1,4 +1,4 @@
-"""Scores that depend on the completion alone and mean nothing: for runs that only train."""
+"""Meaningless scores that depend only on the completion, for runs that measure training without a task."""
 
 import zlib
 from typing import Any
@@ -7,5 +7,5 @@ __all__ = ["random_score"]
 
 
 def random_score(completion: str, row: dict[str, Any], /) -> float:
-    """0 or 1, by the bits of the completion."""
+    """Return 0 or 1, computed from a checksum of the completion."""
     return float(zlib.crc32(completion.encode()) & 1)

@@ -1,4 +1,4 @@
-"""Which values that a scorer returns are scores."""
+"""Conversion of a scorer's return value to a score."""
 
 import math
 import reprlib
@@ -10,25 +10,25 @@ from typing import Any
 __all__ = ["MAX_SCORE", "to_score"]
 
 MAX_SCORE = 1e15
-"""Largest magnitude of a score: sums of a million squares of it are finite in float32."""
+"""Maximum magnitude of a score; a sum of a million squares of it is still finite in float32."""
 
 _NUMBERS = (int, float, Fraction, Decimal)
-_float = float  # a scorer may replace the builtin
+_float = float  # kept because a scorer may replace the builtin
 
 
 def to_score(value: Any) -> float:
-    """Returns the score as a float.
+    """Return the score as a float.
 
-    Numbers of Python, numpy and torch are scores, booleans and arrays without dimensions among them; a dict stands
-    for its `score`, as in verl.
+    Numbers of Python, numpy and torch are scores, including booleans and arrays without dimensions. A dict is
+    replaced by its `score`, as in verl.
 
     Raises:
-        ValueError: the value is no number, not finite, or larger than MAX_SCORE.
+        ValueError: the value is not a number, not finite, or larger than MAX_SCORE.
     """
     number = value["score"] if isinstance(value, Mapping) and "score" in value else value
     if getattr(number, "ndim", None) == 0 and hasattr(number, "item"):
         number = number.item()
-    if isinstance(number, _NUMBERS) and number == number:  # NaN is not itself
+    if isinstance(number, _NUMBERS) and number == number:  # NaN does not equal itself
         if abs(number) <= MAX_SCORE:
             return _float(number)
         if isinstance(number, int) or math.isfinite(number):
@@ -40,5 +40,5 @@ def to_score(value: Any) -> float:
 
 
 def _short(number: Any) -> str:
-    # repr of an int refuses more than 4300 digits
+    # repr of an int rejects more than 4300 digits
     return f"an integer of {number.bit_length()} bits" if isinstance(number, int) else repr(number)

@@ -1,6 +1,6 @@
-"""Columns of a row, and names that reach into structs and lists: `reward_model.ground_truth`, `answers.0`.
+"""Access to columns of a row by name; dots reach into structs and lists: `reward_model.ground_truth`, `answers.0`.
 
-A column whose own name has a dot comes first.
+A column whose own name contains the dot takes precedence.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ _MAX_NAMES = 30
 
 
 def reach(row: Any, name: str) -> Any:
-    """Returns the value that a name reaches; None where a row lacks it.
+    """Return the value that a name refers to; None if the row lacks it.
 
     Raises:
         LookupError: the name reaches into a value that has no fields.
@@ -27,7 +27,7 @@ def reach(row: Any, name: str) -> Any:
     if isinstance(row, (list, tuple)):
         head, _, rest = name.partition(".")
         if not head.isdecimal():
-            raise LookupError(f"{head!r} is no position in a list; count from 0")
+            raise LookupError(f"{head!r} is not a position in a list, which are numbers from 0")
         if int(head) >= len(row):
             return None
         return reach(row[int(head)], rest) if rest else row[int(head)]
@@ -37,7 +37,7 @@ def reach(row: Any, name: str) -> Any:
 
 
 def describe_columns(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Returns the names of all columns, and of the fields of structs, for messages."""
+    """Return the names of all columns and of the fields of structs, for messages."""
     names: dict[str, None] = {}
     for row in rows:
         for name, value in row.items():
@@ -51,6 +51,6 @@ def describe_columns(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _partings(name: str) -> list[tuple[str, str]]:
-    """Returns the ways to part a name at a dot, the longest head first."""
+    """Return the ways to split a name at a dot, the longest head first."""
     dots = [index for index, character in enumerate(name) if character == "."]
     return [(name[:dot], name[dot + 1 :]) for dot in reversed(dots)]

@@ -1,4 +1,4 @@
-"""The schema of the `task` group."""
+"""Config schema of the `task` group."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,19 +21,22 @@ class TaskConfig:
     """Base of the `task` group."""
 
     system_prompt: str = ""
-    """Sent as the system message of every prompt that has none of its own; empty sends none."""
+    """System message for prompts that have none; empty sends none."""
     user_prompt: str = "{question}"
-    """The user message of every prompt. `{question}` stands for the question, `{column}` for that column of the row;
-    `{{column}}` and what follows a command of LaTeX, as in `\\boxed{answer}`, keep their braces."""
+    """User message of every prompt. `{question}` is replaced by the question, and `{column}` by that column of the
+    row. `{{column}}` gives `{column}`, and braces after a LaTeX command stay, as in `\\boxed{answer}`."""
     reply_prefix: str = ""
-    """How every reply begins, given and not sampled, with the same placeholders. Empty: not at all."""
+    """Beginning of every reply, with the same placeholders; it is given, not sampled. Empty: replies have no given
+    beginning."""
     num_held_out: int | None = None
-    """Prompts kept for evaluation; they are never trained on. None: 1,000, or as many as the task can spare: of a
-    dataset's rows a tenth."""
+    """Number of prompts kept for evaluation, which are never trained on. None: 1,000, or fewer if the task has
+    fewer to spare; a dataset spares a tenth of its rows."""
     scorer: str = ""
-    """The user's own scorer, `package.module:function` or `path/to/file.py:function`; empty: the task's own."""
+    """Your own scorer as `package.module:function` or `path/to/file.py:function`. Empty: the task's default
+    scorer."""
     seed: int = 0
-    """Seed of the generated or shuffled prompts; separate from the run's `seed`, so that runs share the held-out set."""
+    """Seed of the generation or the shuffling of prompts. It is separate from the run's `seed`, so that runs with
+    different seeds share the held-out prompts."""
 
     def __post_init__(self) -> None:
         is_count = self.num_held_out is None or self.num_held_out > 0
@@ -53,7 +56,7 @@ class TaskConfig:
         require(self.seed >= 0, "task.seed", ">= 0", self.seed)
 
     def held_out_count(self, most: int | None = None) -> int:
-        """Returns how many prompts are held out, where the task can spare at most so many; a number that is given stands."""
+        """Return the number of held-out prompts: `num_held_out` if it is set, else the default, at most `most`."""
         if self.num_held_out is not None:
             return self.num_held_out
         return DEFAULT_HELD_OUT if most is None else min(DEFAULT_HELD_OUT, most)
@@ -61,16 +64,16 @@ class TaskConfig:
 
 @dataclass(kw_only=True)
 class ArithmeticConfig(TaskConfig):
-    """Two-term sums and differences."""
+    """Schema of `task=arithmetic`: sums and differences of two terms."""
 
     operations: list[Operation] = field(default_factory=lambda: list(Operation))
-    """Sums alone are within a small model's reach: `task.operations=[sum]`."""
+    """Operations to ask for. `task.operations=[sum]` is easier for a small model."""
     min_digits: int = 1
-    """Least number of digits of a term."""
+    """Minimum number of digits of a term."""
     max_digits: int = 2
-    """Greatest number of digits of a term."""
+    """Maximum number of digits of a term."""
     num_train: int = 8000
-    """Prompts to train on; reasoning-gym draws them."""
+    """Number of training prompts, which reasoning-gym generates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,12 +90,12 @@ class ArithmeticConfig(TaskConfig):
 
 @dataclass(kw_only=True)
 class ReasoningGymConfig(TaskConfig):
-    """Any task of reasoning-gym, scored by that library."""
+    """Schema of `task=reasoning_gym`: any task of the library reasoning-gym, scored by the library."""
 
     name: str = MISSING
-    """The library's name of the task, for example `number_sorting`."""
+    """Name of the task in the library, for example `number_sorting`."""
     params: dict[str, Any] = field(default_factory=dict)
-    """Handed to `reasoning_gym.create_dataset`, for example `task.params.max_numbers=5`."""
+    """Arguments of `reasoning_gym.create_dataset`, for example `task.params.max_numbers=5`."""
     num_train: int = 8000
 
     def __post_init__(self) -> None:
@@ -102,25 +105,28 @@ class ReasoningGymConfig(TaskConfig):
 
 @dataclass(kw_only=True)
 class DatasetConfig(TaskConfig):
-    """Rows of a dataset, scored as mathematics unless `scorer` says otherwise."""
+    """Schema of `task=dataset`: rows of a dataset, scored as mathematics unless `scorer` is set."""
 
     path: str = MISSING
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow; also with .gz, .bz2, .xz or .zst), a directory of such files or one
-    that `datasets` saved, a pattern such as `data/*.jsonl`, or a hub id. A file with a pattern's name is that file."""
+    """Location of the rows: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow; also with .gz, .bz2, .xz or
+    .zst), a directory of such files or one that `datasets` saved, a pattern such as `data/*.jsonl`, or a hub id. A
+    file whose name looks like a pattern is read as that file."""
     subset: str = ""
     """Subset of a hub id that has several, for example `main`."""
     split: str = "train"
-    """Name of a split, or a slice such as `train[:100]`; one file is the split that is asked for."""
+    """Name of a split, or a slice such as `train[:100]`. A single file counts as the split that is asked for."""
     held_out_path: str = ""
-    """Location of held-out rows, as for `path`; empty: `num_held_out` rows are split off."""
+    """Location of held-out rows, in the forms of `path`. Empty: `num_held_out` rows of `path` are held out."""
     held_out_split: str = "test"
     """Split of `held_out_path`."""
     prompt_column: str = "question"
-    """Column with texts or lists of chat messages. A dot reaches into structs and lists: `extra.question`."""
+    """Column with the questions, as texts or lists of chat messages. A dot reaches into structs and lists:
+    `extra.question`."""
     answer_column: str = "answer"
     """Column with the gold answers; a dot reaches into structs and lists: `reward_model.ground_truth`, `answers.0`."""
     max_prompt_tokens: int = 0
-    """Prompts of more tokens are left out, and counted. 0: one that leaves no room for a completion is an error."""
+    """Maximum number of tokens of a prompt; longer prompts are left out, and their number is logged. 0: a prompt
+    that leaves no room for a completion is an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

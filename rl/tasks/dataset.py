@@ -1,6 +1,6 @@
 """Prompts from the rows of a file, a directory or the hub.
 
-A row keeps its own columns, untouched. What is asked and the gold answer stand beside it, in the prompt.
+A prompt has the question and the gold answer as fields of its own, beside the unchanged columns of its row.
 """
 
 import logging
@@ -20,7 +20,7 @@ __all__ = ["CheckAnswer", "dataset_prompts"]
 logger = logging.getLogger("paceline")
 
 CheckAnswer = Callable[[Any], object]
-"""Raises a ValueError, whose message is a clause, if a value is no gold answer."""
+"""Function that raises a ValueError if a value is not a gold answer. Its message must be a clause."""
 
 _MAX_NUMBERS = 5
 
@@ -31,17 +31,18 @@ def dataset_prompts(
     check_answer: CheckAnswer | None = None,
     needs_training: bool = True,
 ) -> PromptSplit:
-    """Returns the prompts of a dataset.
+    """Return the prompts of a dataset.
 
     Held-out rows are drawn by `config.seed` from `config.held_out_path`, or else from the training rows.
 
     Args:
-        config: of the task.
-        check_answer: called with every gold answer; None only refuses those that are missing.
+        config: config of the task.
+        check_answer: function called with every gold answer; None: only missing answers are errors.
         needs_training: whether some rows must be left to train on.
 
     Raises:
-        ValueError: a file, split or column is missing, a value is no prompt or no answer, or the rows are too few.
+        ValueError: a file, split or column is missing, a value is not a prompt or not an answer, or there are too few
+            rows.
     """
     problems = _read_problems(
         config, path=config.path, split=config.split, key="task.path", check_answer=check_answer
@@ -67,7 +68,7 @@ def dataset_prompts(
             )
         if config.num_held_out is None:
             logger.info(
-                "held out %d of %d rows, at most a tenth; task.num_held_out says how many",
+                "held out %d of %d rows, by default at most a tenth; task.num_held_out sets the number",
                 num_held_out,
                 len(problems),
             )
@@ -76,14 +77,14 @@ def dataset_prompts(
 
 
 def _default_share(num_rows: int) -> int:
-    """Returns how many rows may be held out where nobody says how many: a tenth, and one at least."""
+    """Return the number of rows to hold out by default: a tenth, at least one."""
     return max(1, num_rows // 10)
 
 
 def _draw_held_out(
     problems: list[Problem], num_held_out: int, *, config: DatasetConfig
 ) -> tuple[list[Problem], list[Problem]]:
-    """Returns the held-out problems and the others, both in the order of the data."""
+    """Return the held-out problems and the others, both in the order of the data."""
     if num_held_out > len(problems):
         raise ValueError(
             f"task.num_held_out must be <= {len(problems)}, the rows of "
@@ -118,15 +119,15 @@ def _column(
     path: str,
     convert: Callable[[Any], Any],
 ) -> list[Any]:
-    """Returns a column's values, each converted.
+    """Return the converted values of a column.
 
     Raises:
-        ValueError: no row has the column, or some values cannot be converted; all such rows are counted.
+        ValueError: no row has the column, or some values cannot be converted; the message counts these rows.
     """
     try:
         values = [reach(row.values, column) for row in rows]
     except LookupError as error:
-        raise ValueError(f"task.{key}={column} is no column of {path}: {error}") from error
+        raise ValueError(f"task.{key}={column} is not a column of {path}: {error}") from error
     if all(value is None for value in values) and not any(column in row.values for row in rows):
         raise ValueError(
             f"task.{key} must be a column of {path}, got {column!r}; there are "
@@ -152,7 +153,8 @@ _WANTED = {"prompt_column": "a prompt", "answer_column": "an answer"}
 
 
 def _others(rows: Sequence[SourceRow], *, total: int) -> str:
-    """Returns how many rows are refused beside the first, and which."""
+    """Return a note on further rejected rows: how many there are, and their first numbers; empty if there is only
+    one."""
     if len(rows) == 1:
         return ""
     numbers = ", ".join(str(row.number) for row in rows[:_MAX_NUMBERS])
@@ -174,7 +176,7 @@ def _warn_of_begun_replies(questions: Sequence[Question]) -> None:
     roles = Counter(q[-1]["role"] for q in questions if not isinstance(q, str))
     if roles["assistant"]:
         logger.warning(
-            "%d of %d prompts end with the assistant's turn, which the policy goes on with; if that is the answer, "
+            "%d of %d prompts end with the assistant's turn, which the policy continues; if that is the answer, "
             "name a column without it in task.prompt_column",
             roles["assistant"],
             len(questions),

@@ -1,7 +1,7 @@
-"""The files that a path names: one file, a directory, or a pattern.
+"""Files that a path refers to: one file, a directory, or a pattern.
 
-A part of a path that exists under its own name is that name, whatever brackets and stars it has. Only what does not
-exist is read as a pattern.
+If a part of the path exists under exactly this name, it means that file or directory, even if it contains brackets or
+stars. Only parts that do not exist are read as patterns.
 """
 
 import glob
@@ -19,14 +19,14 @@ _METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "st
 
 
 def find_files(path: str, *, split: str) -> list[Path]:
-    """Returns the files of rows that a path names, in the order of their names; none if the path names nothing.
+    """Return the data files that a path refers to, sorted by name; an empty list if it refers to nothing.
 
     Args:
         path: a file, a directory or a pattern.
-        split: of a directory whose files are named by splits, the one whose files are wanted.
+        split: split to select if the files of a directory are named by splits.
 
     Raises:
-        ValueError: a directory without files of rows, or without the split.
+        ValueError: a directory has no data files, or none of the split.
     """
     found = _expand(Path(path))
     if not found and path.startswith("~"):
@@ -38,7 +38,7 @@ def find_files(path: str, *, split: str) -> list[Path]:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Returns whether `save_to_disk` of the library datasets wrote a directory."""
+    """Return whether `save_to_disk` of the library datasets wrote a directory."""
     return any((path / mark).is_file() for mark in _SAVED_MARKS)
 
 
@@ -77,7 +77,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _of_split(names: Sequence[Path], *, split: str, directory: Path) -> Sequence[Path]:
-    """Returns the files named by a split, or all where none is named by any."""
+    """Return the files named by a split, or all files if none is named by any split."""
     words = {name: _words(name) for name in names}
     named = [name for name in names if split.lower() in words[name]]
     others = sorted({word for found in words.values() for word in found & _SPLIT_WORDS})

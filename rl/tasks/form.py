@@ -1,7 +1,8 @@
-"""What stands around a question: the system message, the user message, the beginning of the reply.
+"""Form of a prompt: the system message, the user message and the beginning of the reply around a question.
 
-`{question}` stands for the question, and `{column}` for that column of the row. Other braces stay: `\\boxed{}`, and what
-follows a command of LaTeX, as in `\\boxed{answer}` or `\\frac{a}{b}`. `{{column}}` gives `{column}`.
+`{question}` is replaced by the question, and `{column}` by that column of the row. Other braces stay, such as
+`\\boxed{}`, and so do braces after a LaTeX command, as in `\\boxed{answer}` or `\\frac{a}{b}`. `{{column}}` gives
+`{column}`.
 """
 
 import re
@@ -24,16 +25,16 @@ _QUESTION = "question"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptForm:
-    """What stands around a question."""
+    """Texts around a question."""
 
     system_prompt: str = ""
-    """The system message; empty sends none, and a prompt's own one stays."""
+    """System message; empty sends none. A prompt's own system message takes precedence."""
     user_prompt: str = "{question}"
-    """The user message, or the last one of chat messages."""
+    """User message, or the last user message of a list of chat messages."""
     reply_prefix: str = ""
-    """How the reply begins, given and not sampled."""
+    """Beginning of the reply, which is given and not sampled."""
     hidden: str = ""
-    """Column that no prompt may show, since it holds the answer."""
+    """Column that no prompt may show, because it contains the answer."""
 
     @classmethod
     def of(cls, config: TaskConfig, *, hidden: str = "answer") -> Self:
@@ -45,7 +46,7 @@ class PromptForm:
         )
 
     def messages(self, question: Question, row: Mapping[str, Any]) -> tuple[Message, ...]:
-        """Returns the chat messages that ask a question.
+        """Return the chat messages that ask a question.
 
         Raises:
             ValueError: the form names a column that the row lacks.
@@ -89,7 +90,7 @@ class PromptForm:
             value = None
         if not isinstance(value, (str, int, float, Decimal)):
             raise ValueError(
-                f"task.{key} has {{{name}}}, which must be {{question}} or a column with a text or a number, of "
+                f"task.{key} has {{{name}}}, which must be {{question}} or a column with a text or a number, one of "
                 f"{describe_columns([row])}; to keep the braces, double them: {{{{{name}}}}}"
             )
         return str(value)
@@ -97,7 +98,7 @@ class PromptForm:
 
 @cache
 def _pieces(template: str) -> tuple[tuple[str, str], ...]:
-    """Returns pairs of a text and the name of what comes after it; the last name is empty."""
+    """Return pairs of a text and the name of the placeholder after it; the last name is empty."""
     pieces, text, end = [], "", 0
     for match in _BRACES.finditer(template):
         text += template[end : match.start()]

@@ -1,4 +1,4 @@
-"""Prompts, their split into trained and held out, and the order in which they are trained on."""
+"""Prompts, their split into training and held-out prompts, and the order of training."""
 
 import json
 import logging
@@ -28,41 +28,41 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is asked, and what a scorer may know of it."""
+    """Question, and the data that a scorer may use."""
 
     question: Question
-    """As the task has it: a text, or chat messages."""
+    """Question in the task's own form: a text, or chat messages."""
     answer: Any
-    """The gold answer, as the task has it."""
+    """Gold answer in the task's own form."""
     row: dict[str, Any]
-    """The task's own columns, untouched."""
+    """Unchanged columns of the task's data."""
     origin: str = ""
-    """Where it comes from, for people: `row 31 of problems.jsonl`."""
+    """Origin of the problem for messages, for example `row 31 of problems.jsonl`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt(Problem):
-    """A problem as it is put to the policy."""
+    """Problem in the form in which the policy sees it."""
 
     prompt_id: int
-    """Unique within the task: 0 and up for training prompts, then the held-out ones."""
+    """Unique number within the task: training prompts count from 0, then held-out prompts follow."""
     messages: tuple[Message, ...]
-    """Chat messages: `role` and `content`."""
+    """Chat messages, each with `role` and `content`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSplit:
     train: Sequence[Prompt]
-    """`train[i].prompt_id == i`."""
+    """Training prompts; `train[i].prompt_id == i`."""
     held_out: Sequence[Prompt]
-    """Shares no question with `train`."""
+    """Held-out prompts; they share no question with `train`."""
 
 
 def make_prompt(prompt_id: int, *, problem: Problem, form: PromptForm) -> Prompt:
-    """Returns the prompt that puts a problem in a form.
+    """Return the prompt that presents a problem in a form.
 
     Raises:
-        ValueError: the problem and the form do not go together.
+        ValueError: the form names a column that the problem lacks, or does not fit its messages.
     """
     try:
         messages = form.messages(problem.question, problem.row)
@@ -80,7 +80,7 @@ def make_prompt(prompt_id: int, *, problem: Problem, form: PromptForm) -> Prompt
 
 
 def problem_of(row: dict[str, Any]) -> Problem:
-    """Returns the problem of a row that has its text in `question` and its answer in `answer`."""
+    """Return the problem of a row with a question in `question` and an answer in `answer`."""
     return Problem(question=row["question"], answer=row["answer"], row=row)
 
 
@@ -91,10 +91,11 @@ def split_prompts(
     form: PromptForm,
     needs_training: bool = True,
 ) -> PromptSplit:
-    """Returns prompts of both sets; training problems that ask a held-out question are left out, and counted in the log.
+    """Return the prompts of both sets. Training problems with a held-out question are left out, and the log says how
+    many.
 
     Raises:
-        ValueError: nothing is left to train on, and something must be.
+        ValueError: training needs prompts and none is left.
     """
     held_out = list(held_out)
     asked = {identity(problem) for problem in held_out}
@@ -105,7 +106,11 @@ def split_prompts(
             "lower task.num_held_out or hold out other data"
         )
     if num_removed := len(train) - len(kept):
-        logger.warning("left out %d of %d training prompts: held out too", num_removed, len(train))
+        logger.warning(
+            "left out %d of %d training prompts whose questions are held out",
+            num_removed,
+            len(train),
+        )
     prompts = [
         make_prompt(prompt_id, problem=problem, form=form)
         for prompt_id, problem in enumerate([*kept, *held_out])
@@ -114,28 +119,29 @@ def split_prompts(
 
 
 def identity(problem: Problem) -> str:
-    """Returns the text by which two problems that ask the same are known."""
+    """Return a text that is equal for two problems with the same question."""
     question = problem.question
     return question if isinstance(question, str) else json.dumps(question, default=str)
 
 
 def keyed_permutation(size: int, *, seed: int, epoch: int) -> np.ndarray:
-    """[size] int64, a permutation that depends on the arguments alone, on any machine and version of numpy.
+    """Return a [size] int64 permutation that depends only on the arguments, on any machine and with any version of
+    numpy.
 
     Raises:
         ValueError: `seed` is negative.
     """
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
-    # Generator.permutation may change between versions of numpy; the bits of Philox may not
+    # Generator.permutation may change between versions of numpy; the bits of Philox do not
     random_bits = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(size)
     return np.argsort(random_bits, kind="stable")
 
 
 class PromptOrder:
-    """Every epoch passes once over the prompts, in an order of its own.
+    """Order of the training prompts. Every epoch passes once over all prompts, in a different order.
 
-    There is no state but the ordinal, which is therefore all that a checkpoint must hold.
+    An ordinal number determines its prompt, so a checkpoint needs to store only the ordinal.
     """
 
     def __init__(self, num_prompts: int, *, seed: int) -> None:
@@ -147,7 +153,7 @@ class PromptOrder:
         self._permutation = keyed_permutation(num_prompts, seed=seed, epoch=0)
 
     def prompt_id(self, ordinal: int) -> int:
-        """The prompt of the `ordinal`-th group of the run, counted from 0."""
+        """Return the prompt of the `ordinal`-th group of the run, counted from 0."""
         if ordinal < 0:
             raise ValueError(f"ordinal must be >= 0, got {ordinal}")
         epoch, position = divmod(ordinal, self._num_prompts)

@@ -1,8 +1,8 @@
-"""Files of rows, read without guessing: values keep the digits and the types that the file gives them.
+"""Readers of data files. Values keep the digits and types of the file; nothing is guessed.
 
-JSON: integers are exact; a number with a point is a float, or a Decimal where a float would lose digits. Texts stay texts,
-also those that look like dates. CSV and TSV: all values are texts. Parquet and Arrow: the types of the schema; a float32
-becomes the float with the shortest digits that stand for it, 0.1 and not 0.10000000149.
+JSON: integers are exact; a number with a decimal point is a float, or a Decimal if a float would lose digits; texts
+stay texts, even if they look like dates. CSV and TSV: all values are texts. Parquet and Arrow: values have the types
+of the schema; a float32 becomes the float with the same shortest decimal form, 0.1 and not 0.10000000149.
 """
 
 import bz2
@@ -43,7 +43,8 @@ _OPENERS: dict[str, Callable[[Path], Any]] = {
 
 
 def format_of(path: Path) -> str:
-    """Returns the ending that says how a file is read, compression aside, in small letters; empty if nobody can."""
+    """Return the file extension that decides how a file is read, in lower case and without that of a compression;
+    empty if no reader supports it."""
     name = path.name.lower()
     for compression in _OPENERS:
         name = name.removesuffix(compression)
@@ -52,14 +53,14 @@ def format_of(path: Path) -> str:
 
 
 def read_file(path: Path, *, split: str = "train") -> list[Row]:
-    """Returns the rows of a file.
+    """Return the rows of a file.
 
     Args:
-        path: ends in one of `FORMATS`, and in .gz, .bz2, .xz or .zst if it is compressed.
-        split: of a .json file with several lists, the one that is wanted.
+        path: path that ends in one of `FORMATS`, and in .gz, .bz2, .xz or .zst if it is compressed.
+        split: split to select if a .json file has several lists.
 
     Raises:
-        ValueError: the file cannot be read: its path, the line where there are lines, and the reason.
+        ValueError: the file cannot be read; the message has the path, the line if there are lines, and the reason.
     """
     ending = format_of(path)
     if not ending:
@@ -77,7 +78,7 @@ def read_file(path: Path, *, split: str = "train") -> list[Row]:
 
 
 def rows_of_table(table: pa.Table) -> list[Row]:
-    """Returns the rows of an Arrow table.
+    """Return the rows of an Arrow table.
 
     Raises:
         ValueError: two columns have the same name.
@@ -106,7 +107,7 @@ def _read_json(path: Path, split: str) -> list[Row]:
     try:
         value = _loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # one object after another, as in JSON lines
+        if error.msg == "Extra data":  # several objects, as in JSON lines
             return _read_json_lines(path, split)
         raise ValueError(f"{path} cannot be read: line {error.lineno}: {error.msg}") from error
     except ValueError as error:
@@ -121,7 +122,7 @@ def _read_json(path: Path, split: str) -> list[Row]:
 
 
 def _list_in(value: dict[str, Any], path: Path, split: str) -> Any:
-    """Returns the rows within `{"data": [...]}`, or of the split within `{"train": [...], "test": [...]}`."""
+    """Return the rows in `{"data": [...]}`, or those of the split in `{"train": [...], "test": [...]}`."""
     lists = [key for key, item in value.items() if isinstance(item, list)]
     if len(lists) > 1:  # tags and the like hold no rows
         lists = [key for key in lists if all(isinstance(row, dict) for row in value[key])] or lists
@@ -194,7 +195,7 @@ _READERS: dict[str, Callable[[Path, str], list[Row]]] = {
     ".arrow": _read_arrow,
 }
 FORMATS = tuple(_READERS)
-"""Endings that can be read."""
+"""File extensions that can be read."""
 
 
 def _open(path: Path) -> AbstractContextManager[IO[bytes]]:
@@ -245,9 +246,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> Row:
 
 
 def _names_twice(names: list[str]) -> str:
-    """Returns what is wrong with names of which some are there twice; empty if none are."""
+    """Return an error about names that occur more than once; empty if there are none."""
     twice = sorted({name for name in names if names.count(name) > 1})
-    return f"the name {', '.join(map(repr, twice))} is there twice" if twice else ""
+    return f"the name {', '.join(map(repr, twice))} occurs twice" if twice else ""
 
 
 def _object(value: Any, path: Path, number: int) -> Row:

@@ -1,8 +1,8 @@
 """Prompts of any task of reasoning-gym.
 
-Items are made when they are asked for: one takes 10 us in most tasks, 50 ms in `sudoku`, 1 s in `knight_swap`.
-The library draws some items of isomorphic_strings, list_functions, polynomial_multiplication, ransom_note and
-word_ladder from sets, so these tasks repeat in another process only if PYTHONHASHSEED is fixed.
+Items are generated on access, which takes 10 us in most tasks, 50 ms in `sudoku` and 1 s in `knight_swap`. Some items
+of isomorphic_strings, list_functions, polynomial_multiplication, ransom_note and word_ladder depend on the order of
+sets, so another process generates the same ones only with the same PYTHONHASHSEED.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ _HELD_OUT_SEED_OFFSET = 1 << 31
 
 
 class TrainPrompts(Sequence[Prompt]):
-    """Prompt i is item i of the dataset, or the next one after it whose question is not held out."""
+    """Training prompts, generated on access. Prompt i is item i of the dataset, or the next item whose question is
+    not held out."""
 
     def __init__(
         self, dataset: ProceduralDataset, *, held_out_questions: set[str], form: PromptForm
@@ -60,10 +61,10 @@ class TrainPrompts(Sequence[Prompt]):
 
 
 def reasoning_gym_prompts(config: ReasoningGymConfig) -> PromptSplit:
-    """Training prompts, made when asked for, and held-out prompts, made now.
+    """Return training prompts, which are generated on access, and held-out prompts, which are generated now.
 
     Raises:
-        ValueError: the library has no such task, or the task refuses `config.params`.
+        ValueError: the library has no such task, or the task rejects `config.params`.
     """
     _check_params(config)
     num_held_out = config.held_out_count()
@@ -104,7 +105,9 @@ def _create(config: ReasoningGymConfig, *, seed: int, size: int) -> ProceduralDa
     try:
         return create_dataset(config.name, **config.params, seed=seed, size=size)
     except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"task.params={config.params}: {config.name} refuses: {error}") from error
+        raise ValueError(
+            f"task.params={config.params}: {config.name} rejects them: {error}"
+        ) from error
 
 
 def _join(names: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
-"""Rows and where they come from: files on this machine, a directory that `datasets` saved, or a hub id.
+"""Sources of rows: local files, a directory that `datasets` saved, or a hub id.
 
-Files are read as they are now, without a cache; only what comes from the hub stays in the cache of `datasets`.
+Local files are read without a cache, so changes take effect at once. Only downloads from the hub stay in the cache of
+`datasets`.
 """
 
 import logging
@@ -21,11 +22,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A row as its file holds it."""
+    """Row with the unchanged values of its file."""
 
     values: Row
     number: int
-    """Counted from 1, in its file."""
+    """Number of the row in its file, from 1."""
     source: str
 
     @property
@@ -34,16 +35,16 @@ class SourceRow:
 
 
 def read_rows(path: str, *, subset: str, split: str, key: str) -> list[SourceRow]:
-    """Returns the rows that a path names.
+    """Return the rows that a path refers to.
 
     Args:
         path: a file, a directory, a pattern, or a hub id.
-        subset: of a hub id that has several.
-        split: its name, or a slice such as train[:100].
-        key: of the config, for messages.
+        subset: subset of a hub id that has several.
+        split: name of a split, or a slice such as train[:100].
+        key: config key that has the path, for messages.
 
     Raises:
-        ValueError: there is nothing, it cannot be read, or it has no rows.
+        ValueError: the path refers to nothing, cannot be read, or has no rows.
     """
     name = re.split(r"[\[+]", split)[0]
     try:
@@ -93,7 +94,7 @@ def _numbered(dataset: Any, *, source: str) -> list[SourceRow]:
 
 
 def _sliced(rows: list[SourceRow], *, split: str, name: str) -> list[SourceRow]:
-    """Returns the rows of a slice such as train[:100] or train[80%:]."""
+    """Return the rows of a slice such as train[:100] or train[80%:]."""
     if split == name:
         return rows
     from datasets import ReadInstruction  # takes a second to import
@@ -102,13 +103,13 @@ def _sliced(rows: list[SourceRow], *, split: str, name: str) -> list[SourceRow]:
         parts = ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
     except (AssertionError, ValueError) as error:
         raise ValueError(
-            f"the split {split!r} cannot be cut out of {len(rows)} rows: {error}"
+            f"the split {split!r} cannot be taken from {len(rows)} rows: {error}"
         ) from error
     return [row for part in parts for row in rows[part.from_ : part.to]]
 
 
 def _may_be_hub_id(path: str) -> bool:
-    """Returns whether a path that names nothing here may name something on the hub."""
+    """Return whether a path that does not exist locally may be a hub id."""
     is_local = "/" in path and Path(path).parent.is_dir()
     has_ending = format_of(Path(path)) or ("/" not in path and Path(path).suffix)
     return bool(_HUB_ID.fullmatch(path)) and not is_local and not has_ending
@@ -124,8 +125,8 @@ def _hub_rows(path: str, *, subset: str, split: str, key: str) -> list[SourceRow
         dataset = load_dataset(path, name=subset or None, split=split)
     except PermissionError as error:
         raise ValueError(
-            f"{key}={path} needs a directory that can be written for the cache of datasets, "
-            f"{config.HF_DATASETS_CACHE}, and it cannot ({error}); set HF_HOME to another one"
+            f"{key}={path} needs a writable directory for the cache of datasets, and "
+            f"{config.HF_DATASETS_CACHE} is not writable ({error}); set HF_HOME to another one"
         ) from error
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A task: prompts to train on, prompts to evaluate on, and the scorer of both."""
+"""Task: prompts to train on, prompts to evaluate on, and the scorer of both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ __all__ = ["Task", "load_prompts", "load_task"]
 class Task:
     name: str
     train: Sequence[Prompt]
-    """`train[i].prompt_id == i`."""
+    """Training prompts; `train[i].prompt_id == i`."""
     held_out: Sequence[Prompt]
     scorer: Scorer
 
 
 def load_task(config: TaskConfig, *, needs_training: bool = True) -> Task:
-    """Returns the task that `config` describes, with the user's own scorer if `config.scorer` names one.
+    """Return the task that `config` describes, with the user's own scorer if `config.scorer` names one.
 
     Args:
-        config: of the task.
+        config: config of the task.
         needs_training: whether there must be prompts to train on; an evaluation needs none.
 
     Raises:
-        ValueError: the config asks for what the data, the library or the user's module cannot give.
+        ValueError: the config does not fit the data, the library or the user's module.
     """
     own_scorer = load_scorer(config.scorer) if config.scorer else None
     name, split, scorer = _build(
@@ -40,10 +40,11 @@ def load_task(config: TaskConfig, *, needs_training: bool = True) -> Task:
 
 
 def load_prompts(config: TaskConfig) -> PromptSplit:
-    """Returns a task's prompts for comparison; no scorer is imported, and any answers will do.
+    """Return a task's prompts, for comparison with those of another run. No scorer is imported, and answers are not
+    checked.
 
     Raises:
-        ValueError: the config asks for what the data or the library cannot give.
+        ValueError: the config does not fit the data or the library.
     """
     return _build(config, needs_training=False, checks_answers=False)[1]
 
@@ -51,7 +52,7 @@ def load_prompts(config: TaskConfig) -> PromptSplit:
 def _build(
     config: TaskConfig, *, needs_training: bool, checks_answers: bool
 ) -> tuple[str, PromptSplit, Scorer]:
-    # the libraries behind the tasks take 1-2 s to import: only the chosen one is
+    # the libraries of the tasks take 1-2 s to import, so only that of the chosen task is imported
     match config:
         case ArithmeticConfig():
             from rl.rewards.arithmetic import score_arithmetic

@@ -15,7 +15,7 @@ from rl.tracking.events import EventLog, SampleLog, read_events
 from rl.tracking.harmless import Harmless
 from rl.tracking.plain import plain_data
 from rl.tracking.progress import Progress
-from rl.tracking.wandb_sink import WandbSink
+from rl.tracking.wandb_run.sink import WandbSink
 
 NUM_SAMPLE_TABLES = 8
 """W&B tables of a whole run, at most, and one for what is left at the end."""

@@ -1,4 +1,4 @@
-"""Builds a run from its config, and validates it before any training starts."""
+"""Assembly of a run from its config. Mistakes are found here, before any training starts."""
 
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -9,13 +9,13 @@ import torch
 
 from rl.algorithms.base.algorithm import Algorithm, Needs
 from rl.algorithms.registry import make_algorithm
-from rl.checkpoint import Checkpoint, Checkpointer
 from rl.config import RunMode, TrainConfig
 from rl.rewards.pool import ScorerPool
 from rl.rewards.synthetic import random_score
-from rl.saved_config import option_names
-from rl.served_files import ServedFiles
-from rl.stop_signal import StopSignal
+from rl.runs.checkpoint import Checkpoint, Checkpointer
+from rl.runs.saved_config import option_names
+from rl.runs.served_files import ServedFiles
+from rl.runs.stop_signal import StopSignal
 from rl.tasks.task import Task, load_task
 from rl.tracking.tracker import Tracker
 from rl.trainer.checks import check_budget, check_config, check_context
@@ -57,8 +57,8 @@ _NUM_CHECKED = 256
 class Run:
     loop: TrainLoop
     tracker: Tracker
-    plan: dict[str, str]  # what will be used, for people
-    num_parameters: int  # of the policy
+    plan: dict[str, str]  # for people, before the run starts
+    num_parameters: int  # parameters of the policy
 
 
 def assemble(
@@ -67,13 +67,13 @@ def assemble(
     """Build everything that the first rank of a run needs.
 
     Args:
-        config: every key of the run.
-        stack: closes what is opened here.
-        ranks: the trainer's processes.
-        stop: ends the loop.
+        config: config of the run.
+        stack: exit stack that closes everything that is opened here.
+        ranks: processes of the trainer.
+        stop: stop signal, which ends the loop.
 
     Raises:
-        ValueError: a user's mistake: key, rule, value and cure.
+        ValueError: a user's mistake; the message has the key, the rule, the value and the cure.
     """
     algorithm = make_algorithm(config.algorithm, max_tokens=config.sampling.max_tokens)
     check_config(config, algorithm.needs)
@@ -124,7 +124,7 @@ def assemble(
 
 
 def assemble_follower(config: TrainConfig, ranks: Ranks) -> Follower:
-    """Build what every other rank needs.
+    """Build everything that a rank other than the first needs.
 
     Raises:
         ValueError: a user's mistake, on this rank or another.
@@ -150,14 +150,14 @@ class _Prompts:
 
 
 def _prompts(config: TrainConfig, task: Task, loaded: LoadedModel) -> _Prompts:
-    """Encode the first prompts, and refuse those that leave no room for a completion."""
+    """Encode the first prompts, and raise a ValueError if one leaves no room for a completion."""
     prompts = _Prompts(
         train=EncodedPrompts(task.train, loaded.tokenizer),
         held_out=EncodedPrompts(task.held_out, loaded.tokenizer),
     )
     limit = min(config.engine.max_context_tokens, loaded.decoder.spec.max_positions)
     for what, encoded in (("training", prompts.train), ("held-out", prompts.held_out)):
-        # prompts that are generated when asked for may be slow to make: the first ones speak for the rest
+        # prompts that are generated on access may be slow, so only the first ones are checked
         count = len(encoded) if isinstance(encoded.prompts, list) else _NUM_CHECKED
         max_tokens = config.sampling.max_tokens
         longest = check_context(
@@ -177,7 +177,7 @@ def _learner(
     ranks: Ranks,
     kind: type[Learner] = Learner,
 ) -> Learner:
-    """Make the learner, with the state that the run starts from."""
+    """Build the learner, with the state that the run starts from."""
     learner = make_learner(
         config,
         algorithm,
@@ -198,7 +198,7 @@ def _plan(
     lengths = prompts.lengths(_NUM_CHECKED)
     plan = make_plan(config, needs, task, loaded.decoder, lengths)
     plan["ends at"] = loaded.ends.description
-    if config.sampling.stop:  # as they were understood: a newline, not a backslash and an n
+    if config.sampling.stop:  # as parsed, which shows whether "\n" is a newline
         plan["stops before"] = ", ".join(repr(text) for text in config.sampling.stop)
     return plan | first_prompt_plan(prompts)
 
@@ -237,7 +237,7 @@ def _checkpointer(
 def _demonstrations(
     config: TrainConfig, loaded: LoadedModel, train_prompts: EncodedPrompts
 ) -> Demonstrations:
-    """Make the answers to learn; the first ones are checked before anything is trained."""
+    """Return the answers to learn, after checking the first ones."""
     answers = Demonstrations(
         loaded.tokenizer,
         max_tokens=config.sampling.max_tokens,
@@ -256,7 +256,7 @@ def _fleet(
     stack: ExitStack,
     stop: StopSignal,
 ) -> Fleet:
-    """Starts the fleet of the run; `stack` ends it."""
+    """Start the fleet of the run; `stack` stops it."""
     state = start.state
     if config.mode is RunMode.train_only:
         return SyntheticFleet(decoder.spec.vocab_size, policy_version=state.policy_version)

@@ -1,4 +1,4 @@
-"""The schema of `trainer`."""
+"""Config schema of `trainer`."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,8 +15,8 @@ class LRSchedule(Enum):
 class OptimizerKind(Enum):
     adamw = "adamw"
     muon = "muon"
-    """Muon for the matrices of the layers; embedding, head, norms and biases keep AdamW. Its iterations are in bf16, slow on a
-    CPU without bf16 instructions."""
+    """Muon for the matrices of the layers, and AdamW for the embedding, the head, norms and biases. Muon's
+    iterations use bf16, which is slow on a CPU without bf16 instructions."""
 
 
 class TrainerBackend(Enum):
@@ -26,9 +26,9 @@ class TrainerBackend(Enum):
 
 class DataParallel(Enum):
     ddp = "ddp"
-    """A copy of the weights on every rank."""
+    """Data parallelism with a copy of the weights on every rank."""
     fsdp2 = "fsdp2"
-    """Weights, gradients and the optimiser's state in shards, one per rank."""
+    """Weights, gradients and optimizer state in shards, one per rank."""
 
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -36,16 +36,17 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @dataclass(kw_only=True)
 class LoRAConfig:
-    """Train low-rank adapters of the policy instead of its weights; a critic is trained whole."""
+    """Low-rank adapters of the policy, which are trained instead of its weights. A critic is always trained as a
+    whole."""
 
     rank: int = 0
     """Rank of the LoRA adapters; 0 trains all weights."""
     alpha: float = 32.0
-    """An adapter's product is scaled by alpha / rank."""
+    """Numerator of the scale alpha / rank, which multiplies the product of an adapter."""
     targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
-    """Matrices that have one, of every layer."""
+    """Matrices of every layer that get an adapter."""
     path: str = ""
-    """A directory with an adapter in peft's format to begin with; empty: a new one."""
+    """Directory of an adapter in peft's format to start from. Empty: new adapters."""
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, "trainer.lora.rank", ">= 0", self.rank)
@@ -72,30 +73,36 @@ class LoRAConfig:
 @dataclass(kw_only=True)
 class TrainerConfig:
     num_steps: int = 100
-    """Batches to train on; each is one version of the weights, made by `steps_per_batch` optimiser steps."""
+    """Number of batches to train on. Each batch makes `steps_per_batch` optimizer steps and one new version of the
+    weights."""
     backend: TrainerBackend = TrainerBackend.torch
-    """Library that holds the trained weights: `torch`, or `deepspeed` for ZeRO."""
+    """Library that stores the trained weights: `torch`, or `deepspeed` for ZeRO."""
     data_parallel: DataParallel = DataParallel.ddp
-    """Layout of the weights on several processes with `backend` `torch`: `ddp` copies them to every rank, `fsdp2` shards them."""
+    """Layout of the weights on several processes with `backend` `torch`: `ddp` copies them to every rank, `fsdp2`
+    shards them."""
     num_processes: int = 1
-    """Processes that train together, on Ray: on this machine, or in the cluster of `fleet.address`. The first is the one that was
-    started. Leave it at 1 under torchrun, which starts them itself."""
+    """Number of processes that train together. Ray starts the others on this machine, or in the cluster of
+    `fleet.address`. Leave it at 1 under torchrun, which starts them itself."""
     threads_per_process: int = 1
-    """CPU threads of each process when `num_processes` is above 1, and cores that each but the first asks a cluster for."""
+    """Number of CPU threads of each process if `num_processes` is above 1, and of cores that each process except
+    the first requests from a cluster."""
     zero_stage: int = 2
-    """Stage of ZeRO with `backend` `deepspeed`, which says what is sharded. 0: nothing, 1: the optimiser's state, 2: gradients too, 3: weights too."""
+    """Stage of ZeRO with `backend` `deepspeed`, which decides what is sharded. 0: nothing. 1: the optimizer state.
+    2: gradients too. 3: weights too."""
     offload_optimizer: bool = False
-    """With `backend` `deepspeed`, keep the optimiser's state in the host's memory and update there; from `zero_stage` 1 on."""
+    """Keep the optimizer state in the host's memory and update it there. Needs `backend` `deepspeed` and
+    `zero_stage` of at least 1."""
     learning_rate: float = 1e-6
     """Learning rate after warm-up, before any decay."""
     lr_schedule: LRSchedule = LRSchedule.constant
-    """After warm-up: `constant`, or `linear` or `cosine` decay to 0 at `num_steps`."""
+    """Learning rate after warm-up: `constant`, or `linear` or `cosine` decay to 0 at `num_steps`."""
     num_warmup_steps: int = 0
-    """The learning rate rises linearly over these steps."""
+    """Number of batches over which the learning rate rises linearly to its full value."""
     optimizer: OptimizerKind = OptimizerKind.adamw
-    """`adamw`, or `muon` for the matrices of the layers, with steps as large as AdamW's at the same learning rate."""
+    """Optimizer: `adamw`, or `muon` for the matrices of the layers. At the same learning rate, Muon's steps are as
+    large as AdamW's."""
     weight_decay: float = 0.0
-    """Share of each weight that a step takes off, times the learning rate (decoupled, as in AdamW)."""
+    """Decay of the weights per optimizer step, multiplied by the learning rate (decoupled, as in AdamW)."""
     adam_beta1: float = 0.9
     """Decay of AdamW's mean of gradients."""
     adam_beta2: float = 0.999
@@ -105,22 +112,25 @@ class TrainerConfig:
     muon_momentum: float = 0.95
     """Decay of Muon's mean of gradients."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm."""
+    """Maximum norm of the gradient, which is scaled down to it."""
     max_skipped_steps: int = 3
-    """Steps in a row that may be skipped because a loss or the gradient is not finite; then the run ends."""
+    """Number of consecutive batches with a skipped optimizer step at which the run ends. A step is skipped if a
+    loss or the gradient is not finite."""
     steps_per_batch: int = 1
-    """Optimiser steps on each batch, each on an equal part of its groups. Above 1, ratios are to the policy before the first
-    step, which takes one more forward; with 1 the ratios are exactly 1, and clipping has no effect."""
+    """Number of optimizer steps on each batch, each on an equal part of its groups. Above 1, ratios compare with
+    the policy before the first step, which needs one more forward. With 1, all ratios are exactly 1 and clipping
+    has no effect."""
     max_tokens_per_micro_batch: int = 4096
-    """Packed tokens of one forward and backward; the longest sample must fit."""
+    """Maximum number of packed tokens in one forward and backward; the longest sample must fit."""
     share_prompts: bool = True
-    """Compute the prompt of a group, and what it shares with the last group's, once; the gradient is the same."""
+    """Compute a group's prompt, and the prefix that it shares with the previous group's prompt, only once. The
+    gradient is the same."""
     activation_checkpointing: bool = False
-    """Keep only the input of each layer for the backward and compute the layer again there: less memory, a forward
-    more, and the same gradient bit for bit."""
+    """Keep only the input of each layer for the backward, which computes the layer again. This needs less memory
+    and one more forward, and gives the same gradient bit for bit."""
     ema_decay: float = 0.0
-    """Decay of an exponential moving average of the trained weights, kept in fp32; every checkpoint holds it as a Hugging Face
-    directory, weights/v<version>/ema. 0: none."""
+    """Decay of an exponential moving average of the trained weights, in fp32. Every checkpoint contains it as a
+    Hugging Face directory, weights/v<version>/ema. 0: no average."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     def __post_init__(self) -> None:

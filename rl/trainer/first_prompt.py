@@ -1,4 +1,4 @@
-"""The first prompt as the model sees it, for people to look at before anything is trained."""
+"""First prompt in the form that the model sees, shown before training starts."""
 
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
 
@@ -9,7 +9,7 @@ _NUM_LAST_TOKENS = 6
 
 
 def first_prompt_plan(prompts: EncodedPrompts) -> dict[str, str]:
-    """Returns the rendered prompt, the tokens that it ends with, and the gold answer beside it."""
+    """Return the rendered first prompt, its last tokens, and its gold answer."""
     prompt, token_ids = prompts[0]
     text = prompts.render(token_ids)
     last = [prompts.render([token_id]) for token_id in token_ids[-_NUM_LAST_TOKENS:]]

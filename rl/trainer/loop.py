@@ -1,10 +1,10 @@
-"""The loop.
+"""Training loop.
 
     prompts -> admit (staleness capacity) -> fleet: generate -> score (pool) -> group complete -> advantages
             -> pack -> forward/backward* -> step -> publish v+1 -> fleet: stage, verify, commit
 
-One batch is `num_prompts_per_step` groups, taken in `group_id` order. `policy_version` counts the batches
-consumed, also those whose step was skipped because a loss was not finite.
+A batch is `num_prompts_per_step` groups, taken in `group_id` order. `policy_version` counts the batches that were
+consumed, including those whose optimizer step was skipped because a loss was not finite.
 """
 
 import logging
@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rl.checkpoint import Checkpointer, RunState
 from rl.config import RunMode, TrainConfig
 from rl.rollouts import RolloutGroup
-from rl.stop_signal import StopSignal
+from rl.runs.checkpoint import Checkpointer, RunState
+from rl.runs.stop_signal import StopSignal
 from rl.tracking.tracker import Tracker
 from rl.trainer.collect.batches import Batches
 from rl.trainer.collect.collector import Collector
@@ -41,7 +41,7 @@ logger = logging.getLogger("paceline")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the loop drives; built by `rl.trainer.build`."""
+    """Parts that the loop uses; `rl.trainer.build` assembles them."""
 
     train_prompts: EncodedPrompts
     held_out_prompts: EncodedPrompts
@@ -51,18 +51,18 @@ class Parts:
     checkpointer: Checkpointer
     tracker: Tracker
     answers: Demonstrations | None = None
-    """What is learned instead of what is sampled."""
+    """Answers to learn, for an algorithm that samples none."""
 
 
 class TrainLoop:
-    """Runs from `state` to `trainer.num_steps`, or to a stop signal.
+    """Loop from `state` to `trainer.num_steps`, or to a stop signal.
 
     Args:
-        config: every key of the run.
-        parts: what the loop drives.
-        state: where the run stands.
-        max_resample_batches: batches' worth of groups without signal that are replaced in a step.
-        stop: says when to stop.
+        config: config of the run.
+        parts: parts that the loop uses.
+        state: progress of the run so far.
+        max_resample_batches: maximum number of groups without signal to replace in a step, in batches.
+        stop: stop signal, which ends the loop.
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class TrainLoop:
         return self._version
 
     def run(self) -> bool:
-        """Train; returns True when all steps were done, False after a stop signal. The last version is saved either way.
+        """Train, and save the last version. Return True after all steps, False after a stop signal.
 
-        A job's processes end together: what fails here because scorers, workers or ranks got the signal as well is part of
-        stopping, and no error.
+        A signal to a whole job also stops scorers, workers and ranks. A failure that follows from it is part of
+        stopping, and is not an error.
         """
         is_done = False
         try:
@@ -138,7 +138,7 @@ class TrainLoop:
     def _is_consequence_of_stop(self, error: Exception) -> bool:
         is_one = self._stop.explains_failure()
         if is_one:
-            logger.info("%s, so this is no failure: %s", self._stop.name, error)
+            logger.info("stopped by %s, so this is not a failure: %s", self._stop.name, error)
         return is_one
 
     def _keep_last_version(self, *, is_done: bool) -> None:
@@ -149,11 +149,11 @@ class TrainLoop:
             return
         try:
             self._save_checkpoint()
-        except (RuntimeError, EOFError) as error:  # of ranks that the signal has ended
+        except (RuntimeError, EOFError) as error:  # from ranks that the signal has ended
             if not self._stop.requested:
                 raise
             logger.warning(
-                "step %d could not be kept, since processes were gone: %s", self._version, error
+                "step %d could not be saved, because processes have ended: %s", self._version, error
             )
 
     def _step(self) -> bool:
@@ -253,7 +253,9 @@ class TrainLoop:
             dropped_groups=self._batches.num_dropped,
             gave_up_int8=self._publisher.gave_up_int8,
         )
-        self._save_failed = True  # until it is done: what failed once is not tried again at the end
+        self._save_failed = (
+            True  # until it is done, so that a failed save is not repeated at the end
+        )
         with stopwatch("checkpoint"):
             path: Path = self._parts.checkpointer.save(
                 state,

@@ -1,4 +1,4 @@
-"""What a run will use, as lines for people to read before it starts."""
+"""Plan of a run: its model, task, batch, memory and fleet, in lines for people."""
 
 from collections.abc import Sequence
 
@@ -14,23 +14,23 @@ __all__ = ["make_plan", "num_parameters", "processes_plan"]
 
 
 def processes_plan(config: TrainConfig, count: int) -> dict[str, str]:
-    """Say where the trainer's processes are and what each holds; empty for one process."""
+    """Describe the trainer's processes and the share of each; empty for one process."""
     if count == 1:
         return {}
     return {
-        "processes": f"{count} train, each {_part(config.trainer)}; the first rolls out{_whereabouts(config)}"
+        "processes": f"{count} train, each {_part(config.trainer)}; the first also runs the loop{_whereabouts(config)}"
     }
 
 
 def _whereabouts(config: TrainConfig) -> str:
-    """Say where the run started the other ranks."""
+    """Describe where the run started the other ranks."""
     if config.trainer.num_processes == 1:
         return ""
     return f", the others are on Ray, {config.fleet.address or 'on this machine'}"
 
 
 def _part(trainer: TrainerConfig) -> str:
-    """Say what part of the trained weights each rank holds."""
+    """Describe the part of the trained weights that each rank has."""
     if trainer.backend is TrainerBackend.deepspeed:
         return f"as ZeRO {trainer.zero_stage} shards it"
     return "with a shard" if trainer.data_parallel is DataParallel.fsdp2 else "with a copy"
@@ -42,7 +42,7 @@ def num_parameters(decoder: Decoder) -> int:
 
 
 def _num_trained(config: TrainConfig, decoder: Decoder) -> int:
-    """Count the parameters of the policy that have a gradient."""
+    """Count the trained parameters of the policy."""
     if config.trainer.lora.rank:
         return count_adapter_parameters(decoder, config.trainer.lora)
     return num_parameters(decoder)

@@ -1,4 +1,4 @@
-"""Publishes the learner's weights to the fleet, in 8 bits for as long as these are accurate enough."""
+"""Publication of the learner's weights to the fleet, in 8 bits for as long as these are accurate enough."""
 
 import logging
 from collections.abc import Callable
@@ -17,13 +17,13 @@ logger = logging.getLogger("paceline")
 
 
 class Publisher:
-    """Hands every new version to the fleet.
+    """Publisher that sends every new version to the fleet.
 
     Args:
-        config: of the run.
-        learner: has the weights.
-        fleet: receives them.
-        gave_up_int8: whether an earlier part of this run went on in plain weights.
+        config: config of the run.
+        learner: learner with the weights.
+        fleet: fleet that receives them.
+        gave_up_int8: whether an earlier part of this run went back to plain weights.
     """
 
     def __init__(
@@ -33,15 +33,15 @@ class Publisher:
         self._learner = learner
         self._fleet = fleet
         self.gave_up_int8 = gave_up_int8
-        """Whether the fleet goes on in plain weights, although the config asks for 8 bits."""
+        """Whether the fleet uses plain weights although the config asks for 8 bits."""
 
     def publish(self, version: int, *, tolerates: Callable[[Exception], bool]) -> None:
         """Update the fleet's weights to `version`.
 
         Args:
             version: number of the new version.
-            tolerates: whether an error of the fleet is no failure, because the run is being stopped. The step is made then,
-                and its weights can be kept, whatever became of the workers.
+            tolerates: function that returns True if an error of the fleet follows from a stop of the run. The step
+                then counts, and its weights can be saved, even if workers are gone.
         """
         named_weights = self._learner.named_weights()
         if self._is_int8:
@@ -55,10 +55,10 @@ class Publisher:
                 raise
 
     def check_mismatch(self, k3: float | None, *, step: int) -> None:
-        """Give up 8 bits, from the next update on, when the engine's policy is too far from the trainer's.
+        """Go back to plain weights, from the next update on, if the engine's policy is too far from the trainer's.
 
         Args:
-            k3: nats per token that the engine's policy was away; None where nothing could be compared.
+            k3: distance of the engine's policy in nats per token; None if nothing could be compared.
             step: number of the step, for the log.
         """
         limit = self._config.correction.max_k3
@@ -67,7 +67,7 @@ class Publisher:
         if is_small or not self._learner.is_sampled or not (self._is_int8 or has_int8_kv):
             return
         cure = (
-            "the run goes on with engine.weight_dtype=plain"
+            "the run continues with engine.weight_dtype=plain"
             if self._is_int8
             else "resume the run with engine.kv_dtype=plain, or raise the limit"
         )
@@ -83,7 +83,7 @@ class Publisher:
 
     @property
     def _is_int8(self) -> bool:
-        """Whether updates are quantized."""
+        """True if updates are quantized."""
         config = self._config
         wants_int8 = config.engine.weight_dtype is StorageDtype.int8
         return wants_int8 and config.mode is RunMode.full and not self.gave_up_int8

@@ -1,4 +1,4 @@
-"""A run that goes on from another: what is left to do, what differs from then, and what must not differ."""
+"""Checks and messages for a run that continues another one, and the files that it changes."""
 
 import logging
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rl.checkpoint import RunState, load_checkpoint
 from rl.config import TrainConfig
-from rl.saved_config import changed_keys, read_config, save_config, task_config_of
+from rl.runs.checkpoint import RunState, load_checkpoint
+from rl.runs.saved_config import changed_keys, read_config, save_config, task_config_of
 from rl.tasks.prompts import PromptOrder, identity
 from rl.tasks.task import Task, load_prompts
 from rl.tracking.events import cut_events_after
@@ -28,17 +28,17 @@ logger = logging.getLogger("paceline")
 
 
 def goes_on_in_place(config: TrainConfig) -> bool:
-    """Whether the run goes on in the directory that it is resumed from."""
+    """Return whether the run continues in the directory that it is resumed from."""
     if not (config.resume_from and config.run_dir):
         return False
     return Path(config.run_dir).resolve() == Path(config.resume_from).resolve()
 
 
 def check_resume(config: TrainConfig) -> None:
-    """Refuse to go on from a run that has nothing left to do.
+    """Raise a ValueError if the run to continue has nothing left to do.
 
     Raises:
-        ValueError: no checkpoint is there, or it has made all of `trainer.num_steps` already.
+        ValueError: there is no checkpoint, or the run has made all of `trainer.num_steps`.
     """
     if not config.resume_from:
         return
@@ -46,24 +46,24 @@ def check_resume(config: TrainConfig) -> None:
     if version >= config.trainer.num_steps:
         raise ValueError(
             f"trainer.num_steps must be > {version}, the steps that resume_from={config.resume_from} has made, got "
-            f"{config.trainer.num_steps}: there is nothing left to train; raise it, or evaluate what there is: "
+            f"{config.trainer.num_steps}: there is nothing left to train; raise it, or evaluate the run: "
             f"python scripts/evaluate.py model.path={config.resume_from}"
         )
 
 
 def cut_unkept_steps(config: TrainConfig, state: RunState) -> None:
-    """Take events of steps that the checkpoint does not hold out of the logs of the run's directory."""
+    """Remove the events of steps after the checkpoint from the logs in the run's directory."""
     num_cut = cut_events_after(Path(config.run_dir), state.policy_version)
     if num_cut:
         logger.info(
-            "%d steps after step %d were not kept by a checkpoint, and are made again",
+            "%d steps after step %d are in no checkpoint and are repeated",
             num_cut,
             state.policy_version,
         )
 
 
 def write_config(config: TrainConfig, *, first_version: int) -> None:
-    """Write the run's config.yaml; one that is there, of the run until `first_version`, is kept beside."""
+    """Write the run's config.yaml. An existing one, of the run until `first_version`, is renamed."""
     path = Path(config.run_dir) / "config.yaml"
     if path.exists():
         path.rename(path.with_name(f"config.until_v{first_version}.yaml"))
@@ -71,11 +71,11 @@ def write_config(config: TrainConfig, *, first_version: int) -> None:
 
 
 def resume_plan(config: TrainConfig, state: RunState) -> dict[str, str]:
-    """Rows of the plan: where the run goes on, and every key that differs from then."""
+    """Return rows of the plan: the step at which the run continues, and the keys that have changed."""
     plan = {"resumed from": f"{config.resume_from}, at step {state.policy_version}"}
     saved = read_config(Path(config.resume_from))
     if saved is None:
-        return {**plan, "changed": "not known: its config.yaml names no schemas"}
+        return {**plan, "changed": "unknown: its config.yaml names no schemas"}
     changes = changed_keys(saved, config)
     if not changes:
         return plan
@@ -85,10 +85,10 @@ def resume_plan(config: TrainConfig, state: RunState) -> dict[str, str]:
 
 
 def check_held_out(config: TrainConfig, task: Task, state: RunState) -> None:
-    """Refuse to evaluate on prompts that the run has trained on, under the task that it had before.
+    """Raise a ValueError if the run has trained on held-out prompts, under the task that it had before.
 
     Raises:
-        ValueError: with how many they are.
+        ValueError: there are such prompts; the message has their number.
     """
     saved = read_config(Path(config.resume_from)) if config.resume_from else None
     if saved is None:
@@ -111,8 +111,8 @@ def check_held_out(config: TrainConfig, task: Task, state: RunState) -> None:
     if num_seen:
         raise ValueError(
             f"{num_seen} of the {len(task.held_out)} held-out prompts of this task were trained on by "
-            f"resume_from={config.resume_from}: accuracy on them would mean nothing; keep task.seed and task.num_held_out "
-            "as they were there, hold out other data, or begin a new run from its weights and another task"
+            f"resume_from={config.resume_from}: accuracy on them would be meaningless; keep task.seed and task.num_held_out "
+            "as they were, hold out other data, or start a new run from its weights with another task"
         )
 
 
@@ -124,15 +124,15 @@ def _consequences(
 ) -> list[str]:
     lines = []
     if "seed" in changes:
-        lines.append("another seed: from here on other samples, and prompts in another order")
+        lines.append("another seed: from now on, samples and the order of prompts differ")
     if any(key.startswith("task") for key in changes):
-        lines.append("another task: accuracies from before cannot be compared with those to come")
+        lines.append("another task: earlier accuracies cannot be compared with later ones")
     trainer = config.trainer
     before = _learning_rate_before(saved, trainer, version)
     now = learning_rate(trainer, version)
     if before is not None and before != now:
         lines.append(
-            f"the learning rate of the next step is {now:.3g}; by the schedule from before it would be {before:.3g}"
+            f"the learning rate of the next step is {now:.3g}; with the earlier schedule it would be {before:.3g}"
         )
     return lines
 
@@ -140,7 +140,7 @@ def _consequences(
 def _learning_rate_before(
     saved: Mapping[str, Any], trainer: TrainerConfig, version: int
 ) -> float | None:
-    """The rate that the next step would have had; None where the schedule was of a kind that is gone."""
+    """Return the rate that the next step would have had; None if the old schedule no longer exists."""
     old = saved["trainer"]
     if old["lr_schedule"] not in LRSchedule.__members__:
         return None

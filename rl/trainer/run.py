@@ -1,4 +1,4 @@
-"""One training run, from its config to the summary at the end."""
+"""Training run, from its config to the summary at the end."""
 
 import logging
 import os
@@ -12,9 +12,9 @@ from rich.text import Text
 
 from rl.cli import INTERRUPTED, RunError, UserError
 from rl.config import RunMode, TrainConfig
-from rl.disk_full import is_disk_full
-from rl.run_directory import claim_run_dir
-from rl.stop_signal import Stopped, StopSignal
+from rl.runs.directory import claim_run_dir
+from rl.runs.disk_full import is_disk_full
+from rl.runs.stop_signal import Stopped, StopSignal
 from rl.tracking.answers import AnswerPair, pair_answers
 from rl.tracking.harmless import Harmless
 from rl.tracking.summary import print_summary
@@ -38,13 +38,13 @@ logger = logging.getLogger("paceline")
 
 
 def train(config: TrainConfig) -> int:
-    """Run `config`, with the processes that it asks for; returns the exit code: 0, or 130 after a stop signal.
+    """Run `config` with the processes that it asks for; return the exit code, which is 0, or 130 after a stop signal.
 
     Raises:
-        UserError: a mistake in the config or in what it points to.
-        RunError: another process ended the run.
+        UserError: the config, or a file that it names, has a mistake.
+        RunError: another process or a full disk ended the run.
     """
-    if os.environ.get("RANK", "0") != "0":  # the first rank has the run directory
+    if os.environ.get("RANK", "0") != "0":  # only the first rank claims the run directory
         return train_rank(config)
     with StopSignal() as stop, ExitStack() as stack:
         try:
@@ -70,13 +70,13 @@ def train(config: TrainConfig) -> int:
 
 
 def train_rank(config: TrainConfig) -> int:
-    """Do what a process of the trainer does that is not the first, whoever started it; returns its exit code."""
+    """Run a process of the trainer other than the first, however it was started; return its exit code."""
     with StopSignal(is_quiet=True) as stop:
         return _train_rank(config, stop)
 
 
 def _train_ranks(config: TrainConfig, stop: StopSignal) -> int:
-    """Start the other ranks, if the run has any to start, and be the first one."""
+    """Start the other ranks, if the config asks for them, and run the first one."""
     if config.trainer.num_processes == 1:
         return _train_rank(config, stop)
     with ExitStack() as stack:
@@ -114,7 +114,7 @@ def _train_rank(config: TrainConfig, stop: StopSignal) -> int:
 
 
 def _run(run: Run, config: TrainConfig, stop: StopSignal) -> bool:
-    """Run the loop and show what came of it; returns whether all steps were done."""
+    """Run the loop and show its results; return whether all steps were done."""
     console, harmless = Console(), Harmless()
     with harmless("the plan"):
         _print_plan(console, run.plan)
@@ -175,14 +175,14 @@ def _interrupted(run: Run, config: TrainConfig, stop: StopSignal) -> Text:
     )
     if version is None:
         return Text(f"{step}; nothing was trained.")
-    return Text(f"{step}; resume_from={config.run_dir} goes on from step {version}.")
+    return Text(f"{step}; resume_from={config.run_dir} continues from step {version}.")
 
 
 def _stopped_at_once(config: TrainConfig, signal: Stopped) -> str:
     version = _latest(config)
     if version is None:
         return f"stopped by {signal} before the first step; run_dir={config.run_dir} is free again"
-    return f"stopped by {signal} at once; resume_from={config.run_dir} goes on from step {version}"
+    return f"stopped by {signal} at once; resume_from={config.run_dir} continues from step {version}"
 
 
 def _disk_is_full(config: TrainConfig) -> str:
@@ -191,7 +191,7 @@ def _disk_is_full(config: TrainConfig) -> str:
         return f"the disk of run_dir={config.run_dir} is full, and no checkpoint was kept; make room, or choose another run_dir"
     return (
         f"the disk of run_dir={config.run_dir} is full; the checkpoint of step {version} is kept: make room, and "
-        f"resume_from={config.run_dir} goes on from it"
+        f"resume_from={config.run_dir} continues from it"
     )
 
 
@@ -199,7 +199,7 @@ def _how_to_go_on(config: TrainConfig) -> str:
     version = _latest(config)
     if version is None:
         return "; no checkpoint was kept"
-    return f"; resume_from={config.run_dir} goes on from step {version}"
+    return f"; resume_from={config.run_dir} continues from step {version}"
 
 
 def _latest(config: TrainConfig) -> int | None:

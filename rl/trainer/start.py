@@ -1,12 +1,12 @@
-"""What a run starts from: the model, or another run's latest checkpoint."""
+"""Starting point of a run: the model, or another run's latest checkpoint."""
 
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from rl.checkpoint import Checkpoint, RunState, load_checkpoint
 from rl.config import TrainConfig
+from rl.runs.checkpoint import Checkpoint, RunState, load_checkpoint
 from rl.trainer.learn.learner import Learner
 from rollout.models.decoder import Decoder
 from rollout.models.spec import read_spec
@@ -15,10 +15,10 @@ __all__ = ["start_of", "take_weights"]
 
 
 def start_of(config: TrainConfig, source: Path) -> Checkpoint:
-    """Load the checkpoint that the run goes on from, or make one of a new run.
+    """Load the checkpoint that the run continues from, or create that of a new run.
 
     Raises:
-        ValueError: the checkpoint is of another model.
+        ValueError: the checkpoint belongs to another model.
     """
     if config.resume_from:
         checkpoint = load_checkpoint(Path(config.resume_from))
@@ -29,12 +29,12 @@ def start_of(config: TrainConfig, source: Path) -> Checkpoint:
 
 def _check_architecture(resume_from: str, weights: Path, source: Path) -> None:
     theirs, ours = asdict(read_spec(weights)), asdict(read_spec(source))
-    # where completions end is a matter of taste
+    # the tokens that end a completion may differ
     names = [n for n in ours if theirs[n] != ours[n] and n != "eos_token_ids"]
     if names:
         differences = ", ".join(f"{n} {theirs[n]} instead of {ours[n]}" for n in names)
         raise ValueError(
-            f"resume_from must be a run of the model in `model`, got {resume_from!r} with {differences}; "
+            f"resume_from must be a run of the same model as `model`, got {resume_from!r} with {differences}; "
             "resume with that run's own model"
         )
 
@@ -44,13 +44,13 @@ def take_weights(decoder: Decoder, learner: Learner, *, is_resumed: bool) -> Non
     """Copy the trainer's weights to the engine's decoder.
 
     Raises:
-        ValueError: the checkpoint's weights are not those that its optimiser state gives.
+        ValueError: the weights of the checkpoint do not match its optimizer state.
     """
     own = dict(decoder.hf_tensors())
     for name, tensor in learner.named_weights():
         if is_resumed and not torch.equal(own[name], tensor):
             raise ValueError(
-                f"resume_from holds another {name} than its optimiser state gives in this run; keep model.path and "
-                "model.dtype as they were (of adapters, model.path is the base)"
+                f"resume_from has another {name} than its optimizer state gives in this run; keep model.path and "
+                "model.dtype as they were (for adapters, model.path is the base model)"
             )
         own[name].copy_(tensor)

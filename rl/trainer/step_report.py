@@ -1,4 +1,4 @@
-"""Tells the tracker what came of each step."""
+"""Report of each step to the tracker."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,14 +18,14 @@ __all__ = ["StepReport"]
 
 
 class StepReport:
-    """Reports steps, one after the other.
+    """Reporter of steps, one after another.
 
     Args:
-        config: of the run.
-        fleet: measured its engines since the last step.
-        tracker: gets metrics and sample rollouts.
-        render: turns a prompt's tokens into the text that the model sees.
-        decodes: whether the fleet decodes what is trained.
+        config: config of the run.
+        fleet: fleet with the metrics of its engines since the last step.
+        tracker: tracker that receives metrics and sample rollouts.
+        render: function that turns a prompt's tokens into the text that the model sees.
+        decodes: whether the fleet generates the tokens that are trained.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class StepReport:
         """Report one step.
 
         Args:
-            batch: what it consumed.
-            learning: what the trainer made of it; None where nothing is trained.
-            stopwatch: measured the step.
+            batch: batch of the step.
+            learning: result of the training; None if nothing is trained.
+            stopwatch: times of the step.
             version: policy version after the step.
         """
         fleet_metrics = self._fleet.take_metrics()
@@ -89,9 +89,9 @@ class StepReport:
     def _speed(
         self, rollouts: RolloutSummary, rates: FleetRates, stopwatch: Stopwatch
     ) -> float | None:
-        """Tokens per second; None where they were not decoded, or it was not measured."""
+        """Return the generated tokens per second; None if none were generated, or no time was measured."""
         if self._max_staleness:
-            # the step waited at other times than those in which its tokens were decoded
+            # the time that the step waited is not the time in which its tokens were generated
             return rates.tokens_per_second
         if not self._decodes:
             return None
@@ -100,7 +100,8 @@ class StepReport:
     def _predicted_staleness(
         self, batch: CollectedBatch, rates: FleetRates, stopwatch: Stopwatch
     ) -> float | None:
-        """Staleness that the measured rates lead to; None where the fleet has decoded nothing since the last step."""
+        """Return the staleness that follows from the measured rates; None if the fleet has generated nothing since
+        the last step."""
         if rates.concurrency is None:
             return None
         is_concurrent = self._fleet.is_concurrent
@@ -114,5 +115,5 @@ class StepReport:
 
 
 def _waited(stopwatch: Stopwatch) -> float:
-    """Seconds in which the step waited for rollouts or scores."""
+    """Return the time that the step waited for rollouts or scores, in seconds."""
     return stopwatch.seconds("rollout") + stopwatch.seconds("score_wait")

@@ -1,1 +1,1 @@
-"""The one place where engines and fleets are made."""
+"""Factories of engines and fleets."""

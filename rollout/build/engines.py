@@ -1,4 +1,4 @@
-"""Makes engines from a config, with the speculator that it asks for."""
+"""Factories of engines, with the speculator that their config asks for."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ __all__ = ["build_engine", "load_engine"]
 def build_engine(
     decoder: Decoder, tokenizer: Any, config: EngineConfig, *, policy_version: int = 0
 ) -> Engine:
-    """Makes an engine with the speculator that its config asks for. Arguments as those of `Engine`."""
+    """Build an engine with the speculator that its config asks for. The arguments are those of `Engine`."""
     engine = Engine(decoder, tokenizer, config, policy_version=policy_version)
     engine.speculator = make_speculator(
         config,
@@ -29,7 +29,7 @@ def build_engine(
 
 
 def load_engine(model: ModelConfig, config: EngineConfig, *, device: str = "cpu") -> Engine:
-    """Makes an engine over the model that a config names.
+    """Load the model that a config names, and build an engine for it.
 
     Raises:
         ValueError: the model cannot be loaded, or does not fit the config.

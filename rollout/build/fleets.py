@@ -1,4 +1,4 @@
-"""Makes fleets from a config, for the trainer and whoever else needs completions."""
+"""Factory of fleets, for the trainer and other programs that need completions."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,17 +32,17 @@ def open_fleet(
     policy_version: int,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Fleet]:
-    """Starts the fleet that a config asks for, and ends it with the block.
+    """Start the fleet that a config asks for, and stop it when the block ends.
 
     Args:
-        config: kind of the fleet.
+        config: config of the fleet; its type decides the kind.
         engine: config of each engine.
-        decoder: weights that every engine begins with; an inline engine runs this decoder itself.
+        decoder: initial weights of every engine; an inline engine runs this decoder itself.
         tokenizer: tokenizer of the model; Ray workers load their own.
-        weights: Hugging Face directory that Ray workers load the same weights from.
-        dtype: type of the weights in Ray workers.
+        weights: Hugging Face directory from which Ray workers load the same weights.
+        dtype: dtype of the weights in Ray workers.
         policy_version: version of the weights.
-        is_stopping: whether the run is about to end, which explains that workers are lost.
+        is_stopping: function that returns True once the run is about to end, when lost workers are no failure.
 
     Raises:
         ValueError: a mistake in the config.

@@ -1,4 +1,4 @@
-"""Decoders from and to Hugging Face directories, under Hugging Face's own names."""
+"""Loading and saving of decoders as Hugging Face directories, with Hugging Face's tensor names."""
 
 import json
 import shutil
@@ -20,17 +20,19 @@ __all__ = ["empty_decoder", "load_decoder", "save_checkpoint", "torch_dtype"]
 
 
 def torch_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it natively, else float32."""
+    """Return the torch dtype of a config's dtype. `auto` is bfloat16 where the device multiplies it natively, else
+    float32."""
     return native_dtype(device) if dtype is Dtype.auto else getattr(torch, dtype.value)
 
 
 def load_decoder(
     directory: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> Decoder:
-    """Build the decoder that `config.json` describes and fill it from the safetensors files.
+    """Build the decoder that `config.json` describes, and fill it from the safetensors files.
 
     Raises:
-        ValueError: unsupported architecture; tensors missing, unexpected, of another shape, damaged, or not finite.
+        ValueError: the architecture is not supported, or a tensor is missing, unexpected, damaged, not finite, or has
+            the wrong shape.
     """
     decoder = empty_decoder(read_spec(directory), dtype=dtype, device=device)
     _fill(dict(decoder.hf_tensors()), directory, is_tied=decoder.spec.tie_word_embeddings)
@@ -44,7 +46,7 @@ def empty_decoder(
     device: torch.device | str = "cpu",
     is_int8: bool = False,
 ) -> Decoder:
-    """A decoder whose weights hold whatever the memory held."""
+    """Build a decoder with uninitialized weights."""
     with torch.device("meta"):
         decoder = Decoder(spec, is_int8=is_int8)
     decoder = decoder.to(dtype).to_empty(device=device)
@@ -72,7 +74,7 @@ def _fill(targets: Mapping[str, torch.Tensor], directory: Path, *, is_tied: bool
         missing.discard(name)
     if missing:
         raise ValueError(
-            f"{directory} lacks {len(missing)} tensors of its architecture, {sorted(missing)[0]} among them"
+            f"{directory} lacks {len(missing)} tensors of its architecture, for example {sorted(missing)[0]}"
         )
     if tied_head is not None:
         _check_tied(tied_head, targets["model.embed_tokens.weight"], directory)
@@ -90,16 +92,17 @@ def _check_fits(
         )
     if not tensor.is_floating_point():
         raise ValueError(
-            f"{name} of {directory} must hold floating-point numbers, got {tensor.dtype}: quantized weights are not read"
+            f"{name} of {directory} must hold floating-point numbers, got {tensor.dtype}: quantized weights are not supported"
         )
 
 
 def _check_tied(head: torch.Tensor, embedding: torch.Tensor, directory: Path) -> None:
-    """Refuse a head of its own where config.json says that it is the embedding; transformers would use it."""
+    """Raise a ValueError if lm_head.weight differs from the embedding although config.json ties them; transformers
+    would use it."""
     if not torch.equal(head.to(embedding.device, embedding.dtype), embedding):
         raise ValueError(
             f"lm_head.weight of {directory} must equal model.embed_tokens.weight as its config.json says "
-            "tie_word_embeddings=true, and it differs; set tie_word_embeddings to false there"
+            "tie_word_embeddings=true, but it differs; set tie_word_embeddings to false there"
         )
 
 
@@ -111,14 +114,14 @@ def save_checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     max_shard_bytes: int = 4_000_000_000,
 ) -> None:
-    """Write weights beside copies of `source`'s config, tokenizer and chat template: a Hugging Face directory.
+    """Write a Hugging Face directory: the weights, and copies of the config, tokenizer and chat template of `source`.
 
     Args:
-        named_weights: under Hugging Face's names.
-        source: the directory the model was loaded from.
-        directory: exists; gets the files.
-        dtype: of the saved weights.
-        max_shard_bytes: of one safetensors file.
+        named_weights: weights by Hugging Face's names.
+        source: directory from which the model was loaded.
+        directory: existing directory to write to.
+        dtype: dtype of the saved weights.
+        max_shard_bytes: maximum size of one safetensors file.
     """
     for path in sorted(source.iterdir()):
         if (

@@ -1,4 +1,4 @@
-"""The token ids that a model directory's own files say end a completion."""
+"""Ids of the tokens that end a completion, as declared by the files of a model directory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,8 @@ GENERATION, CONFIG = "generation_config.json", "config.json"
 
 
 def declared_ends(directory: Path) -> dict[str, tuple[int, ...]]:
-    """The ids by file; a file that is missing, or names none, has none.
+    """Return the token ids that each file declares. A file that declares none has an empty tuple; a missing file has
+    no entry.
 
     Raises:
         ValueError: a file is not JSON, or names something else than token ids.
@@ -25,12 +26,13 @@ def declared_ends(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def default_ends(declared: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The ids in force, as transformers takes them: generation_config.json's if it names any, else config.json's."""
+    """Return the ids that transformers uses: those of generation_config.json if it declares any, else those of
+    config.json."""
     return declared.get(GENERATION) or declared.get(CONFIG) or ()
 
 
 def _ends_in(content: Mapping[str, Any], path: Path) -> tuple[int, ...]:
-    """The `eos_token_id` of one file's content."""
+    """Return the `eos_token_id` of one file's content."""
     value = content.get("eos_token_id")
     if value is None:
         return ()

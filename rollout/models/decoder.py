@@ -1,9 +1,9 @@
-"""One decoder for trainer and engine, on a packed [T, hidden] layout.
+"""Decoder of trainer and engine, on a packed [T, hidden] layout.
 
-The two users differ only in `attend`: the trainer's attends over packed keys with gradients, the engine's
-writes a paged cache and attends over that. Query, key and value weights are one parameter, and so are gate
-and up: fewer GEMMs. `hf_tensors` shows every parameter, or its slice, under Hugging Face's own name; loading,
-saving and weight sync all go through it.
+The two users differ only in `attend`: the trainer attends over packed keys with gradients, the engine writes a paged
+cache and attends over that. Query, key and value weights are one parameter, and so are gate and up, which saves
+matrix products. `hf_tensors` yields every parameter, or its slice, under Hugging Face's own name; loading, saving and
+weight updates all use it.
 
 Shape legend: T = packed tokens, H = hidden size, N = query heads, M = KV heads, D = width of a head.
 """
@@ -25,13 +25,15 @@ from rollout.models.layers import Attend, DecoderLayer, Int8Linear, Linear
 __all__ = ["Decoder", "Layers"]
 
 Layers = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(residual stream [T, H], cosines and sines [T, D]) -> the stream after the last layer."""
+"""Function that runs all layers: (residual stream [T, H], cosines and sines [T, D]) -> the stream after the last
+layer."""
 
 
 class Decoder(nn.Module):
-    """Maps token ids to final hidden states; callers that need logits or log-probabilities apply the LM head.
+    """Transformer that maps token ids to final hidden states; `logits` applies the LM head.
 
-    With `is_int8` every matrix but the embedding has 8 bits, and the LM head is one of its own even where it is tied.
+    With `is_int8`, every matrix except the embedding has 8 bits, and the LM head is separate from the embedding even
+    if the config ties them.
     """
 
     def __init__(self, spec: DecoderSpec, *, is_int8: bool = False) -> None:
@@ -50,12 +52,12 @@ class Decoder(nn.Module):
             linear_type(spec.hidden_size, spec.vocab_size, bias=False) if has_own_head else None
         )
         self.recomputes_layers = False
-        """Whether a layer keeps only its input for the backward, which computes the layer again."""
+        """Whether to keep only the input of each layer for the backward, which then computes the layer again."""
         # a plain attribute, so that `.to(bfloat16)` leaves the angles in float32
         self.cos_sin = torch.empty(0)
 
     def build_rope_table(self, device: torch.device | str) -> None:
-        """Positions beyond the table do not exist for this model."""
+        """Build the table of rotary angles. It limits the positions that this model supports."""
         spec = self.spec
         self.cos_sin = rope_table(
             spec.max_positions,
@@ -68,18 +70,18 @@ class Decoder(nn.Module):
     @property
     def decoder_layers(self) -> Iterator[DecoderLayer]:
         for layer in self.layers:
-            assert isinstance(layer, DecoderLayer), "layers holds decoder layers alone"
+            assert isinstance(layer, DecoderLayer), "layers must hold only decoder layers"
             yield layer
 
     @property
     def lm_head(self) -> torch.Tensor:
-        """LM head [vocab, H]; the embedding itself where the two are tied."""
+        """Weight of the LM head, [vocab, H]; the embedding itself if the two are tied."""
         return self.embed_tokens if self._lm_head is None else self._lm_head.weight
 
     def forward(
         self, token_ids_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
-        """Maps ids and positions [T] to hidden states [T, H], after the final norm."""
+        """Map [T] ids and positions to [T, H] hidden states after the final norm."""
 
         def layers(x_TH: torch.Tensor, cos_sin_TD: torch.Tensor) -> torch.Tensor:
             for layer in self.layers:
@@ -97,7 +99,8 @@ class Decoder(nn.Module):
     def around(
         self, layers: Layers, token_ids_T: torch.Tensor, positions_T: torch.Tensor
     ) -> torch.Tensor:
-        """Computes the embedding, then `layers`, then the final norm; `layers` may run other code than the modules."""
+        """Run the embedding, `layers`, and the final norm. `layers` may run the layers in another way than
+        `forward` does."""
         x_TH = nn.functional.embedding(token_ids_T, self.embed_tokens)
         x_TH = layers(x_TH, self.cos_sin[positions_T])
         return rms_norm(x_TH, self.norm, eps=self.spec.rms_norm_eps)
@@ -105,7 +108,7 @@ class Decoder(nn.Module):
     def logits(
         self, hidden_TH: torch.Tensor, packed_head: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Maps [T, H] to [T, vocab]; `packed_head` is the result of `pack_head` for the present weights, or None."""
+        """Map [T, H] to [T, vocab]. `packed_head` is the result of `pack_head` for the current weights, or None."""
         if self._lm_head is None:
             return head_logits(hidden_TH, self.embed_tokens, packed_head)
         if isinstance(self._lm_head, Linear):
@@ -115,19 +118,23 @@ class Decoder(nn.Module):
     def pack_head(
         self, *, into: torch.Tensor | None = None, num_threads: int | None = None
     ) -> torch.Tensor | None:
-        """Packs the LM head; returns None where its linear reads it as it is. Arguments as in `pack_weight`."""
+        """Pack the LM head; return None if its linear needs no packed copy. The arguments are those of
+        `pack_weight`."""
         dtype = self.embed_tokens.dtype
         return pack_weight(self.lm_head, dtype, into=into, num_threads=num_threads)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields Hugging Face's name and the parameter, or slice of one, each once, in a fixed order."""
+        """Yield (Hugging Face's name, parameter or slice of one) for each tensor once, in a fixed order."""
         for _, tensors in self.hf_parts():
             yield from tensors()
 
     def hf_parts(
         self,
     ) -> Iterator[tuple[nn.Module, Callable[[], Iterator[tuple[str, torch.Tensor]]]]]:
-        """Yields the tensors in parts: a module, and a function to call while the module's parameters are gathered."""
+        """Yield the tensors of `hf_tensors` in parts: a module, and a function that yields those of its tensors.
+
+        Call the function only while the module's own parameters are complete, for example gathered from shards.
+        """
         yield self, self._embedding
         for layer in self.decoder_layers:
             yield layer, layer.hf_tensors

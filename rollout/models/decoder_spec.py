@@ -1,4 +1,4 @@
-"""Architecture of a decoder."""
+"""Specification of a decoder."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ __all__ = ["DecoderSpec"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
-    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+    """Decoder-only transformer with RMSNorm, RoPE, grouped-query attention and SwiGLU."""
 
     architecture: str
     vocab_size: int
@@ -23,7 +23,7 @@ class DecoderSpec:
     rope_theta: float
     rope_llama3: Llama3Scaling | None
     rope_linear_factor: float
-    max_positions: int  # of the context; a sliding window, if any, is not longer
+    max_positions: int  # maximum context; not longer than the sliding window, if there is one
     tie_word_embeddings: bool
     qkv_bias: bool
     o_bias: bool

@@ -1,4 +1,4 @@
-"""Weights of a decoder in 8 bits: what the sender of an update does, and an engine when it loads a model."""
+"""Quantization of a decoder's weights to 8 bits, by the sender of an update or by an engine that loads a model."""
 
 from collections.abc import Iterable, Iterator
 
@@ -17,10 +17,11 @@ _HEAD = "lm_head.weight"
 def int8_weights(
     named_weights: Iterable[tuple[str, torch.Tensor]],
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every matrix but the embedding as `name` in int8 and `name_scale` in float32; all else as it is.
+    """Yield every matrix except the embedding as `name` in int8 and `name_scale` in float32, and other tensors
+    unchanged.
 
-    The choice depends only on the name: which rows are in a batch must not decide how a row is computed. A tied LM head gets
-    a matrix of its own, since the embedding is looked up, not multiplied.
+    The choice depends only on the name, because the rows of a batch must not decide how a row is computed. A tied LM
+    head becomes a separate matrix, since the embedding is looked up, not multiplied.
 
     Raises:
         ValueError: a weight is not finite.
@@ -40,15 +41,15 @@ def int8_weights(
 
 @torch.no_grad()
 def int8_decoder(decoder: Decoder) -> Decoder:
-    """A copy in 8 bits, on the CPU.
+    """Return an 8-bit copy of a decoder on the CPU.
 
     Raises:
-        ValueError: the decoder is elsewhere.
+        ValueError: the decoder is not on the CPU.
     """
     weight = decoder.embed_tokens
     if weight.device.type != "cpu":
         raise ValueError(
-            f"engine.weight_dtype=int8 runs on CPUs alone, got a model on {weight.device}; use engine.weight_dtype=plain"
+            f"engine.weight_dtype=int8 runs only on CPUs, got a model on {weight.device}; use engine.weight_dtype=plain"
         )
     copy = empty_decoder(decoder.spec, dtype=weight.dtype, is_int8=True)
     targets = dict(copy.hf_tensors())

@@ -1,4 +1,4 @@
-"""Reads the JSON files of a model directory; an error names the file."""
+"""Reader of the JSON files in a model directory; its errors name the file."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ __all__ = ["read_json"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        ValueError: the file is not JSON, or holds no object.
+        ValueError: the file is not JSON, or its value is no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""Layers of a dense decoder, on a packed [T, hidden] layout, under Hugging Face's names.
+"""Layers of a dense decoder, on a packed [T, hidden] layout; their tensors have Hugging Face's names.
 
-Weights of query, key and value are one parameter, and so are gate and up: fewer GEMMs.
+Query, key and value weights are one parameter, and so are gate and up, which saves matrix products.
 
 Shape legend: T = packed tokens, H = hidden size, N = query heads, M = KV heads, D = width of a head.
 """
@@ -20,11 +20,11 @@ from rollout.models.decoder_spec import DecoderSpec
 __all__ = ["Attend", "DecoderLayer", "Int8Linear", "Linear"]
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(layer, q [T, N, D], k [T, M, D], v [T, M, D]) -> [T, N, D]."""
+"""Attention function: (layer, q [T, N, D], k [T, M, D], v [T, M, D]) -> [T, N, D]."""
 
 
 class Linear(nn.Module):
-    """A weight [out, in] and perhaps a bias, multiplied row by row (`kernels.linear`)."""
+    """Weight [out, in] with an optional bias, multiplied row by row (`kernels.linear`)."""
 
     bias: nn.Parameter | None
 
@@ -37,14 +37,15 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias, packed_weight)
 
     def named_rows(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields the suffix of a name, and a tensor with one row or element per output."""
+        """Yield (suffix of its name, tensor with one row or element per output)."""
         yield "weight", self.weight
         if self.bias is not None:
             yield "bias", self.bias
 
 
 class Int8Linear(nn.Module):
-    """A weight of 8 bits with a scale per output (`kernels.int8_linear`), for engines; has no gradient."""
+    """Linear with an 8-bit weight and one scale per output (`kernels.int8_linear`), for engines on a CPU. It has
+    no gradient."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class Int8Linear(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each after its norm and added to the residual stream."""
+    """Attention and MLP, each applied after its norm and added to the residual stream."""
 
     def __init__(
         self, spec: DecoderSpec, index: int, linear_type: type[Linear] | type[Int8Linear]
@@ -87,7 +88,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_TH: torch.Tensor, cos_sin_TD: torch.Tensor, attend: Attend) -> torch.Tensor:
         eps = self.spec.rms_norm_eps
-        # the residual is added in place, to the output of a linear, which no backward reads
+        # the residual is added in place to the output of a linear, which no backward reads
         attended = self._attention(rms_norm(x_TH, self.input_norm, eps=eps), cos_sin_TD, attend)
         x_TH = attended.add_(x_TH)
         hidden = rms_norm(x_TH, self.post_attention_norm, eps=eps)
@@ -106,7 +107,7 @@ class DecoderLayer(nn.Module):
         return self.o_proj(out.flatten(1))
 
     def projections(self) -> Iterator[tuple[str, dict[str, int]]]:
-        """Yields the name of a linear, and Hugging Face's names of the matrices fused in it, with their rows."""
+        """Yield (name of a linear of this layer, rows of each matrix fused in it by Hugging Face's names)."""
         spec = self.spec
         q, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         yield "qkv_proj", {"self_attn.q_proj": q, "self_attn.k_proj": kv, "self_attn.v_proj": kv}
@@ -117,11 +118,11 @@ class DecoderLayer(nn.Module):
 
     @property
     def hf_prefix(self) -> str:
-        """Prefix of the names of this layer's tensors."""
+        """Prefix of the names of this layer's tensors in a Hugging Face checkpoint."""
         return f"model.layers.{self.index}."
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yields Hugging Face's name and the parameter, or slice of one."""
+        """Yield (Hugging Face's name, parameter or slice of one) for each tensor of this layer."""
         prefix = self.hf_prefix
         yield f"{prefix}input_layernorm.weight", self.input_norm
         yield f"{prefix}post_attention_layernorm.weight", self.post_attention_norm

@@ -1,4 +1,4 @@
-"""Gives the layers of a decoder to `kernels.decoder_layers`, where family and device allow it."""
+"""Conversion of a decoder's layers for `kernels.decoder_layers`, which runs all of them in one call."""
 
 from collections.abc import Sequence
 
@@ -19,12 +19,12 @@ __all__ = ["layer_weights", "native_layers"]
 def native_layers(
     decoder: Decoder, caches: Sequence[PagedKV], *, num_threads: int | None = None
 ) -> DecoderLayers | None:
-    """Packs all layers for one call over these caches; returns None where ops are called one by one.
+    """Return a call that runs all layers over these caches; None if the family or the device does not allow it.
 
     Args:
-        decoder: its matrices are packed now; its norms are read at every call.
-        caches: KV cache of each layer.
-        num_threads: CPU threads that pack; None: as many as PyTorch has.
+        decoder: decoder whose matrices are packed now; its norms are read at every call.
+        caches: KV cache of each layer, read and written at every call.
+        num_threads: CPU threads that pack the matrices; None: as many as PyTorch has.
     """
     spec = decoder.spec
     if not FAMILIES[spec.architecture].runs_in_one_call:
@@ -39,7 +39,7 @@ def native_layers(
 
 
 def layer_weights(layer: DecoderLayer) -> LayerWeights:
-    """Returns the weights of one layer."""
+    """Return the weights of one layer."""
     return LayerWeights(
         input_norm=layer.input_norm,
         qkv=_linear_weights(layer.qkv_proj),

@@ -1,4 +1,4 @@
-"""A decoder with its weights packed for the kernels."""
+"""Decoder with its weights packed for the kernels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,18 +11,18 @@ from rollout.models.native_layers import native_layers
 
 __all__ = ["PackedDecoder"]
 
-_PREPARING_THREADS = 1  # more would compete with the threads of a step that runs meanwhile
+_PREPARING_THREADS = 1  # more threads would compete with those of a concurrent step
 
 
 class PackedDecoder:
-    """One set of weights of an engine: a decoder, and packed copies of its weights where kernels prefer those.
+    """One set of an engine's weights: a decoder, and packed copies of those weights for which kernels prefer them.
 
-    A packed copy is as large as the weight and does not follow changes of the decoder: `pack` makes it again, in the same
+    A packed copy is as large as the weight, and does not follow changes of the decoder. `pack` renews it in the same
     memory.
 
     Args:
-        decoder: the decoder to pack; nothing is packed until `pack`.
-        caches: KV cache of each layer, which the layers will read and write.
+        decoder: decoder to pack; nothing is packed before `pack`.
+        caches: KV cache of each layer, which the layers read and write.
     """
 
     def __init__(self, decoder: Decoder, caches: Sequence[PagedKV]) -> None:
@@ -30,9 +30,9 @@ class PackedDecoder:
         self.tensors: Mapping[str, torch.Tensor] = dict(decoder.hf_tensors())
         """Weights of the decoder by Hugging Face's names."""
         self.layers: DecoderLayers | None = None
-        """All layers in one call; None where the decoder calls ops one by one."""
+        """Call that runs all layers; None if the decoder calls ops one by one."""
         self.packed_head: torch.Tensor | None = None
-        """Packed LM head; None where it is read as it is."""
+        """Packed LM head; None if the kernels read the weight itself."""
         self.is_packed = False
         self._caches = caches
 
@@ -42,7 +42,7 @@ class PackedDecoder:
         return {} if self.layers is None else self.layers.seconds
 
     def pack(self, *, num_threads: int | None = None) -> None:
-        """Packs the present values of the decoder.
+        """Pack the current values of the decoder.
 
         Args:
             num_threads: CPU threads to use; None: as many as PyTorch has.
@@ -55,5 +55,5 @@ class PackedDecoder:
         self.is_packed = True
 
     def prepare(self) -> None:
-        """Packs verified weights before their commit, possibly while another thread runs a step."""
+        """Pack verified weights before their commit, possibly while another thread runs a step."""
         self.pack(num_threads=_PREPARING_THREADS)

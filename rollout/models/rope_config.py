@@ -1,8 +1,8 @@
-"""Rotary embedding as a config.json asks for it, under the spellings of transformers 4 and 5.
+"""Rotary embedding of a config.json, in the formats of transformers 4 and 5.
 
-transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`; files in use mix them. The order of
-precedence is that of transformers 5: `rope_scaling` replaces `rope_parameters`, and `rope_theta` beside them counts where
-neither holds one.
+transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`; existing files mix them. The
+order of precedence is that of transformers 5: `rope_scaling` replaces `rope_parameters`, and a separate `rope_theta`
+counts only if neither holds one.
 """
 
 from collections.abc import Mapping
@@ -36,21 +36,21 @@ class RopeSpec:
 
 
 def read_rope(config: Mapping[str, Any], path: Path, *, max_positions: int) -> RopeSpec:
-    """The rotary embedding of a config.json.
+    """Return the rotary embedding of a config.json.
 
     Args:
-        config: the content of the file.
-        path: of the file, for errors.
-        max_positions: `max_position_embeddings` of the model, which llama3 scaling takes where it names no other.
+        config: content of the file.
+        path: path of the file, for errors.
+        max_positions: `max_position_embeddings` of the model, the default context of llama3 scaling.
 
     Raises:
-        ValueError: a kind of scaling that is not implemented, a key that is not understood, or a value out of range.
+        ValueError: a kind of scaling or a key is not supported, or a value is out of range.
     """
     rope = _merged(config, path)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _KEYS_OF_TYPE:
         raise ValueError(
-            f"RoPE scaling {kind!r} of {path} is not supported; default, linear and llama3 are"
+            f"RoPE scaling {kind!r} of {path} is not supported; supported are default, linear and llama3"
         )
     if kind == "llama3":
         rope.setdefault("original_max_position_embeddings", max_positions)
@@ -72,7 +72,7 @@ def read_rope(config: Mapping[str, Any], path: Path, *, max_positions: int) -> R
 
 
 def _merged(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The one set of parameters that all spellings together stand for."""
+    """Merge the parameters of all formats into one set."""
     for key in ("rope_scaling", "rope_parameters"):
         if config.get(key) and not isinstance(config[key], Mapping):
             raise ValueError(f"{key} of {path} must be an object, got {config[key]!r}")
@@ -87,13 +87,13 @@ def _check_keys(rope: Mapping[str, Any], kind: str, path: Path) -> None:
     for key, value in rope.items():
         if key not in (*_KEYS, *_KEYS_OF_TYPE[kind]) and value is not None:
             raise ValueError(
-                f"{key}={value!r} in the RoPE parameters of {path} is not understood with rope_type {kind!r}; "
+                f"{key}={value!r} in the RoPE parameters of {path} is not supported with rope_type {kind!r}; "
                 "remove it if it changes nothing"
             )
     factor = rope.get("partial_rotary_factor")
     if factor is not None and factor != 1:
         raise ValueError(
-            f"partial_rotary_factor of {path} must be 1 (all of a head turns), got {factor!r}"
+            f"partial_rotary_factor of {path} must be 1 (rotation of the whole head), got {factor!r}"
         )
 
 

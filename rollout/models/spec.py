@@ -1,4 +1,4 @@
-"""Reads a decoder's architecture from a Hugging Face config.json."""
+"""Reader of a decoder's architecture in a Hugging Face config.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +18,11 @@ SUPPORTED_ARCHITECTURES = tuple(FAMILIES)
 
 
 def read_spec(directory: Path) -> DecoderSpec:
-    """Read `config.json` (and the end-of-sequence ids of `generation_config.json`) as transformers does.
+    """Read `config.json`, and the end-of-sequence ids of `generation_config.json`, as transformers does.
 
     Raises:
-        ValueError: no config.json; an architecture, activation or RoPE scaling that is not supported; a key that is
-            not understood; a value out of range.
+        ValueError: config.json is missing; an architecture, activation, RoPE scaling or key is not supported; a value
+            is out of range.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -65,14 +65,14 @@ def _architecture(config: Mapping[str, Any], path: Path) -> str:
     name = (config.get("architectures") or ["none"])[0]
     if name not in FAMILIES:
         raise ValueError(
-            f"architecture {name} of {path} is not supported; one of {', '.join(SUPPORTED_ARCHITECTURES)} is"
+            f"architecture {name} of {path} is not supported; supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     expected = FAMILIES[name].model_type
     if config.get("model_type", expected) != expected:
         raise ValueError(
-            f"model_type of {path} must be {expected!r} as its architecture is {name}, got {config['model_type']!r}"
+            f"model_type of {path} must be {expected!r} because its architecture is {name}, got {config['model_type']!r}"
         )
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of the same function
         raise ValueError(f"hidden_act must be silu, got {config['hidden_act']!r} in {path}")
     return name
 
@@ -115,7 +115,8 @@ def _epsilon(config: Mapping[str, Any], path: Path) -> float:
 
 
 def _within_window(config: Mapping[str, Any], family: Family, path: Path, *, positions: int) -> int:
-    """Within its sliding window a model attends to everything, so the window bounds our context."""
+    """Return the maximum context. Within its sliding window a model attends to all tokens, so the window limits
+    the context."""
     if "sliding_window" not in family.has_own_keys:
         return positions
     window = config.get("sliding_window", 4096)
@@ -129,7 +130,7 @@ def _within_window(config: Mapping[str, Any], family: Family, path: Path, *, pos
 
 
 def _has_window(config: Mapping[str, Any], path: Path, *, has_length: bool) -> bool:
-    """Whether some layer of a Qwen attends within a window."""
+    """Return whether some layer of a Qwen attends only within a window."""
     types = config.get("layer_types")
     num_layers = _count(config, "num_hidden_layers", path)
     if types is None:

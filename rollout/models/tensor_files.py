@@ -1,4 +1,5 @@
-"""Reads the safetensors files of a model directory; an error names the file, and a manifest's digests are compared."""
+"""Reader of the safetensors files in a model directory. It compares them with the digests of a manifest; errors
+name the file."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,9 @@ SINGLE = "model.safetensors"
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a directory with one or several safetensors files.
+    """Yield every tensor of a directory with one or several safetensors files.
 
-    Where the manifest of a published version lies beside them, each tensor's bytes are compared with its digest.
+    If the directory contains the manifest of a published version, each tensor's bytes are compared with its digest.
 
     Raises:
         ValueError: a file is missing or damaged, or a tensor differs from the manifest.
@@ -37,12 +38,12 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
             yield name, tensor
     if digests:
         raise ValueError(
-            f"{directory} lacks {len(digests)} tensors of its {MANIFEST}, {sorted(digests)[0]} among them"
+            f"{directory} lacks {len(digests)} tensors of its {MANIFEST}, for example {sorted(digests)[0]}"
         )
 
 
 def read_tensor_file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of one safetensors file.
+    """Yield every tensor of one safetensors file.
 
     Raises:
         ValueError: the file is truncated or damaged.
@@ -59,7 +60,8 @@ def read_tensor_file(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _check_file_digest(path: Path) -> None:
-    """Compare a file in a folder of a published version (ema/, adapter/) with the digest in that version's manifest."""
+    """Compare a file in a folder of a published version (ema/, adapter/) with the digest in that version's
+    manifest."""
     manifest = path.parent.parent / MANIFEST
     if not manifest.is_file():
         return
@@ -77,10 +79,10 @@ def _check_file_digest(path: Path) -> None:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no element is NaN or infinite, in one pass that copies nothing."""
+    """Return whether no element is NaN or infinite, in one pass without a copy."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
-    least, largest = torch.aminmax(tensor.detach())  # both are NaN where an element is
+    least, largest = torch.aminmax(tensor.detach())  # both are NaN if an element is
     return bool(least.isfinite() & largest.isfinite())
 
 
@@ -94,7 +96,7 @@ def _files(directory: Path) -> list[str]:
 
 
 def _published_digests(directory: Path) -> dict[str, str] | None:
-    """By name, of a version that a `WeightStore` published; None for other directories."""
+    """Return the digests by tensor name if a `WeightStore` published the directory, else None."""
     if not (directory / MANIFEST).is_file():
         return None
     tensors = read_json(directory / MANIFEST).get("tensors")

@@ -1,4 +1,5 @@
-"""Renders chat messages through a tokenizer's chat template; a template's errors come out as one sentence."""
+"""Rendering of chat messages through a tokenizer's chat template. An error in a template is reported in one
+sentence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,14 +14,14 @@ Messages = Sequence[Mapping[str, Any]]
 _TEMPLATE_ERRORS = (
     *(TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError),
 )  # fmt: skip
-"""What code in a template may raise; `raise_exception` in one gives a TemplateError."""
+"""Errors that code in a template may raise; its `raise_exception` raises a TemplateError."""
 
 
 def render_chat(messages: Messages, tokenizer: Any) -> str:
-    """The text of a prompt: the messages and the opening of the assistant's reply.
+    """Return the text of a prompt: the messages, then the opening of the assistant's reply.
 
-    A last message of the assistant's is the beginning of that reply: its text follows the opening as it stands, whatever the
-    template would do to a finished reply (strip a space, add an empty think block).
+    If the last message is the assistant's, it is the beginning of that reply. Its text follows the opening unchanged,
+    although the template might change a finished reply (strip a space, add an empty think block).
 
     Raises:
         ValueError: there is no template, it cannot render these messages, or it leaves one out.
@@ -42,7 +43,7 @@ def render_chat(messages: Messages, tokenizer: Any) -> str:
         if message["role"] in ("system", "user") and _is_lost(message["content"], text):
             raise ValueError(
                 f"the model's chat template leaves the {message['role']} message out: {message['content']!r}; "
-                "set task.system_prompt='' and put it into task.user_prompt, or give another template with "
+                "set task.system_prompt='' and put its text into task.user_prompt, or give another template with "
                 "model.chat_template"
             )
     return text + begun
@@ -58,7 +59,7 @@ def _check_messages(messages: Messages) -> None:
             raise ValueError(f"a chat message must have a role and a content, got {message!r}")
     begun = messages[-1]["content"]
     if messages[-1]["role"] == "assistant" and not isinstance(begun, str):
-        raise ValueError(f"a reply that was begun must be text, got {begun!r}")
+        raise ValueError(f"the beginning of a reply must be text, got {begun!r}")
 
 
 def _is_lost(content: Any, text: str) -> bool:

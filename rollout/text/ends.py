@@ -1,8 +1,8 @@
-"""What ends a completion: one place that asks every source of a model directory.
+"""Tokens that end a completion, collected from all sources in a model directory.
 
-Sources are generation_config.json (config.json where it names none), the tokenizer's end-of-sequence token, and the token
-with which the chat template ends a turn of the assistant. Each of them ends a completion; where one names a token that
-the files do not, that is said.
+The sources are generation_config.json (config.json if that names none), the tokenizer's end-of-sequence token, and
+the token with which the chat template ends a turn of the assistant. A token of any source ends a completion. A
+warning names each token that only the tokenizer or the template has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from rollout.models.declared_ends import CONFIG, GENERATION, declared_ends, defa
 __all__ = ["Ends", "resolve_ends"]
 
 _MARK = "PACELINE"
-"""Content of a dummy reply: no template writes it by itself."""
+"""Content of a dummy reply, which no template writes by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,35 +26,35 @@ class Ends:
 
     token_ids: tuple[int, ...]
     names: Mapping[int, str]
-    """The token of each id."""
+    """Text of each token, by its id."""
     end_of_turn: int | None
-    """The token that the chat template writes after a reply; None where it writes none."""
+    """Token that the chat template writes after a reply; None if it writes none."""
     warnings: tuple[str, ...] = ()
 
     @property
     def end_of_reply(self) -> int | None:
-        """The token that a reply to learn from ends with; None where nothing ends a completion."""
+        """Token that ends a reply to learn from; None if no token ends a completion."""
         if self.end_of_turn is not None:
             return self.end_of_turn
         return self.token_ids[0] if self.token_ids else None
 
     @property
     def description(self) -> str:
-        """For people: "<|im_end|> (258), <|endoftext|> (256)"."""
+        """Description for people: "<|im_end|> (258), <|endoftext|> (256)"."""
         if not self.token_ids:
-            return "no token; only by sampling.max_tokens and sampling.stop"
+            return "no token, only sampling.max_tokens and sampling.stop"
         return _list(self.token_ids, self.names)
 
 
 def resolve_ends(directory: Path, tokenizer: Any) -> Ends:
-    """Ask all sources.
+    """Collect the tokens that end a completion from all sources.
 
     Args:
-        directory: of the model.
-        tokenizer: of the model, with the chat template that is used.
+        directory: directory of the model.
+        tokenizer: tokenizer of the model, with the chat template in use.
 
     Raises:
-        ValueError: a file is damaged or names something else than token ids.
+        ValueError: a file is damaged, or names something else than token ids.
     """
     declared = declared_ends(directory)
     of_files = default_ends(declared)
@@ -70,7 +70,7 @@ def resolve_ends(directory: Path, tokenizer: Any) -> Ends:
     warnings = _disagreements(declared, others, names)
     if turn_text:
         warnings.append(
-            f"the chat template ends a turn with the text {turn_text!r}, which is no token: only sampling.stop=[...] can "
+            f"the chat template ends a turn with the text {turn_text!r}, which is not a token: only sampling.stop=[...] can "
             "end a completion there"
         )
     if not token_ids:
@@ -99,21 +99,21 @@ def _disagreements(
     unused = [i for i in declared.get(CONFIG, ()) if i not in (*of_files, *others.values())]
     if unused:
         warnings.append(
-            f"{CONFIG} ends a sequence at {_list(unused, names)}, and {GENERATION} does not, which counts: "
-            f"{_list(unused, names)} ends no completion"
+            f"{CONFIG} ends a sequence at {_list(unused, names)}, but {GENERATION}, which takes precedence, does not: "
+            f"{_list(unused, names)} does not end a completion"
         )
     return warnings
 
 
 def _end_of_turn(tokenizer: Any) -> tuple[int | None, str]:
-    """The token that follows a reply in the template's rendering, or else the text that does."""
+    """Return the token that the template writes after a reply, or else the text that it writes."""
     if not tokenizer.chat_template:
         return None, ""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError):
-        return None, ""  # what is wrong with it is said when a prompt is rendered
+        return None, ""  # an error in the template is reported when a prompt is rendered
     tail = text.rpartition(_MARK)[2]
     added = tokenizer.added_tokens_decoder
     for token_id in tokenizer(tail, add_special_tokens=False)["input_ids"]:

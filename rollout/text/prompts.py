@@ -1,4 +1,4 @@
-"""Prompts in every form that a caller may hold, and their token ids."""
+"""Forms of a prompt, and their conversion to token ids."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -9,7 +9,7 @@ from rollout.text.chat import render_chat
 __all__ = ["Prompt", "as_prompts", "encode_prompt", "encode_prompts"]
 
 Prompt = Sequence[int] | str | Sequence[Mapping[str, Any]]
-"""Token ids, text, or chat messages; a last message of the assistant's is continued, not answered."""
+"""Token ids, text, or chat messages. If the last message is the assistant's, it is continued, not answered."""
 
 _FORMS = (
     'a text ("12 + 35 ="), token ids ([1, 2, 3], also as a tensor or an array), or chat messages '
@@ -18,10 +18,10 @@ _FORMS = (
 
 
 def as_prompts(prompts: Any) -> list[Prompt]:
-    """A list of prompts; a single prompt, in any form, becomes a list of one.
+    """Return a list of prompts; a single prompt, in any form, becomes a list of one.
 
     Raises:
-        ValueError: what cannot be a prompt, with the forms that can.
+        ValueError: a value cannot be a prompt; the message lists the forms that can.
     """
     given = _plain(prompts)
     if isinstance(given, str | Mapping):
@@ -37,10 +37,10 @@ def as_prompts(prompts: Any) -> list[Prompt]:
 
 
 def encode_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:
-    """Token ids of a prompt; chat messages go through the model's chat template.
+    """Return the token ids of a prompt; chat messages go through the model's chat template.
 
     Raises:
-        ValueError: an empty prompt, or chat messages that the model's template cannot render.
+        ValueError: the prompt is empty, or the model's template cannot render its chat messages.
     """
     if not prompt:
         raise ValueError("prompt must not be empty")
@@ -53,10 +53,10 @@ def encode_prompt(prompt: Prompt, tokenizer: Any) -> list[int]:
 
 
 def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]:
-    """Token ids of many prompts; chat messages are rendered first, then tokenised together.
+    """Return the token ids of many prompts; chat messages are rendered first, then tokenized together.
 
     Raises:
-        ValueError: as `encode_prompt`.
+        ValueError: as for `encode_prompt`.
     """
     if not all(prompts):
         raise ValueError("prompt must not be empty")
@@ -67,7 +67,7 @@ def encode_prompts(prompts: Sequence[Prompt], tokenizer: Any) -> list[list[int]]
 
 
 def _prompt(item: Any) -> Prompt:
-    """One prompt, its token ids as a list of Python's ints."""
+    """Return one prompt, its token ids as a list of Python ints."""
     if isinstance(item, str):
         return item
     if isinstance(item, Mapping):
@@ -87,7 +87,7 @@ def _prompt(item: Any) -> Prompt:
 
 
 def _plain(value: Any) -> Any:
-    """Lists and numbers for tensors and arrays; anything else as it is."""
+    """Return lists and numbers for tensors and arrays, and any other value unchanged."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 

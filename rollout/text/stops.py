@@ -1,7 +1,7 @@
-"""Stop strings: whether a completion has reached one, and its text up to there.
+"""Stop strings: the test whether a completion has reached one, and the text before it.
 
-A stop string that holds the text of a special token is looked for in text that shows special tokens, any other in text
-without them, which is the text of a completion.
+A stop string that contains a special token is searched for in text that shows special tokens. Other stop strings are
+searched for in the text of the completion, which leaves special tokens out.
 """
 
 import functools
@@ -15,7 +15,7 @@ _MAX_TOKENS_PER_CHARACTER = 4  # a byte-level token holds at least one byte of U
 
 
 def ends_with_stop(output_ids: Sequence[int], stop: Sequence[str], tokenizer: Any) -> bool:
-    """Whether the last token completed a stop string. Looks only at the end of the text."""
+    """Return whether the last token completed a stop string. Only the end of the text is searched."""
     window = _MAX_TOKENS_PER_CHARACTER * max(len(s) for s in stop) + 1
     tail = output_ids[-window:]
     shown, hidden = _by_kind(stop, tokenizer)
@@ -25,7 +25,7 @@ def ends_with_stop(output_ids: Sequence[int], stop: Sequence[str], tokenizer: An
 
 
 def text_of(output_ids: Sequence[int], stop: Sequence[str], tokenizer: Any) -> str:
-    """Text without special tokens, up to the first stop string."""
+    """Return the text without special tokens, up to the first stop string."""
     shown, hidden = _by_kind(stop, tokenizer)
     text = tokenizer.decode(list(output_ids), skip_special_tokens=True)
     if shown:
@@ -36,13 +36,13 @@ def text_of(output_ids: Sequence[int], stop: Sequence[str], tokenizer: Any) -> s
 
 @functools.lru_cache(maxsize=8)
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Texts of the tokens that a completion's text leaves out, longest first."""
+    """Return the special tokens, which a completion's text leaves out, longest first."""
     added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
     return tuple(sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True))
 
 
 def _by_kind(stop: Sequence[str], tokenizer: Any) -> tuple[list[str], list[str]]:
-    """Stop strings with a special token in them, and those without."""
+    """Return the stop strings that contain a special token, and those that do not."""
     tokens = special_tokens(tokenizer)
     shown = [s for s in stop if any(token in s for token in tokens)]
     return shown, [s for s in stop if s not in shown]

@@ -1,7 +1,7 @@
-"""Chat templates: the tokenizer's own, one by name, a file, or Jinja text; with arguments as its defaults.
+"""Choice of a chat template: the tokenizer's own, a named one, a file, or Jinja text.
 
-What a template is told (`model.chat_template_kwargs`) is written into the template itself, as defaults. A published checkpoint
-then carries one chat_template.jinja that renders what was trained, whoever serves it.
+`model.chat_template_kwargs` become default values in the template's own text. A published checkpoint therefore has
+one chat_template.jinja that renders prompts as in training, in whatever server.
 """
 
 import re
@@ -21,7 +21,7 @@ PLAIN = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if not loop.last %}{{ '\n\n' }}{% endif %}{% endfor %}"
 )
-"""The messages' text and nothing else, for base models."""
+"""Template for base models: only the text of the messages."""
 
 _BY_NAME = {"plain": PLAIN, "chatml": CHATML}
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
@@ -32,15 +32,15 @@ _CHOICES = (
 
 
 def set_chat_template(tokenizer: Any, choice: str, arguments: Mapping[str, Any]) -> None:
-    """Give a tokenizer the chat template that the config asks for; an empty choice keeps its own.
+    """Give a tokenizer the chat template that the config asks for; an empty choice keeps the tokenizer's own.
 
     Args:
-        tokenizer: changed in place.
+        tokenizer: tokenizer to change in place.
         choice: `model.chat_template`.
         arguments: `model.chat_template_kwargs`.
 
     Raises:
-        ValueError: there is no such template, or it reads no such argument.
+        ValueError: there is no such template, or it does not read an argument.
     """
     template = _template(tokenizer, choice)
     if arguments:
@@ -57,7 +57,7 @@ def _template(tokenizer: Any, choice: str) -> str:
     if "{{" in choice or "{%" in choice:
         return choice
     if choice == "plain" and _starts_with_bos(tokenizer):
-        return "{{ bos_token }}" + PLAIN  # as the tokenizer begins every text
+        return "{{ bos_token }}" + PLAIN  # the tokenizer begins every text with it, too
     if choice in _BY_NAME:
         return _BY_NAME[choice]
     if named.get(choice):
@@ -93,7 +93,7 @@ def _starts_with_bos(tokenizer: Any) -> bool:
 
 
 def _with_arguments(template: str, arguments: Mapping[str, Any]) -> str:
-    """The template with a default for each argument; one who renders may still give another value."""
+    """Return the template with a default for each argument; a caller that renders it may still pass another value."""
     if not template:
         raise ValueError(
             f"model.chat_template_kwargs needs a chat template, and the tokenizer has none; set {_CHOICES}"
@@ -104,7 +104,7 @@ def _with_arguments(template: str, arguments: Mapping[str, Any]) -> str:
                 f"model.chat_template_kwargs must hold variables that the chat template reads, got {name!r}, "
                 "which it does not mention or is given by the framework"
             )
-    # a newline after a block is trimmed, so the template begins a line and keeps its own first characters
+    # Jinja trims a newline after a block, so each default ends its line and the template's first characters stay
     defaults = [
         f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
         for name, value in arguments.items()
@@ -113,5 +113,5 @@ def _with_arguments(template: str, arguments: Mapping[str, Any]) -> str:
 
 
 def _literal(value: Any) -> str:
-    """The value as Jinja writes it, which is as Python does."""
+    """Return the value as Jinja source, which is the same as Python source."""
     return ascii(value)

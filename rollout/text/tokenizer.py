@@ -1,4 +1,4 @@
-"""The tokenizer beside a model's weights, with the chat template that the config asks for."""
+"""Tokenizer in a model directory, with the chat template that the config asks for."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ __all__ = ["check_vocabulary", "load_tokenizer"]
 _GENERIC_CLASSES = (
     "PreTrainedTokenizerFast",
     "TokenizersBackend",
-)  # its name before and since transformers 5
+)  # names before and since transformers 5
 _JSON_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -25,14 +25,16 @@ _JSON_FILES = (
 
 
 def load_tokenizer(directory: Path, model: ModelConfig | None = None) -> "PreTrainedTokenizerBase":
-    """The tokenizer beside a model's weights.
+    """Load the tokenizer of a model directory.
 
     Args:
-        directory: a Hugging Face directory.
-        model: its `chat_template` and `chat_template_kwargs` replace those of the tokenizer.
+        directory: Hugging Face directory.
+        model: config whose `chat_template` and `chat_template_kwargs` replace the tokenizer's; None: the tokenizer's
+            own template.
 
     Raises:
-        ValueError: there is no tokenizer, one of its files is damaged, or `model.chat_template` is none.
+        ValueError: there is no tokenizer, one of its files is damaged, or there is no template as
+            `model.chat_template` names.
     """
     tokenizer = _load(directory)
     if model is not None:
@@ -41,7 +43,7 @@ def load_tokenizer(directory: Path, model: ModelConfig | None = None) -> "PreTra
 
 
 def check_vocabulary(tokenizer: Any, vocab_size: int, directory: Path) -> None:
-    """Compare a tokenizer with the embedding that its ids are looked up in.
+    """Compare a tokenizer's ids with the size of the embedding.
 
     Raises:
         ValueError: an id lies beyond the embedding.
@@ -59,7 +61,7 @@ def _load(directory: Path) -> "PreTrainedTokenizerBase":
 
     tokenizer_class = _checked_class(directory)
     is_generic = tokenizer_class in _GENERIC_CLASSES and (directory / "tokenizer.json").is_file()
-    # AutoTokenizer would give the same, after importing 3 s of model code to find out
+    # AutoTokenizer gives the same tokenizer, but first imports model code for 3 s
     kind = PreTrainedTokenizerFast if is_generic else AutoTokenizer
     try:
         tokenizer = kind.from_pretrained(directory)
@@ -74,7 +76,8 @@ def _load(directory: Path) -> "PreTrainedTokenizerBase":
 
 
 def _checked_class(directory: Path) -> str:
-    """The class that tokenizer_config.json names; empty where there is none. Every JSON file is read once, so that a damaged one is named."""
+    """Return the class that tokenizer_config.json names, or "". Read every JSON file once, so that an error names
+    the damaged one."""
     contents = {
         name: read_json(directory / name) for name in _JSON_FILES if (directory / name).is_file()
     }

@@ -1,13 +1,14 @@
-"""Directories and small files that appear whole or not at all, also after a power cut."""
+"""Writing of directories and small files that are complete or absent, even after a power cut."""
 
 import os
 from pathlib import Path
 
 
 def publish_directory(staged: Path, target: Path) -> None:
-    """Make `staged` durable, its files read-only, and rename it to `target`, which must not exist.
+    """Make `staged` durable and its files read-only, and rename it to `target`, which must not exist.
 
-    Both on one filesystem. Who may read the directory may read its files (safetensors writes them 0600).
+    Both must be on one filesystem. The files get the read permissions of the directory, because safetensors writes
+    them with mode 0600.
     """
     readable = staged.stat().st_mode & 0o444
     for path in staged.rglob("*"):
@@ -20,7 +21,7 @@ def publish_directory(staged: Path, target: Path) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace the content of `path`; a reader sees the old text or the new one."""
+    """Replace the content of `path`; a reader sees either the old text or the new one."""
     staged = path.with_name(f".{path.name}.new")
     staged.write_text(text, encoding="utf-8")
     _sync(staged)

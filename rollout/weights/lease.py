@@ -1,6 +1,6 @@
-"""Read leases: files beside a published version that say that a reader is still at it.
+"""Read leases: files next to a published version which say that a process still reads it.
 
-root/.v7.<id>.lease     renewed while its reader lives; void a minute after that died
+root/.v7.<id>.lease     renewed while its reader lives; expires one minute after the reader's death
 """
 
 import threading
@@ -18,10 +18,11 @@ _LEASE_SECONDS = 60.0
 
 @contextmanager
 def hold_lease(directory: Path) -> Generator[None]:
-    """Hold a lease on a version while the block runs; none where its store cannot be written to, or where nothing is published.
+    """Hold a lease on a version while the block runs. Hold none if its store is read-only, or if `directory` is no
+    published version.
 
     Args:
-        directory: of the version, or any other one.
+        directory: directory of the version, or any other directory.
     """
     if not (directory.parent / "LATEST").is_file():
         yield
@@ -29,7 +30,7 @@ def hold_lease(directory: Path) -> Generator[None]:
     lease = directory.with_name(f".{directory.name}.{uuid4().hex}.lease")
     try:
         lease.touch()
-    except OSError:  # a grace time is what such a reader has
+    except OSError:  # such a reader has only the store's grace time
         yield
         return
     is_over = threading.Event()
@@ -49,11 +50,11 @@ def hold_lease(directory: Path) -> Generator[None]:
 
 
 def is_held(directory: Path, *, now: float | None = None) -> bool:
-    """Whether a reader has renewed a lease on a version lately; void leases are removed.
+    """Return whether a reader has renewed a lease on a version within the last minute; remove expired leases.
 
     Args:
-        directory: of the version.
-        now: the time in seconds since the epoch; None: as the clock says.
+        directory: directory of the version.
+        now: time in seconds since the epoch; None: the current time.
     """
     now = time.time() if now is None else now
     held = False
@@ -63,6 +64,6 @@ def is_held(directory: Path, *, now: float | None = None) -> bool:
                 held = True
             else:
                 lease.unlink()
-        except FileNotFoundError:  # its reader has just left
+        except FileNotFoundError:  # its reader has just removed it
             continue
     return held

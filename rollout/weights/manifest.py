@@ -1,4 +1,4 @@
-"""What a version of the weights consists of: names, shapes, dtypes, and digests of the bytes."""
+"""Manifest of one version of the weights: names, shapes, dtypes, and digests of the bytes."""
 
 import json
 import math
@@ -11,15 +11,15 @@ import torch
 import xxhash
 
 MANIFEST = "manifest.json"
-"""Name of the file in a published version's directory."""
+"""Name of the manifest's file in the directory of a published version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
-    name: str  # Hugging Face's
+    name: str  # name of the tensor in a Hugging Face checkpoint
     shape: tuple[int, ...]
-    dtype: str  # "bfloat16"
-    digest: str = ""  # "xxh3_128:<hex>", of the contiguous bytes; empty until they are known
+    dtype: str  # for example "bfloat16"
+    digest: str = ""  # "xxh3_128:<hex>" of the contiguous bytes; empty if not known yet
 
     @property
     def num_bytes(self) -> int:
@@ -38,27 +38,30 @@ class Manifest:
     version: int
     tensors: tuple[TensorSpec, ...]
     files: tuple[FileSpec, ...] = ()
-    """Of a directory in the store; empty on the wire."""
+    """Files of a directory in the store; empty in an update that is sent to engines."""
 
     def __post_init__(self) -> None:
         counts = Counter(spec.name for spec in (*self.tensors, *self.files))
         repeated = [name for name, count in counts.items() if count > 1]
         if repeated:
-            raise ValueError(f"a manifest names each tensor and file once, got twice: {repeated}")
+            raise ValueError(
+                f"a manifest must name each tensor and file once, got twice: {repeated}"
+            )
 
     @property
     def has_digests(self) -> bool:
-        """Whether it can be verified; a layout alone (`describe_layout`) cannot."""
+        """True if all digests are known, so that weights can be verified; a layout from `describe_layout` has
+        none."""
         return all(spec.digest for spec in self.tensors)
 
     @property
     def is_int8(self) -> bool:
-        """Whether the sender quantized the weights (`rollout.models.int8`)."""
+        """True if the sender quantized the weights (`rollout.models.int8`)."""
         return any(spec.dtype == "int8" for spec in self.tensors)
 
     @property
     def digest(self) -> str:
-        """One digest over all tensors, equal to `WeightReceiver.digest()` of who holds these weights."""
+        """Digest over all tensors. It equals `WeightReceiver.digest()` of a receiver with these weights."""
         if not self.has_digests:
             raise RuntimeError(f"the digests of version {self.version} are not known yet")
         return combine_digests({spec.name: spec.digest for spec in self.tensors})
@@ -68,10 +71,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Inverse of `to_json`.
+        """Build a manifest from the output of `to_json`.
 
         Raises:
-            ValueError: not the JSON of a manifest.
+            ValueError: the text is not the JSON of a manifest.
         """
         content: dict[str, Any] = json.loads(text)
         try:
@@ -88,11 +91,11 @@ class Manifest:
 
 
 def describe_layout(version: int, named_weights: Iterable[tuple[str, torch.Tensor]]) -> Manifest:
-    """A manifest without digests, as of weights that are yet to be gathered.
+    """Return a manifest without digests, for weights that have not been gathered yet.
 
     Args:
-        version: of the weights.
-        named_weights: read for shapes and dtypes alone: tensors on `meta` will do.
+        version: version of the weights.
+        named_weights: tensors whose shapes and dtypes are read; their values are not, so they may be on `meta`.
     """
     return Manifest(
         version=version,
@@ -113,13 +116,14 @@ def describe_tensor(name: str, tensor: torch.Tensor) -> TensorSpec:
 
 
 def digest_tensor(tensor: torch.Tensor) -> str:
-    """Digest of the tensor's bytes in row-major order; copies only what is not contiguous or not on the CPU."""
+    """Return the digest of a tensor's bytes in row-major order. Copy the tensor only if it is not contiguous or
+    not on the CPU."""
     flat = tensor.detach().cpu().contiguous().view(-1)
     return f"xxh3_128:{xxhash.xxh3_128_hexdigest(flat.view(torch.uint8).numpy().data)}"
 
 
 def combine_digests(digests: Mapping[str, str]) -> str:
-    """One digest over `{name: digest}`, whatever the order of the names."""
+    """Return one digest over `{name: digest}`; the order of the names does not matter."""
     lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
     return f"xxh3_128:{xxhash.xxh3_128_hexdigest(lines.encode())}"
 

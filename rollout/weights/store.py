@@ -1,12 +1,12 @@
-"""Published weights on disk: immutable directories that are Hugging Face checkpoints, and which is newest.
+"""Published weights on disk: immutable Hugging Face checkpoints, and a pointer to the newest.
 
-    root/v7/{config.json, model.safetensors, ..., manifest.json}
-    root/LATEST                                                     holds "v7"
+root/v7/{config.json, model.safetensors, ..., manifest.json}
+root/LATEST                                                     contains "v7"
 
-One process publishes; any number follow `LATEST`: an old version stays for a grace time,
-and as long as a reader holds a lease on it. A version appears in this order: filled beside, made durable,
-renamed, announced in `LATEST`. A crash leaves the earlier `LATEST` in force; the next `publish` removes what the
-killed run left, also a version that was renamed but never announced.
+One process publishes, and any number of processes follow `LATEST`. An old version stays for a grace time, and longer
+if a reader holds a lease on it. A version is first written to a hidden directory, then synced to disk, then renamed,
+and last announced in `LATEST`. After a crash the earlier `LATEST` is still valid; the next `publish` removes what the
+killed run left, including a version that was renamed but not announced.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ class WeightStore:
         self.root = root
 
     def publish(self, version: int, write: Callable[[Path], None]) -> Path:
-        """Store what `write(directory)` puts into an empty directory, and announce it.
+        """Store what `write(directory)` puts into an empty directory, and announce it in `LATEST`.
 
         Raises:
-            ValueError: `version` is not newer than the latest.
+            ValueError: `version` is not higher than the latest.
             RuntimeError: `write` left no Hugging Face checkpoint.
         """
         latest = self.latest()
@@ -52,7 +52,7 @@ class WeightStore:
             manifest = _describe(staged, version)
             (staged / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         except Exception:
-            shutil.rmtree(staged)  # a disk may be full
+            shutil.rmtree(staged)  # the disk may be full, so free the space
             raise
         target = self.root / f"v{version}"
         publish_directory(staged, target)
@@ -60,27 +60,27 @@ class WeightStore:
         return target
 
     def latest(self) -> int | None:
-        """The newest announced version; None before the first."""
+        """Return the newest announced version; None before the first."""
         pointer = self.root / "LATEST"
         if not pointer.exists():
             return None
         version = _parse(pointer.read_text(encoding="utf-8").strip())
         if version is None or not (self.root / f"v{version}").is_dir():
             raise RuntimeError(
-                f"{pointer} must name a version beside it, got {pointer.read_text()!r}"
+                f"{pointer} must name a version in the same directory, got {pointer.read_text()!r}"
             )
         return version
 
     def versions(self) -> list[int]:
-        """Announced and not removed, oldest first."""
+        """Return the versions that are announced and not removed, oldest first."""
         latest = self.latest()
         return [] if latest is None else [v for v in self._directories() if v <= latest]
 
     def path(self, version: int) -> Path:
-        """The directory of `version`.
+        """Return the directory of `version`.
 
         Raises:
-            ValueError: not published, or removed.
+            ValueError: the version was not published, or has been removed.
         """
         if version not in self.versions():
             raise ValueError(
@@ -95,11 +95,11 @@ class WeightStore:
         """Read `version` again and compare it with its manifest.
 
         Raises:
-            RuntimeError: names the files and tensors that differ.
+            RuntimeError: files or tensors differ from the manifest; the message names them.
         """
         expected = self.manifest(version)
         files = _differences(expected.files, _file_specs(self.path(version)))
-        # a damaged file may not open as safetensors, so tensors are read only when the files are right
+        # a damaged file may not open as safetensors, so tensors are read only if the files are right
         tensors = [] if files else _differences(expected.tensors, _tensor_specs(self.path(version)))
         if files or tensors:
             raise RuntimeError(
@@ -109,15 +109,17 @@ class WeightStore:
     def remove_old(
         self, keep: int, *, grace_seconds: float = 0.0, now: float | None = None
     ) -> None:
-        """Remove old versions but the `keep` newest, those that readers may have begun to load, and those that they hold.
+        """Remove old versions. Keep the `keep` newest, those within the grace time, and those on which a reader holds
+        a lease.
 
         Args:
-            keep: >= 1, so the latest always stays.
-            grace_seconds: how long a version stays after a newer one: whoever has just read `LATEST` can load it.
-            now: the time in seconds since the epoch; None: as the clock says.
+            keep: number of versions to keep; at least 1, so that the latest always stays.
+            grace_seconds: time that a version stays after a newer one, so that a reader that has just read `LATEST`
+                can load it.
+            now: time in seconds since the epoch; None: the current time.
 
         Raises:
-            ValueError: keep is < 1.
+            ValueError: `keep` is less than 1.
         """
         if keep < 1:
             raise ValueError(f"keep must be >= 1, the latest version always stays, got {keep}")
@@ -128,28 +130,29 @@ class WeightStore:
             superseded_at = (self.path(newer[version]) / MANIFEST).stat().st_mtime
             if now - superseded_at < grace_seconds or is_held(self.path(version), now=now):
                 continue
-            # renamed first: no reader finds half a version
+            # renaming first ensures that no reader finds half a version
             removed = self.path(version).rename(self.root / f".v{version}.removed")
             shutil.rmtree(removed)
 
     @contextmanager
     def reading(self, version: int) -> Generator[Path]:
-        """Keep a version from being removed while the block runs; gives its directory.
+        """Hold a lease on a version, which keeps it from being removed, while the block runs. Yields its directory.
 
         Raises:
-            ValueError: not published, or removed.
+            ValueError: the version was not published, or has been removed.
         """
         with hold_lease(self.path(version)):
             yield self.path(
                 version
-            )  # asked again: it may have been removed before the lease was there
+            )  # checked again: it may have been removed before the lease began
 
     def _directories(self) -> list[int]:
         versions = (_parse(path.name) for path in self.root.iterdir() if path.is_dir())
         return sorted(version for version in versions if version is not None)
 
     def _remove_leftovers(self, next_version: int) -> None:
-        """What killed runs left: half-filled and half-removed directories, versions never announced."""
+        """Remove what killed runs left: partly written or partly removed directories, and versions never
+        announced."""
         partial = [
             p for p in self.root.iterdir() if re.fullmatch(r"\.v\d+\.(staged|removed)", p.name)
         ]

@@ -1,4 +1,4 @@
-"""A new version of the weights on its way from the trainer to its engines."""
+"""Update of an engine's weights to a new version."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,9 +10,11 @@ from rollout.weights.manifest import Manifest, describe_tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightUpdate:
-    """The tensors themselves: `inline` hands them over uncopied, `collective` broadcasts them.
+    """Tensors of a new version with their manifest. `inline` passes them on without a copy; `collective` broadcasts
+    them.
 
-    The sender leaves them unchanged until every receiver has staged them; `verify` finds out if it did not.
+    The sender must not change the tensors until every receiver has staged them. `verify` detects it if the sender
+    did.
     """
 
     version: int
@@ -31,15 +33,15 @@ class WeightUpdate:
 
     @property
     def is_int8(self) -> bool:
-        """Whether the sender quantized it (`rollout.models.int8`)."""
+        """True if the sender quantized the weights (`rollout.models.int8`)."""
         return self.manifest.is_int8
 
 
 def make_update(version: int, named_weights: Iterable[tuple[str, torch.Tensor]]) -> WeightUpdate:
-    """The update to `version`, with the digests of `named_weights` as they are now.
+    """Build the update to `version`, with the digests of the current values of `named_weights`.
 
     Raises:
-        ValueError: a name comes twice.
+        ValueError: a name occurs twice.
     """
     weights = list(named_weights)
     manifest = Manifest(

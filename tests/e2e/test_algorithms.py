@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rl.checkpoint import load_checkpoint
+from rl.runs.checkpoint import load_checkpoint
 from rollout.models.sources.tiny import make_tiny_model
 from tests.e2e.runs import ROOT, steps_of, train, weights_of
 from tests.tiny_models import save_tiny

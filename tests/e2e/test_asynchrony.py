@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl.checkpoint import load_checkpoint
+from rl.runs.checkpoint import load_checkpoint
 from rl.tracking.events import read_events
 from tests.e2e.runs import ROOT, command, steps_of, train, weights_of
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rl.checkpoint import load_checkpoint
+from rl.runs.checkpoint import load_checkpoint
 from tests.e2e.runs import (
     ANYTHING,
     assert_same_weights,

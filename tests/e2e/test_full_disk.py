@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl import checkpoint
-from rl.checkpoint import load_checkpoint
-from rl.disk_full import is_disk_full
+from rl.runs import checkpoint
+from rl.runs.checkpoint import load_checkpoint
+from rl.runs.disk_full import is_disk_full
 from rl.tracking.events import EventLog, read_events
 from tests.e2e.runs import ANYTHING, train, weights_of
 

@@ -98,7 +98,7 @@ def test_a_signal_is_obeyed_in_seconds_whatever_scorers_do_and_blames_nobody(
     latest = int((run_dir / "weights" / "LATEST").read_text().strip().removeprefix("v"))
     assert latest == steps_of(run_dir)[-1]["step"] == last["policy_version"]
     assert f"Stopped by {number.name} after step {latest}" in output
-    assert f"resume_from={run_dir} goes on from step {latest}" in output.replace("\n", "")
+    assert f"resume_from={run_dir} continues from step {latest}" in output.replace("\n", "")
     assert "could not be scored" not in output
 
 

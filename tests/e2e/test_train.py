@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rl.checkpoint import load_checkpoint
+from rl.runs.checkpoint import load_checkpoint
 from rl.tracking.events import read_events
 from rollout import Engine, SamplingParams
 from tests.e2e.runs import ANYTHING, ROOT, command, steps_of, train, weights_of
@@ -113,7 +113,7 @@ def test_int8_is_given_up_past_the_limit_and_stays_so_when_resumed(tmp_path, cap
     int8 = (ANYTHING, "engine.weight_dtype=int8", "correction.max_k3=1e-12")
     whole, half, resumed = (tmp_path / name for name in ("whole", "half", "resumed"))
     train(whole, *int8, "trainer.num_steps=4")
-    assert caplog.text.count("the run goes on with engine.weight_dtype=plain") == 1
+    assert caplog.text.count("the run continues with engine.weight_dtype=plain") == 1
     measured = differences(whole)
     given_up = next(i for i, d in enumerate(measured) if d > 0)
     assert given_up < 3, "a later step can show what follows"
@@ -149,7 +149,7 @@ def test_rollout_only_trains_nothing_and_train_only_generates_nothing(tmp_path):
 def test_a_run_directory_that_holds_a_run_is_refused_in_one_sentence(finished):
     output = train(finished[0], code=2)
     assert output.startswith("error: ")
-    assert "already holds a run" in output
+    assert "already contains a run" in output
     assert "Traceback" not in output
 
 

@@ -43,18 +43,18 @@ def test_flags_and_overrides_may_come_in_any_order(command):
     [
         (("--config_dir=x",), "unknown flag --config_dir; did you mean --config-dir?"),
         (("--seed=1",), "unknown flag --seed; "),
-        (("--trainer.num_steps=1",), "config keys have no dashes: trainer.num_steps=1"),
+        (("--trainer.num_steps=1",), "write config keys without dashes: trainer.num_steps=1"),
         (("--cfg", "everything"), "argument --cfg/-c: invalid choice: 'everything'"),
         (("--config-dir",), "argument --config-dir/-cd: expected one argument"),
         (("--config-dir=nowhere",), "--config-dir must name a directory, got nowhere"),
         (("--config-name=mine",), "Cannot find primary config 'mine'"),
-        (("mine",), "overrides are key=value or group=option, got 'mine'"),
+        (("mine",), "overrides must be key=value or group=option, got 'mine'"),
         (("-m", "trainer.learning_rat=1e-3,2e-3"), "did you mean trainer.learning_rate?"),
         (("-m", "seed=0,-1"), "seed must be >= 0, got -1"),
         (("-m", "seed=0,1", "run_dir=one"), "2 of 2 runs of the sweep have the same directory, one;"),
         (("-m", "model=tiny,big"), "model=big: model is one of hf, smollm2_135m, tiny"),
         (('task.user_prompt="[INST] {questoin} [/INST]"',), "[INST] {questoin} [/INST]"),
-        (("model.source=tiny",), "unknown config key model.source; it is called model.path now"),
+        (("model.source=tiny",), "unknown config key model.source; it was renamed to model.path"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_and_nothing_runs(command, arguments, message):

@@ -1,7 +1,8 @@
 """Messages between the trainer and a scorer's process.
 
-Blocks go to the worker: a length and a pickle. Lines come back: JSON between newlines, so that what a scorer writes to
-our socket spoils no answer. A line counts only with the id of the job in hand and the worker's own pid.
+The trainer sends blocks: a length and a pickle. The worker sends lines: JSON between newlines, so that other output
+of a scorer to the same socket cannot break an answer. A line counts only if it has the id of the current job and the
+worker's pid.
 """
 
 import json
@@ -22,26 +23,26 @@ _LENGTH = struct.Struct("!Q")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A worker's answer to one job."""
+    """Worker's answer to one job."""
 
     job_id: str
     pid: int
-    """The worker's."""
+    """Process id of the worker."""
     outcome: ScoreOutcome
     is_shared: bool
-    """Whether threads or children of this or an earlier job are left in the process."""
+    """Whether threads or children of this job or an earlier one are left in the process."""
     is_last: bool
-    """Whether the scorer changed the process in a way that cannot be undone."""
+    """Whether the scorer changed the process irreversibly, so that it must not be used again."""
 
     @classmethod
     def of_start(cls, problem: str, *, pid: int) -> Self:
-        """The answer to the scorer itself; `problem` is empty if it was loaded."""
+        """Build the answer to the scorer's start; `problem` is empty if it was loaded."""
         kind = OutcomeKind.ERROR if problem else OutcomeKind.SCORE
         outcome = ScoreOutcome(kind=kind, score=None if problem else 0.0, message=problem)
         return cls(job_id=_START, pid=pid, outcome=outcome, is_shared=False, is_last=False)
 
     def to_line(self) -> bytes:
-        """Returns the line, with a newline before it: it ends what a scorer may have written."""
+        """Return the line. It starts with a newline to end anything that the scorer may have written before."""
         fields = [
             self.job_id,
             self.pid,
@@ -55,7 +56,7 @@ class Reply:
 
     @classmethod
     def from_line(cls, line: bytes) -> Self | None:
-        """Returns the reply; None if the line is none."""
+        """Return the reply in a line; None if the line is something else."""
         try:
             job_id, pid, kind, score, message, is_shared, is_last = json.loads(line)
             outcome = ScoreOutcome(kind=OutcomeKind(kind), score=score, message=message)
@@ -64,22 +65,22 @@ class Reply:
         return cls(job_id=job_id, pid=pid, outcome=outcome, is_shared=is_shared, is_last=is_last)
 
     def answers(self, job_id: str | None, *, pid: int) -> bool:
-        """Whether it is that worker's answer to that job; None stands for its start."""
+        """Return whether this is the answer of worker `pid` to a job; a job id of None means the start."""
         return (self.job_id, self.pid) == (job_id or _START, pid)
 
 
 def new_job_id() -> str:
-    """Returns an id that no scorer can guess."""
+    """Return an id that a scorer cannot guess."""
     return secrets.token_hex(8)
 
 
 def to_block(data: bytes) -> bytes:
-    """Returns the bytes with their length before them."""
+    """Return the bytes, preceded by their length."""
     return _LENGTH.pack(len(data)) + data
 
 
 def receive_block(connection: socket.socket) -> bytes:
-    """Waits for the next block; empty if the other end is closed."""
+    """Wait for the next block and return it; return b"" if the other end is closed."""
     header = _receive(connection, _LENGTH.size)
     return _receive(connection, *_LENGTH.unpack(header)) if header else b""
 

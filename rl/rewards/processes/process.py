@@ -1,6 +1,6 @@
-"""One scorer in a process that can be killed: started, fed, timed, replaced.
+"""Process of one scorer: it can be started, given jobs with a time limit, killed and replaced.
 
-A plain subprocess and not multiprocessing's, whose spawn runs the main script again: a training script would load
+It is a plain subprocess, because spawn of multiprocessing runs the main script again: a training script would load
 torch into every scorer.
 """
 
@@ -20,7 +20,7 @@ from rl.rewards.job import ScoreJob
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rewards.processes.messages import Reply, new_job_id, to_block
 from rl.rewards.scorer import Scorer
-from rl.stop_signal import STOP_SIGNALS
+from rl.runs.stop_signal import STOP_SIGNALS
 
 __all__ = ["OUT_OF_MEMORY_EXIT_CODE", "UNUSABLE_EXIT_CODE", "ScoreJob", "ScorerProcess"]
 
@@ -38,16 +38,16 @@ main(int(sys.argv[1]), memory_limit_bytes=int(sys.argv[2]))
 
 @dataclass(slots=True, kw_only=True)
 class _Link:
-    """A running process, the leader of its own process group, and our end of its socket."""
+    """Running process, the leader of its process group, with the trainer's end of its socket."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
     received: bytearray
-    """Bytes of a line that has not ended yet."""
+    """Bytes of a line that is not complete yet."""
     has_served: bool = False
-    """Whether it scored a job: that one may be to blame if the process dies."""
+    """Whether the process scored a job before, which may be the cause if the process dies."""
     is_shared: bool = False
-    """Whether earlier jobs left threads or children in it, which may be to blame for any failure."""
+    """Whether earlier jobs left threads or children in the process, which may cause any failure."""
 
     def kill(self) -> None:
         # macOS: no permission to kill a zombie
@@ -56,7 +56,8 @@ class _Link:
 
 
 class ScorerProcess:
-    """Life: `start`, any number of `score`, `close`. `kill` may come from another thread at any time."""
+    """Scorer in a process. Its life is `start`, any number of `score`, `close`; another thread may call `kill` at
+    any time."""
 
     def __init__(
         self, scorer: Scorer, *, time_limit_seconds: float, memory_limit_gb: float
@@ -64,12 +65,12 @@ class ScorerProcess:
         self._pickled_scorer = pickle.dumps(scorer)
         self._time_limit_seconds = time_limit_seconds
         self._memory_limit_gb = memory_limit_gb
-        self._lock = Lock()  # guards the two below
+        self._lock = Lock()  # guards the next two attributes
         self._link: _Link | None = None
         self._is_killed = False
 
     def start(self) -> None:
-        """Launch a process and wait until its scorer is loaded.
+        """Start a process and wait until its scorer is loaded.
 
         Raises:
             RuntimeError: the scorer cannot be loaded there, or `kill` was called.
@@ -90,10 +91,10 @@ class ScorerProcess:
             )
 
     def score(self, job: ScoreJob) -> ScoreOutcome:
-        """The job's outcome. A job that hangs or kills the process costs only itself.
+        """Return the outcome of a job. A job that hangs or kills the process affects only itself.
 
-        A job that fails where another may be to blame, since the process served others and died, or they left
-        threads or children in it, is scored again in a fresh process.
+        A failed job is scored again in a new process if another job may be the cause: earlier jobs ran in a process
+        that died, or left threads or children in it.
 
         Raises:
             RuntimeError: the process could not be restarted, or `kill` was called.
@@ -106,14 +107,14 @@ class ScorerProcess:
         return outcome
 
     def kill(self) -> None:
-        """Kill the process for good; a `score` that waits for it raises."""
+        """Kill the process for good; a `score` that waits for it raises an error."""
         with self._lock:
             self._is_killed = True
             if self._link is not None:
                 self._link.kill()
 
     def close(self) -> None:
-        """Kill the process, if one runs, and free its socket; no `score` may be waiting for it."""
+        """Kill the process if it runs, and free its socket; no `score` may be waiting for it."""
         with self._lock:
             link, self._link = self._link, None
             if link is not None:
@@ -122,7 +123,7 @@ class ScorerProcess:
                 link.connection.close()
 
     def _score_once(self, pickled_job: bytes) -> tuple[ScoreOutcome, bool]:
-        """The outcome, and whether it failed by what may be the fault of an earlier job."""
+        """Return the outcome, and whether an earlier job may have caused a failure."""
         link = self._living_link()
         has_served, link.has_served = link.has_served, True
         job_id = new_job_id()
@@ -143,7 +144,7 @@ class ScorerProcess:
 
     def _living_link(self) -> _Link:
         link = self._link
-        # between jobs the process is silent: it is at its end only if it died
+        # a process writes nothing between jobs, so its end of the socket is closed only if it died
         if link is None or _is_closed(link):
             self.close()
             self.start()
@@ -158,7 +159,7 @@ class ScorerProcess:
             ours, theirs = socket.socketpair()
             limit_bytes = int(self._memory_limit_gb * 1e9)
             command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(limit_bytes)]
-            # blocked until the process handles them, lest one that all processes get ends it as it starts
+            # blocked until the process handles them, so that a stop signal to all processes cannot kill it at its start
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
             try:
                 with theirs:
@@ -174,7 +175,7 @@ class ScorerProcess:
             return self._link
 
     def _end(self) -> str:
-        """Kill the process, and say how it ended if it was dead already."""
+        """Kill the process, and return how it ended if it was dead before."""
         link = self._link
         assert link is not None, "no process to end"
         self.close()
@@ -194,11 +195,11 @@ class ScorerProcess:
 
 
 def _ask(link: _Link, data: bytes, *, job_id: str | None, seconds: float) -> Reply | None:
-    """Send a block and wait for the worker's answer to it; None if the time is over.
+    """Send a block and return the worker's answer; return None after the time limit.
 
     Raises:
         EOFError: the worker's end is closed.
-        OSError: it is closed while we write.
+        OSError: the worker's end was closed during the send.
     """
     deadline = time.monotonic() + seconds
     unsent = memoryview(to_block(data))
@@ -218,7 +219,7 @@ def _ask(link: _Link, data: bytes, *, job_id: str | None, seconds: float) -> Rep
 
 
 def _read_lines(link: _Link) -> list[bytes]:
-    """Take what the worker wrote, up to the last end of a line."""
+    """Read what the worker wrote, and return the complete lines."""
     part = link.connection.recv(1 << 16)
     if not part:
         raise EOFError("the scorer's process has ended")
@@ -228,7 +229,7 @@ def _read_lines(link: _Link) -> list[bytes]:
 
 
 def _is_closed(link: _Link) -> bool:
-    """Whether the worker's end is closed; drops what a scorer wrote between jobs."""
+    """Return whether the worker's end is closed; discard anything that a scorer wrote between jobs."""
     link.connection.setblocking(False)
     link.received.clear()
     try:

@@ -1,4 +1,4 @@
-"""What a scorer may change about its process and must not hand on to the next job."""
+"""Snapshot of a process, to undo what a scorer changes before the next job."""
 
 import builtins
 import decimal
@@ -19,10 +19,10 @@ _LIMITS = tuple(
 
 
 class ProcessState:
-    """State of the process when it is made, after the scorer was loaded; `restore` brings it back.
+    """State of the process after the scorer was loaded; `restore` brings it back.
 
     Args:
-        fd: our socket.
+        fd: file descriptor of the socket to the trainer.
     """
 
     def __init__(self, fd: int) -> None:
@@ -42,16 +42,16 @@ class ProcessState:
 
     @property
     def is_original(self) -> bool:
-        """Whether this is the process itself, and not one that a scorer forked."""
+        """True if this is the original process, and not one that a scorer forked."""
         return _getpid() == self._pid
 
     @property
     def is_connected(self) -> bool:
-        """Whether the scorer left standard streams and our socket as they were."""
+        """True if the scorer left the standard streams and the socket to the trainer as they were."""
         return all(_identity(number) == identity for number, identity in self._fds.items())
 
     def restore(self) -> bool:
-        """Undoes what a scorer changed; returns False if it cannot be undone."""
+        """Undo the scorer's changes; return False if that is not possible."""
         for timer in _TIMERS:
             signal.setitimer(timer, 0)
         for number, handler in self._handlers.items():
@@ -73,12 +73,12 @@ class ProcessState:
             for limit, values in self._limits.items():
                 if resource.getrlimit(limit) != values:
                     resource.setrlimit(limit, values)
-        except (OSError, ValueError):  # it is gone, or the hard limit was lowered
+        except (OSError, ValueError):  # the directory is gone, or the hard limit was lowered
             return False
         return not any(stream is not None and stream.closed for stream in self._streams)
 
     def has_company(self) -> bool:
-        """Whether threads or children that a scorer started are left."""
+        """Return whether threads or children that a scorer started are left."""
         if set(threading.enumerate()) - self._threads:
             return True
         try:
@@ -90,7 +90,7 @@ class ProcessState:
         return True
 
 
-_getpid = os.getpid  # a scorer may replace the one of the module
+_getpid = os.getpid  # a scorer may replace os.getpid
 
 
 def _settable_signals() -> list[Any]:

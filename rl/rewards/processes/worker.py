@@ -1,11 +1,11 @@
-"""The process in which a scorer runs; `rl.rewards.processes.process` starts it and speaks to it.
+"""Program of a scorer's process; `rl.rewards.processes.process` starts it and exchanges messages with it.
 
-    parent -> worker   the pickled scorer          worker -> parent   that it is loaded, or what went wrong
+    parent -> worker   the pickled scorer          worker -> parent   that it is loaded, or the error
     parent -> worker   a job with its id           worker -> parent   the outcome, with the id and the worker's pid
 
-It leads a process group of its own, in which the scorer's children live and die, and which Ctrl-C does not reach. A
-batch system signals every process of a job: this one leaves it to its parent to end it. What a scorer forks cannot
-speak for it: a child has no socket, and ends where the scorer returns.
+The worker leads its own process group. Children of the scorer belong to that group and are killed with it, and Ctrl-C
+does not reach it. A batch system signals every process of a job; the worker ignores that signal, and its parent ends
+it. A child that the scorer forks cannot answer for the worker: it has no socket, and exits where the scorer returns.
 """
 
 import os
@@ -26,13 +26,13 @@ from rl.rewards.processes.process import OUT_OF_MEMORY_EXIT_CODE, UNUSABLE_EXIT_
 from rl.rewards.processes.process_state import ProcessState
 from rl.rewards.scorer import ImportedScorer, PreparedScorer
 from rl.rewards.values import to_score
-from rl.stop_signal import STOP_SIGNALS
+from rl.runs.stop_signal import STOP_SIGNALS
 
 __all__ = ["main", "score_job"]
 
 MAX_MESSAGE_CHARS = 2000
 
-_exit, _getpid = os._exit, os.getpid  # a scorer may replace those of the module
+_exit, _getpid = os._exit, os.getpid  # a scorer may replace those of the module `os`
 
 
 def main(fd: int, *, memory_limit_bytes: int) -> None:
@@ -49,7 +49,9 @@ def main(fd: int, *, memory_limit_bytes: int) -> None:
         job_id, pickled_job = loads(block)
         outcome = score_job(scorer, pickled_job=pickled_job)
         if _getpid() != pid:
-            _exit(0)  # a child that the scorer forked, and in which it returned or raised
+            _exit(
+                0
+            )  # this is a child that the scorer forked, in which the scorer returned or raised
         is_restored = state.restore()
         if not state.is_connected:
             _exit(UNUSABLE_EXIT_CODE)
@@ -64,11 +66,11 @@ def main(fd: int, *, memory_limit_bytes: int) -> None:
 
 
 def score_job(scorer: BoundScorer, *, pickled_job: bytes) -> ScoreOutcome:
-    """The score, or an ERROR with what the scorer raised; ends the process if memory ran out."""
+    """Return the score, or an ERROR with the exception of the scorer; end the process if memory ran out."""
     try:
         return ScoreOutcome(kind=OutcomeKind.SCORE, score=to_score(scorer(loads(pickled_job))))
     except MemoryError:
-        # what the scorer still holds would starve the next jobs
+        # memory that the scorer still holds would be missing in later jobs
         _exit(OUT_OF_MEMORY_EXIT_CODE)
     except BaseException as error:  # noqa: BLE001 - a process boundary: any failure becomes a tagged outcome
         return ScoreOutcome(kind=OutcomeKind.ERROR, message=_describe(error))
@@ -77,7 +79,7 @@ def score_job(scorer: BoundScorer, *, pickled_job: bytes) -> ScoreOutcome:
 def _describe(error: BaseException) -> str:
     try:
         text = f"{type(error).__name__}: {error}"
-    except BaseException:  # noqa: BLE001 - an exception that cannot be shown is the scorer's, too
+    except BaseException:  # noqa: BLE001 - an exception that cannot be printed is also the scorer's error
         text = f"{type(error).__name__}, which cannot be shown"
     return text[:MAX_MESSAGE_CHARS]
 
@@ -109,11 +111,14 @@ def _limit_memory(num_bytes: int) -> None:
 
 
 def _leave_stop_signals_to_parent() -> None:
-    """Survive stop signals; what a scorer forks gets their defaults back, so that it can be terminated."""
+    """Ignore stop signals; restore their defaults in processes that the scorer forks, so that these can be
+    terminated."""
     for number in STOP_SIGNALS:
-        signal.signal(number, _pass)  # a handler, unlike SIG_IGN, is not inherited by programs
+        signal.signal(
+            number, _pass
+        )  # a handler, unlike SIG_IGN, is not inherited by other programs
     _unblock_stop_signals()  # the parent blocked them for the start
-    # blocked while a process forks, lest Python drops what the child gets before it has the defaults
+    # blocked during a fork, because Python would drop a signal that the child gets before its defaults are restored
     os.register_at_fork(
         before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS),
         after_in_parent=_unblock_stop_signals,
@@ -135,8 +140,8 @@ def _end_at_stop_signals() -> None:
 
 
 def _die_with_parent(fd: int) -> None:
-    """End the process group when the parent is gone, even if a scorer hangs."""
+    """Kill the process group when the parent has ended, even if a scorer hangs."""
     poller = select.poll()
-    poller.register(fd, 0)  # a hang-up alone is reported
+    poller.register(fd, 0)  # an event mask of 0 reports only hang-ups
     poller.poll()
     os.killpg(0, signal.SIGKILL)

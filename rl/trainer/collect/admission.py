@@ -1,15 +1,18 @@
-"""How many groups may be begun: staleness is bounded here, never by discarding."""
+"""Admission of groups, which limits staleness by limiting the groups that begin; none is discarded for its age."""
 
 __all__ = ["Admission"]
 
 
 class Admission:
-    """running + accepted <= first accepted + (min(version + max_staleness + 1, num_steps) - first version) * num_prompts_per_step.
+    """Count of groups that may begin: running + accepted never exceeds
 
-    The first version is the one that the run begins at: what it had accepted then may have been batches of another size.
-    `accepted` is cumulative: groups of the batches that were consumed, without those that dynamic sampling dropped.
-    `running` are the others that were begun, complete or not. With `max_staleness` 0 this is one batch per version, the
-    synchronous loop. Batches beyond `num_steps` are never begun: nobody would train on them.
+        first accepted + (min(version + max_staleness + 1, num_steps) - first version) * num_prompts_per_step.
+
+    The first version is the one at which the run begins; the groups accepted before it may have been in batches of
+    another size. `accepted` counts the groups of all consumed batches, without those that dynamic sampling dropped.
+    `running` counts the other groups that have begun, complete or not. With `max_staleness` 0 there is one batch per
+    version, which is the synchronous loop. Batches after `num_steps` never begin, because they would not be trained
+    on.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class Admission:
         self.accepted = first_accepted
 
     def capacity(self, policy_version: int) -> int:
-        """Groups that may be begun now."""
+        """Return the number of groups that may begin now."""
         num_batches = min(policy_version + self._max_staleness + 1, self._num_steps)
         num_groups = (num_batches - self._first_version) * self._num_prompts_per_step
         return self._first_accepted + num_groups - self.running - self.accepted
@@ -39,7 +42,7 @@ class Admission:
         self.running += num_groups
 
     def drop(self, num_groups: int = 1) -> None:
-        """Complete groups that will not be trained on: others may be begun in their place."""
+        """Remove complete groups that will not be trained on, so that others may begin instead."""
         self.running -= num_groups
 
     def accept(self, num_groups: int = 1) -> None:

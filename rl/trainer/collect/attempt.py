@@ -1,4 +1,4 @@
-"""One rollout in the making, and its conversation with its environment.
+"""One rollout in progress, and its conversation with its environment.
 
 request -> completion -> environment: messages -> request -> ...
                                       or done  -> reward, or a job for the task's scorer
@@ -16,21 +16,21 @@ from rollout.core import Completion, FinishReason, Request, SampleKey, SamplingP
 __all__ = ["Attempt", "GroupKey", "Render"]
 
 GroupKey = tuple[Purpose, int]
-"""Purpose and `group_id`."""
+"""Purpose and `group_id` of a group."""
 Render = Callable[[Sequence[Message]], list[int]]
-"""Renders an environment's messages as the tokens between two turns of the policy."""
+"""Function that turns an environment's messages into the tokens between two turns of the policy."""
 
 
 class Attempt:
-    """Drives one rollout from its prompt to its end.
+    """Driver of one rollout, from its prompt to its end.
 
     Args:
-        group: the rollout's group.
-        rollout: holds only its prompt.
-        environment: the rollout's own; closed when the rollout ends.
-        params: parameters of every request.
+        group: group of the rollout.
+        rollout: rollout that contains only its prompt.
+        environment: environment of this rollout, closed when the rollout ends.
+        params: sampling parameters of every request.
         priority: priority of every request.
-        render: renders the environment's messages; None where it sends none.
+        render: renderer of the environment's messages; None if it sends none.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Attempt:
         prompt = group.prompt
         given = {"question": prompt.question, "answer": prompt.answer}
         row = {**given, **prompt.row, "messages": prompt.messages}
-        # of the group, not of the sample: siblings share their world
+        # seed of the group, because siblings must start in the same state
         seed = params.seed << 32 | group.group_id
         self._transcript: list[Message] = list(environment.start(row, seed))
 
@@ -63,7 +63,7 @@ class Attempt:
         return (self.group.purpose, self.group.group_id)
 
     def request(self) -> Request:
-        """The request for the policy's next turn."""
+        """Return the request for the policy's next turn."""
         rollout, group = self.rollout, self.group
         name = f"{group.purpose.value}/{group.group_id}/{rollout.sample_index}/{len(rollout.turns)}"
         return Request(
@@ -75,10 +75,10 @@ class Attempt:
         )
 
     def take(self, completion: Completion) -> bool:
-        """Append a turn, and the environment's reply to it; True if the rollout has ended.
+        """Append a turn and the environment's reply to it; return True if the rollout has ended.
 
         Raises:
-            RuntimeError: the completion was rejected, or aborted although nobody cancelled it.
+            RuntimeError: the completion was rejected, or aborted without being cancelled.
         """
         self._check(completion)
         rollout = self.rollout
@@ -97,13 +97,13 @@ class Attempt:
         return False
 
     def outcome(self) -> ScoreOutcome | None:
-        """The sum of the environment's rewards; None where it gave none, and the scorer is asked."""
+        """Return the sum of the environment's rewards; None if there are none, so that the scorer is needed."""
         if not self._rewards:
             return None
         return ScoreOutcome(kind=OutcomeKind.SCORE, score=sum(self._rewards))
 
     def job(self) -> ScoreJob:
-        """Return what the task's scorer gets: the last turn's text, the prompt's data, and the whole transcript."""
+        """Return the job for the task's scorer: the last turn's text, the prompt's data, and the whole transcript."""
         prompt = self.group.prompt
         return ScoreJob(
             completion=self.rollout.text,
@@ -114,7 +114,7 @@ class Attempt:
         )
 
     def close(self) -> None:
-        """Give up a rollout that has not ended."""
+        """Close the environment of a rollout that has not ended."""
         self._environment.close()
 
     def _check(self, completion: Completion) -> None:
@@ -127,7 +127,7 @@ class Attempt:
             )
 
     def _say(self, text: str) -> None:
-        """Add the policy's text to the transcript, after a reply prefix if the prompt ends with one."""
+        """Add the policy's text to the transcript, after the reply prefix if the prompt ends with one."""
         if self._transcript and self._transcript[-1]["role"] == "assistant":
             prefix = self._transcript.pop()["content"]
             text = f"{prefix}{text}"
@@ -137,7 +137,7 @@ class Attempt:
         if self._render is None or not reply.messages:
             kind = type(self._environment).__name__
             raise RuntimeError(
-                f"{kind} went on after turn {len(self.rollout.turns)} with {len(reply.messages)} messages "
+                f"{kind} continued after turn {len(self.rollout.turns)} with {len(reply.messages)} messages "
                 f"({'no' if self._render is None else 'a'} renderer)"
             )
         return self._render(reply.messages)

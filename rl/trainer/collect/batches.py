@@ -1,19 +1,19 @@
-"""Decides which groups are begun, which form a batch, and which are replaced because they teach nothing.
+"""Choice of the groups that begin, that form a batch, and that are replaced because they have no signal.
 
     prompts -> admit (staleness capacity) -> collector -> the next `num_prompts_per_step` groups in `group_id` order
 
-With `max_staleness` S, groups of the S batches after the next one are begun, too. Batches are made in `group_id` order
-and never by arrival, so what is finished early waits for its turn, no group is overtaken for being slow, and none can
-be consumed more than S versions after it was begun.
+With `max_staleness` S, groups of the S batches after the next one begin, too. Batches consist of groups in `group_id`
+order, not in the order of completion. So a group that finishes early waits, a slow group is never overtaken, and none
+is consumed more than S versions after it began.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rl.checkpoint import RunState
 from rl.config import TrainConfig
 from rl.rollouts import Purpose, RolloutGroup
+from rl.runs.checkpoint import RunState
 from rl.tasks.prompts import Prompt, PromptOrder
 from rl.trainer.collect.admission import Admission
 from rl.trainer.collect.collector import Collector
@@ -35,21 +35,22 @@ class CollectedBatch:
     groups: list[RolloutGroup]
     """Groups in `group_id` order, including those that were replaced."""
     trained: list[RolloutGroup]
-    """`num_prompts_per_step` of them: the first ones without signal are left out, as many as were replaced."""
+    """The `num_prompts_per_step` groups to train on. Of the groups without signal, the first are left out, as many
+    as were replaced."""
     num_waiting: int
-    """Complete groups of later batches."""
+    """Number of complete groups of later batches."""
 
 
 class Batches:
-    """Takes prompts in their order, from where `state` says on.
+    """Source of batches, which takes prompts in their order, continuing after `state`.
 
     Args:
-        config: of the run.
-        prompts: to train on.
-        collector: of the run.
-        state: where the run stands. Groups that were in flight then are begun again.
-        answers: what is learned instead of what is sampled.
-        max_resample_batches: batches' worth of groups without signal that are replaced in a step.
+        config: config of the run.
+        prompts: prompts to train on.
+        collector: collector of the run.
+        state: progress of the run. Groups that were in flight when it was saved begin again.
+        answers: answers to learn, for an algorithm that samples none.
+        max_resample_batches: maximum number of groups without signal to replace in a step, in batches.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class Batches:
 
     @property
     def num_accepted(self) -> int:
-        """Groups of the batches so far."""
+        """Number of groups in the batches so far."""
         return self._admission.accepted
 
     @property
     def num_dropped(self) -> int:
-        """Groups that those batches replaced."""
+        """Number of groups that were replaced in those batches."""
         return self._dropped
 
     def next(
@@ -97,19 +98,19 @@ class Batches:
         progress: Callable[[int, int], None],
         should_stop: Callable[[], bool],
     ) -> CollectedBatch | None:
-        """Return the next complete batch; None when told to stop before it was complete.
+        """Return the next complete batch; None if told to stop before it is complete.
 
-        A group that is dropped makes room for one more. How many are dropped depends only on their rewards, and which
-        of them is decided in `group_id` order: a batch never depends on who was fast.
+        A dropped group is replaced by another one. The number of dropped groups depends only on their rewards, and
+        the choice among them follows `group_id` order, so a batch never depends on speed.
 
         Args:
-            policy_version: that the batch will train, and that what is begun now is sampled from.
-            stopwatch: gets "rollout" and "score_wait".
-            progress: called with (complete, wanted).
-            should_stop: asked between polls.
+            policy_version: version that the batch will train, and that new groups are sampled from.
+            stopwatch: receives the times "rollout" and "score_wait".
+            progress: function called with (complete, wanted).
+            should_stop: function called between polls; True ends the wait.
 
         Raises:
-            RuntimeError: the batch needs a group that admission does not allow; with the counts.
+            RuntimeError: the batch needs a group that admission does not allow; the message has the counts.
         """
         size = self._config.num_prompts_per_step
         first = self._admission.accepted + self._dropped
@@ -123,13 +124,15 @@ class Batches:
                 self._admission.drop(newly_dropped)
                 num_dropped += newly_dropped
                 continue
-            if should_stop():  # a complete batch is left, too: it will be drawn again, the same
+            if (
+                should_stop()
+            ):  # a complete batch is discarded, too: the resumed run will generate the same one
                 return None
             if not missing:
                 break
             if missing[-1] >= self._next_group:
                 raise RuntimeError(
-                    f"the batch of version {policy_version} needs group {missing[-1]}, and admission lets only "
+                    f"the batch of version {policy_version} needs group {missing[-1]}, but admission lets only "
                     f"{self._next_group} begin: {self._admission.running} run, {self._admission.accepted} are accepted, "
                     f"{self._dropped + num_dropped} were dropped"
                 )
@@ -146,11 +149,12 @@ class Batches:
         )
 
     def _num_to_drop(self, wanted: Sequence[int], *, is_last: bool) -> int:
-        """Count the groups to drop among those of a batch that are complete so far.
+        """Count the groups to drop among the complete ones of a batch.
 
-        While others are in flight that will be trained by later versions, the time at which a replacement is begun
-        changes where they stand at the next update. It must not hang on how fast a scorer was: then it is begun when
-        all of the batch are complete, and nothing idles, since those others run. Without any, it is begun at once.
+        While groups of later batches are in flight, the time at which a replacement begins changes how far they are
+        at the next update. This must not depend on the speed of a scorer, so a replacement then begins only when the
+        whole batch is complete; meanwhile the other groups keep the engines busy. Without such groups it begins at
+        once.
         """
         if self._config.max_staleness and not is_last:
             return 0
@@ -175,7 +179,7 @@ class Batches:
         num_left = sum(map(is_uniform, trained))
         if self._max_dropped and num_left:
             logger.warning(
-                "step %d: %d of %d groups scored the same throughout and train nothing; algorithm.max_resample_batches=%d "
+                "step %d: %d of %d groups have equal scores, so they train nothing; algorithm.max_resample_batches=%d "
                 "was not enough to replace them",
                 policy_version + 1,
                 num_left,

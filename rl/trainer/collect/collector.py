@@ -1,10 +1,11 @@
-"""Turns prompts into scored groups: submits requests, lets environments reply, scores, joins siblings.
+"""Collector that turns prompts into scored groups: it submits requests, gets the environments' replies, and has
+rollouts scored.
 
     begin(prompt) -> requests -> fleet -> completion -> environment: messages -> request -> ...
                                                                      or done  -> reward, or scorer pool -> group
 
-Over-provisioning: a group with spare rollouts keeps the first `group_size` that end. It cancels the others as soon as these
-are there, and is complete when all of them have been answered, so that it knows how far each of them was.
+Over-provisioning: a group with spare rollouts keeps the first `group_size` that end, and then cancels the others. It
+is complete when the cancelled ones have been answered too, so that their progress is known.
 """
 
 import time
@@ -23,22 +24,23 @@ from rollout.fleet.base import Fleet
 
 __all__ = ["Collector", "count_unscored"]
 
-# training runs ahead, evaluation is waited for
+# training runs ahead, but the run waits for an evaluation
 _PRIORITY = {Purpose.TRAINING: 0, Purpose.EVALUATION: 1}
-# no spare rollout is begun while one that is needed waits
+# a spare rollout begins only if no other one waits
 _SPARE_PRIORITY = -1
 
 
 class Collector:
-    """Owns everything between a prompt and its scored group. A run has one, for training and evaluation alike.
+    """Owner of all rollouts between a prompt and its scored group. A run has one collector, for training and
+    evaluation.
 
     Groups of both purposes may be in flight together; `poll` returns those of one purpose and keeps the others.
 
     Args:
-        fleet: generates.
-        pool: scores.
-        make_environment: makes the environment of each rollout.
-        render: renders its messages; None where environments send none after their prompt.
+        fleet: fleet that generates completions.
+        pool: pool that scores them.
+        make_environment: function that creates the environment of each rollout.
+        render: renderer of the environments' messages; None if they send none after the prompt.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Collector:
         self._attempts: dict[str, Attempt] = {}
         self._num_generating: Counter[GroupKey] = Counter()
         self._num_places: dict[GroupKey, int] = {}
-        """Rollouts that a group with spare ones still wants."""
+        """Number of rollouts that each group with spare ones still keeps."""
         self._tickets: list[tuple[ScoreTicket, list[Attempt]]] = []
         self._complete: list[RolloutGroup] = []
 
@@ -65,7 +67,7 @@ class Collector:
         return not (self._attempts or self._tickets or self._complete)
 
     def is_generating(self, purpose: Purpose, group_ids: Collection[int]) -> bool:
-        """Whether some of these groups have tokens to come; if not, only scores are missing."""
+        """Return whether some of these groups still generate tokens; if not, only scores are missing."""
         return any(self._num_generating[purpose, group_id] for group_id in group_ids)
 
     def begin(
@@ -82,13 +84,14 @@ class Collector:
         """Submit the siblings of one prompt.
 
         Args:
-            prompt: what they answer.
-            prompt_ids: its tokens.
-            group_id: ordinal of the group in the run.
-            group_size: rollouts that the group keeps.
-            params: parameters of every request, except the number of samples.
-            purpose: what the group is for.
-            num_spare: rollouts that are begun beyond `group_size`, and take the places of the slowest.
+            prompt: prompt of the group.
+            prompt_ids: tokens of the prompt.
+            group_id: number of the group in the run.
+            group_size: number of rollouts that the group keeps.
+            params: sampling parameters of every request, except the number of samples.
+            purpose: purpose of the group.
+            num_spare: number of rollouts that begin beyond `group_size`; the group does not keep its slowest
+                rollouts.
         """
         rollouts = [
             Rollout.begin(prompt_ids, group_id=group_id, sample_index=i)
@@ -122,7 +125,7 @@ class Collector:
         answer_ids: Sequence[int],
         group_id: int,
     ) -> None:
-        """Begin a group of one rollout that is given instead of sampled; it is scored like any other."""
+        """Begin a group of one rollout whose answer is given instead of sampled. It is scored like any other."""
         rollout = Rollout.begin(prompt_ids, group_id=group_id, sample_index=0)
         group = RolloutGroup(
             group_id=group_id, prompt=prompt, purpose=Purpose.TRAINING, rollouts=[rollout]
@@ -147,16 +150,15 @@ class Collector:
         purpose: Purpose = Purpose.TRAINING,
         wanted: Collection[int] | None = None,
     ) -> list[RolloutGroup]:
-        """Return groups of a purpose that became complete: every sibling is scored, or has the reason why it is not.
+        """Return the groups of a purpose that became complete: each sibling has a score, or a reason why it has none.
 
-        The fleet is polled only while some wanted group has tokens to come; after that there are scores to wait for.
-        So how far an inline fleet has come when the last wanted group is complete depends on tokens alone, and never
-        on how long anything took.
+        The fleet is polled only while a wanted group still generates tokens. So the progress of an inline fleet, at
+        the time the last wanted group is complete, depends only on tokens, and never on durations.
 
         Args:
-            timeout_seconds: longest wait for the fleet, or for scores.
-            purpose: what the groups are for.
-            wanted: their `group_id`s; None wants all that are in flight.
+            timeout_seconds: maximum wait for the fleet, or for scores.
+            purpose: purpose of the groups.
+            wanted: `group_id`s of the wanted groups; None: all in flight.
         """
         if wanted is None:
             wanted = self._in_flight(purpose)
@@ -191,7 +193,7 @@ class Collector:
         self._fleet.submit(requests)
 
     def _score(self, ended: Sequence[Attempt]) -> None:
-        """Take the environment's rewards, and ask the scorer where there are none."""
+        """Take the environment's rewards; submit rollouts without any to the scorer."""
         unscored = []
         for attempt in ended:
             attempt.rollout.outcome = attempt.outcome()
@@ -204,9 +206,11 @@ class Collector:
             self._tickets.append((self._pool.submit(jobs), unscored))
 
     def _keep(self, ended: Sequence[Attempt]) -> list[Attempt]:
-        """Return the ended rollouts that their groups keep; set aside the others, and cancel those that are late now.
+        """Return the ended rollouts that their groups keep; set the others aside, and cancel rollouts that are now
+        too late.
 
-        Among rollouts that end together, the lowest `sample_index` is kept first, which does not depend on their lengths.
+        Among rollouts that end together, the lowest `sample_index` is kept first, which does not depend on their
+        lengths.
         """
         kept = []
         for attempt in sorted(ended, key=lambda attempt: attempt.rollout.sample_index):
@@ -230,20 +234,20 @@ class Collector:
         return kept
 
     def _hand_over(self, group: RolloutGroup) -> None:
-        """Let `poll` return a group, if all its rollouts are scored."""
+        """Make `poll` return a group, if all its rollouts are scored."""
         if group.is_complete:
             self._complete.append(group)
             self._num_places.pop((group.purpose, group.group_id), None)
 
     def _wait_for_scores(self, awaited: Collection[GroupKey], timeout_seconds: float) -> None:
-        """Wait for the scores of some groups, at most until the time is over."""
+        """Wait for the scores of some groups, at most until the timeout."""
         deadline = time.monotonic() + timeout_seconds
         for ticket, attempts in self._tickets:
             if any(attempt.key in awaited for attempt in attempts):
                 ticket.wait(max(0.0, deadline - time.monotonic()))
 
     def _book_scores(self) -> None:
-        """Book the scores that are there."""
+        """Store the scores that have arrived."""
         pending = []
         for ticket, attempts in self._tickets:
             if not ticket.done():
@@ -261,7 +265,7 @@ class Collector:
 
 
 def count_unscored(groups: Sequence[RolloutGroup]) -> tuple[int, ScoreOutcome | None]:
-    """Count the rollouts without a score; returns the first reason, too."""
+    """Count the rollouts without a score; return the first reason, too."""
     outcomes = [r.outcome for g in groups for r in g.rollouts if r.outcome is not None]
     failed = [outcome for outcome in outcomes if outcome.kind is not OutcomeKind.SCORE]
     return len(failed), failed[0] if failed else None

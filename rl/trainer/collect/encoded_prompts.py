@@ -1,4 +1,4 @@
-"""Prompts with their token ids, encoded when first asked for."""
+"""Prompts with their token ids, encoded on first access."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ logger = logging.getLogger("paceline")
 
 
 class EncodedPrompts:
-    """`prompts[i]` is (prompt, token ids). Prompts may be generated lazily, so none is touched before its turn."""
+    """Sequence in which `prompts[i]` is (prompt, token ids). Prompts may be generated on access, so each is
+    created only when needed."""
 
     def __init__(self, prompts: Sequence[Prompt], tokenizer: Any) -> None:
         self.prompts = prompts
@@ -33,13 +34,13 @@ class EncodedPrompts:
         return prompt, self._token_ids[index]
 
     def lengths(self, count: int) -> list[int]:
-        """Tokens of the first `count` prompts, which are encoded together."""
+        """Return the numbers of tokens of the first `count` prompts, which are encoded together."""
         indices = range(min(count, len(self)))
         self._encode([i for i in indices if i not in self._token_ids])
         return [len(self._token_ids[i]) for i in indices]
 
     def render(self, token_ids: Sequence[int]) -> str:
-        """Returns the text of tokens, special ones too: what the model sees."""
+        """Return the text of tokens, including special ones, as the model sees it."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
 
     def _encode(self, indices: Sequence[int]) -> None:
@@ -49,10 +50,11 @@ class EncodedPrompts:
 
 
 def leave_out_long(task: Task, config: TaskConfig, tokenizer: Any) -> Task:
-    """Returns the task without prompts of more than `task.max_prompt_tokens` tokens; the log says how many they are.
+    """Return the task without prompts of more than `task.max_prompt_tokens` tokens; the log says how many were left
+    out.
 
     Raises:
-        ValueError: nothing is left of a set.
+        ValueError: no training prompt or no held-out prompt is left.
     """
     if not isinstance(config, DatasetConfig) or not config.max_prompt_tokens:
         return task

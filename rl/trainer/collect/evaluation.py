@@ -1,4 +1,4 @@
-"""Greedy answers to held-out prompts, and what they score."""
+"""Evaluation: greedy answers to held-out prompts, and their scores."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Scored answers. One that could not be scored counts as 0, and is counted."""
+    """Scored answers. An answer that could not be scored counts as 0, and its number is reported."""
 
     groups: list[RolloutGroup]
     scores: list[float]
-    """One per prompt."""
+    """Score of each prompt."""
     num_unscored: int
     length_mean: float
 
@@ -30,11 +30,11 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float | None:
-        """The mean score as a share of right answers; None where some score is no share, below 0 or above 1."""
+        """Mean score as a share of right answers; None if a score is below 0 or above 1, which is no share."""
         return self.reward_mean if all(0 <= score <= 1 for score in self.scores) else None
 
     def metrics(self) -> dict[str, float]:
-        """Returns the mean reward and, where it is one, the accuracy."""
+        """Return the metrics: the mean reward, and the accuracy if there is one."""
         shares: dict[str, float] = {}
         if self.accuracy is not None:
             shares = {
@@ -58,19 +58,19 @@ def evaluate(
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Sample one greedy completion of each (prompt, token ids); returns None if told to stop before the end.
+    """Sample one greedy completion of each (prompt, token ids); return None if told to stop before the end.
 
-    Training groups may be in flight; they continue meanwhile, and stay with the collector.
+    Training groups may be in flight. They continue meanwhile, and stay with the collector.
 
     Args:
-        collector: with no other evaluation in flight.
-        prompts: held out.
-        params: temperature 0.
-        progress: called with (done, total).
-        should_stop: asked between engine steps.
+        collector: collector without another evaluation in flight.
+        prompts: held-out prompts.
+        params: sampling parameters with temperature 0.
+        progress: function called with (done, total).
+        should_stop: function called between polls; True ends the evaluation.
 
     Raises:
-        RuntimeError: the completions come from several policies.
+        RuntimeError: the completions come from several policy versions.
     """
     for index, (prompt, token_ids) in enumerate(prompts):
         collector.begin(
@@ -91,7 +91,7 @@ def evaluate(
     rollouts = [group.rollouts[0] for group in groups]
     versions = {version for r in rollouts for version in r.log.policy_versions} - {NO_VERSION}
     if len(versions) > 1:
-        raise RuntimeError(f"an evaluation must be of one policy, got versions {sorted(versions)}")
+        raise RuntimeError(f"an evaluation must use one policy, got versions {sorted(versions)}")
     return Evaluation(
         groups=groups,
         scores=[0.0 if r.reward is None else r.reward for r in rollouts],

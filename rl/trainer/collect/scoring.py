@@ -1,4 +1,4 @@
-"""The share of completions that could not be scored, and the limit past which nothing may be made of the others."""
+"""Check of the share of completions that could not be scored."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ __all__ = ["ScoringError", "check_scores"]
 
 
 class ScoringError(RuntimeError):
-    """More completions could not be scored than `reward.max_error_rate` allows."""
+    """Error for more failed scores than `reward.max_error_rate` allows."""
 
 
 def check_scores(groups: Sequence[RolloutGroup], *, max_error_rate: float) -> str:
-    """A sentence on what could not be scored; empty where all could.
+    """Return a sentence on completions that could not be scored; empty if all were scored.
 
     Args:
-        groups: complete ones.
-        max_error_rate: share that may fail.
+        groups: complete groups.
+        max_error_rate: maximum share of completions that may fail.
 
     Raises:
-        ScoringError: more failed.
+        ScoringError: a larger share failed.
     """
     num_unscored, first = count_unscored(groups)
     if first is None:

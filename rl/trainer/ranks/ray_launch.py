@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from kernels.host_memory import keep_freed_memory
 from rl.config import TrainConfig
-from rl.stop_signal import STOP_SIGNALS
+from rl.runs.stop_signal import STOP_SIGNALS
 from rl.trainer.ranks.group import FIRST_WAITS
 from rollout.ray_session import actor_options, join_ray, reason_of
 

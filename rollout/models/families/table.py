@@ -1,4 +1,4 @@
-"""Table of the families that can be loaded."""
+"""Table of the supported families."""
 
 from rollout.models.families import llama, mistral, qwen2, qwen3
 from rollout.models.families.family import Family
@@ -8,4 +8,4 @@ __all__ = ["FAMILIES"]
 FAMILIES: dict[str, Family] = {
     module.FAMILY.architecture: module.FAMILY for module in (llama, mistral, qwen2, qwen3)
 }
-"""Family by the name in `architectures` of config.json."""
+"""Families by the name in `architectures` of config.json."""

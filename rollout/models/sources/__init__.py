@@ -1,4 +1,4 @@
-"""Where models come from: each source ends in a local Hugging Face checkpoint directory."""
+"""Sources of models: each provides a local Hugging Face checkpoint directory."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ from rollout.config import SMOLLM2_135M, TINY, ModelConfig
 
 
 def resolve_model(config: ModelConfig, *, cache_dir: Path | None = None) -> Path:
-    """The local directory of `config`'s model: config.json, *.safetensors, tokenizer, chat template.
+    """Return the local directory of `config`'s model: config.json, *.safetensors, tokenizer, chat template.
 
     Args:
-        config: its `dtype` plays no part: what is made here is bfloat16.
-        cache_dir: holds what is made on this machine; by default `PACELINE_CACHE` or ~/.cache/paceline.
+        config: config of the model; its `dtype` is ignored, and converted models are bfloat16.
+        cache_dir: directory for converted models; None: `PACELINE_CACHE` or ~/.cache/paceline.
 
     Raises:
-        ValueError: the model cannot be had; names the key and the cure.
+        ValueError: the model is not available; the message names the key and the cure.
     """
-    # each source imports what it needs: huggingface_hub, torch and tokenizers take seconds together
+    # each source imports only what it needs: huggingface_hub, torch and tokenizers together take seconds
     if config.path == SMOLLM2_135M:
         from rollout.models.sources.smollm2 import resolve_smollm2
 

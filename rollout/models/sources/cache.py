@@ -1,4 +1,4 @@
-"""Models that are made once on this machine, and kept: `~/.cache/paceline`, or `PACELINE_CACHE`."""
+"""Cache of models that are converted or generated once per machine: `PACELINE_CACHE` or ~/.cache/paceline."""
 
 import fcntl
 import shutil
@@ -10,13 +10,13 @@ from rollout.weights.atomic import publish_directory
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Return `target`, filled by `build(staged)` if it does not exist yet.
+    """Return `target`; if it does not exist, `build(staged)` fills it first.
 
-    Processes that ask at the same time wait for the first. A build that is killed or raises leaves no
-    `target`; what it left beside it is removed by the next one.
+    Other processes that call this at the same time wait for the first. A build that is killed or raises creates no
+    `target`; the next build removes what it left.
 
     Raises:
-        ValueError: the directory of the cache cannot be made, or not be written.
+        ValueError: the cache directory cannot be created or written to.
     """
     if target.is_dir():
         return target
@@ -26,14 +26,14 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
         lock.touch()
     except OSError as error:
         raise ValueError(
-            f"the cache of models, {target.parent}, cannot be written: {error.strerror}; set PACELINE_CACHE to a "
-            "directory that can"
+            f"the cache of models, {target.parent}, cannot be written to: {error.strerror}; set PACELINE_CACHE to a "
+            "directory that can be written to"
         ) from error
     staged = target.with_name(f".{target.name}.building")
     with _locked(lock):
         if target.is_dir():  # another process was first
             return target
-        if staged.exists():  # of a killed build: we hold the lock
+        if staged.exists():  # left by a killed build, since this process holds the lock
             shutil.rmtree(staged)
         staged.mkdir()
         build(staged)

@@ -1,6 +1,6 @@
-"""A Llama in llama.cpp's GGUF format, as a bfloat16 Hugging Face checkpoint.
+"""Conversion of a Llama in llama.cpp's GGUF format to a bfloat16 Hugging Face checkpoint.
 
-transformers reads GGUF too, but needs `accelerate` for it and drops the digit splitting of the "smollm"
+transformers reads GGUF too, but needs `accelerate` for it, and drops the digit splitting of the "smollm"
 pre-tokenizer, which moves token boundaries next to numbers ("\\n\\n12").
 """
 
@@ -33,10 +33,10 @@ _CONTROL_TOKEN = 3  # in tokenizer.ggml.token_type
 
 
 def convert_gguf_llama(source: Path, directory: Path) -> None:
-    """Write the model and the tokenizer of `source` to `directory` as an HF checkpoint.
+    """Write the model and the tokenizer of `source` to `directory` as a Hugging Face checkpoint.
 
     Raises:
-        ValueError: an architecture, a tokenizer or a tensor that this converter does not know.
+        ValueError: the file has an architecture, a tokenizer or a tensor that is not supported.
     """
     reader = GGUFReader(source)
     _require_known(reader, "general.architecture", "llama")
@@ -101,7 +101,7 @@ def _weights(reader: GGUFReader, config: dict[str, Any]) -> dict[str, torch.Tens
 
 
 def _rotate_half_order(weight: np.ndarray, *, num_heads: int) -> np.ndarray:
-    """Rows of each head from GGUF's (0, d/2, 1, d/2+1, ...) back to HF's (0, 1, ..., d-1)."""
+    """Reorder the rows of each head from GGUF's (0, d/2, 1, d/2+1, ...) to Hugging Face's (0, 1, ..., d-1)."""
     pairs = weight.reshape(num_heads, -1, 2, weight.shape[-1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(weight.shape))
 
@@ -117,7 +117,7 @@ def _hf_name(name: str) -> str:
 
 
 def _tokenizer(reader: GGUFReader, tokens: list[str]) -> Tokenizer:
-    """Byte-level BPE that splits numbers into digits, as SmolLM's own tokenizer.json does."""
+    """Build the byte-level BPE tokenizer. It splits numbers into digits, as SmolLM's own tokenizer.json does."""
     merges = [tuple(merge.split(" ")) for merge in _field(reader, "tokenizer.ggml.merges")]
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))

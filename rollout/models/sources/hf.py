@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint: a local directory, or a repository of the hub."""
+"""Hugging Face checkpoints from a local directory or a repository of the hub."""
 
 from pathlib import Path
 
@@ -8,15 +8,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from rollout.weights.store import WeightStore
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
-# folders hold other formats (onnx/, original/); consolidated* is Mistral's second copy of the weights
+# folders contain other formats (onnx/, original/); consolidated* is a second copy of the weights in Mistral's format
 _UNWANTED = ["*/*", "consolidated*"]
 
 
 def resolve_hf(path: str) -> Path:
-    """The local directory of `path`, downloaded first if it is a hub id; of published weights the newest version.
+    """Return the local directory of `path`. A hub id is downloaded first. Published weights give their newest
+    version.
 
     Raises:
-        ValueError: neither a directory nor a repository that can be had, or not in safetensors.
+        ValueError: `path` is neither a directory nor an accessible repository, or has no safetensors files.
     """
     local = Path(path).expanduser()
     directory = _newest(local) if local.exists() else _download(path)
@@ -25,7 +26,8 @@ def resolve_hf(path: str) -> Path:
 
 
 def _newest(path: Path) -> Path:
-    """The newest version, where `path` is a run, its directory of weights, or the LATEST in it; else `path`."""
+    """Return the newest version if `path` is a run, its directory of weights, or the LATEST in it; else return
+    `path`."""
     if path.name == "LATEST" and path.is_file():
         path = path.parent
     for root in (path, path / "weights"):
@@ -46,7 +48,7 @@ def _download(repo_id: str) -> Path:
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise ValueError(
-            f"model.path={repo_id!r} is no local directory and could not be had from the Hugging Face hub; "
+            f"model.path={repo_id!r} is not a local directory and could not be downloaded from the Hugging Face hub; "
             "check the spelling and the network (HF_HUB_OFFLINE=1 forbids downloads), "
             "log in if the model is gated, or set model.path to a local directory"
         ) from error

@@ -1,4 +1,4 @@
-"""Writes the files of a Hugging Face checkpoint directory, without importing transformers."""
+"""Writer of the files in a Hugging Face checkpoint directory, without importing transformers."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 def write_checkpoint(
     directory: Path, *, config: dict[str, Any], weights: dict[str, torch.Tensor]
 ) -> None:
-    """`config.json`, `generation_config.json` and `model.safetensors`; weights under HF's own names."""
+    """Write `config.json`, `generation_config.json` and `model.safetensors`; `weights` has Hugging Face's names."""
     token_ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", token_ids)
@@ -27,18 +27,18 @@ def write_tokenizer(
     special_tokens: dict[str, str],
     max_length: int,
 ) -> None:
-    """`tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
+    """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
 
     Args:
-        directory: exists.
-        tokenizer: with its special tokens added.
-        chat_template: Jinja, of `messages` and `add_generation_prompt`.
-        special_tokens: `{"eos_token": "<|im_end|>", ...}`.
-        max_length: in tokens, beyond which transformers warns.
+        directory: existing directory to write to.
+        tokenizer: tokenizer with its special tokens added.
+        chat_template: Jinja text that reads `messages` and `add_generation_prompt`.
+        special_tokens: special tokens by role, for example `{"eos_token": "<|im_end|>"}`.
+        max_length: number of tokens above which transformers warns.
     """
     tokenizer.save(str(directory / "tokenizer.json"))
     tokenizer_config = {
-        # the class that takes tokenizer.json as it is; GPT2Tokenizer and its like rebuild the pre-tokenizer
+        # this class takes tokenizer.json unchanged; GPT2Tokenizer and similar ones rebuild the pre-tokenizer
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,

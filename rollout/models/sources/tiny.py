@@ -1,7 +1,7 @@
-"""A random two-layer Llama over bytes: made in a moment, for smoke runs and tests. Knows nothing.
+"""Random, untrained two-layer Llama over bytes, generated in a moment, for smoke runs and tests.
 
-Its tokenizer maps byte b to token b, so any text round-trips; four special tokens follow, and the chat template
-is ChatML, as SmolLM2's and Qwen's.
+Its tokenizer maps byte b to token b, so any text survives encoding and decoding. Four special tokens follow, and the
+chat template is ChatML, as in SmolLM2 and Qwen.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from rollout.models.sources.cache import build_once
 from rollout.models.sources.hf_files import write_checkpoint, write_tokenizer
 
-VERSION = "v1"  # raise it when what is written changes: the cache then builds anew
+VERSION = "v1"  # increase it when the generated files change, so that the cache is built again
 
 BOS, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL_TOKENS = (BOS, IM_START, IM_END, PAD)  # ids 256, 257, 258, 259
@@ -32,18 +32,18 @@ _HEADS, _KV_HEADS, _HEAD_DIM = 4, 2, 16
 
 
 def resolve_tiny(cache_dir: Path) -> Path:
-    """The model's directory under `cache_dir`; made at the first call."""
+    """Return the model's directory under `cache_dir`. The first call generates it."""
     return build_once(cache_dir / f"tiny-{VERSION}", make_tiny_model)
 
 
 def make_tiny_model(directory: Path, *, seed: int = 0) -> None:
-    """Fill `directory` with the checkpoint; the same `seed` gives the same bytes."""
+    """Write the checkpoint to `directory`; the same `seed` gives the same bytes."""
     write_checkpoint(directory, config=_config(), weights=_weights(seed))
     write_byte_tokenizer(directory)
 
 
 def write_byte_tokenizer(directory: Path) -> None:
-    """Add the tokenizer's files and the chat template to `directory`."""
+    """Write the tokenizer's files and the chat template to `directory`."""
     write_tokenizer(
         directory,
         tokenizer=byte_tokenizer(),
@@ -63,7 +63,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in the ByteLevel scheme of GPT-2."""
+    """Return the printable character that represents each byte in the ByteLevel scheme of GPT-2."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
@@ -104,9 +104,11 @@ def _weights(seed: int) -> dict[str, torch.Tensor]:
         return normal(out_features, in_features, std=in_features**-0.5)
 
     def norm() -> torch.Tensor:
-        return normal(_HIDDEN, mean=1.0, std=0.1)  # not all ones: a skipped norm weight must show
+        return normal(
+            _HIDDEN, mean=1.0, std=0.1
+        )  # not all ones, so that a test notices a skipped norm weight
 
-    # 0.1: next-token entropy of about 5 of at most 5.56 nats, and it depends on the context
+    # with 0.1 the next-token entropy is about 5 of at most 5.56 nats, and depends on the context
     weights = {"model.embed_tokens.weight": normal(VOCAB_SIZE, _HIDDEN, std=0.1)}
     for layer in range(_LAYERS):
         prefix = f"model.layers.{layer}."

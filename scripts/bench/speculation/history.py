@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl.checkpoint import load_checkpoint
+from rl.runs.checkpoint import load_checkpoint
 from rl.trainer.collect.encoded_prompts import EncodedPrompts
 
 __all__ = ["answered_prompts", "mean_tokens", "past_rollouts"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import TrainConfig
-from rl.run_directory import claim_run_dir
+from rl.runs.directory import claim_run_dir
 from rl.tracking.events import read_events
 from rl.trainer.build import assemble
 from rollout.models.checkpoint import torch_dtype

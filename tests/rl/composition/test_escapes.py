@@ -41,7 +41,7 @@ def test_escapes_count_in_lists_and_mappings():
 
 @pytest.mark.parametrize("value", [r'"\boxed"', r'"\d+"', r'"\0"', r'["a", "\e"]'])
 def test_an_escape_that_would_change_a_text_in_silence_is_refused(value):
-    with pytest.raises(ValueError, match=r"^task\.user_prompt: \\. in double quotes is no escape"):
+    with pytest.raises(ValueError, match=r"^task\.user_prompt: \\. is not a valid escape"):
         read_escapes(f"task.user_prompt={value}")
 
 

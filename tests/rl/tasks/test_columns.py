@@ -33,7 +33,7 @@ def test_a_column_is_always_reached_by_its_own_name(row, data):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("a.b", "no position"), ("c.b", "reaches into a int")]
+    ("name", "reason"), [("a.b", "not a position"), ("c.b", "reaches into a int")]
 )
 def test_what_has_no_fields_is_named(name, reason):
     with pytest.raises(LookupError, match=reason):

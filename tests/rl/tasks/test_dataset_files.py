@@ -137,5 +137,5 @@ def test_a_slice_is_cut_out_of_a_file(tmp_path, split, kept):
 
 def test_a_slice_that_is_none_is_refused(tmp_path):
     put(tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match=r"task\.path: the split 'train\[1:2:3\]' cannot be cut"):
+    with pytest.raises(ValueError, match=r"task\.path: the split 'train\[1:2:3\]' cannot be taken"):
         rows(tmp_path / "a.jsonl", split="train[1:2:3]")

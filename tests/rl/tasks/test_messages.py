@@ -55,20 +55,20 @@ def test_what_a_schema_fills_up_is_left_out_and_parts_of_text_are_joined():
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (None, "a missing value is no prompt"),
-        (7, "a int is no prompt"),
-        (b"6", "a bytes is no prompt"),
-        ({"role": "user", "content": "x"}, "a dict is no prompt"),
+        (None, "a missing value is not a prompt"),
+        (7, "a int is not a prompt"),
+        (b"6", "a bytes is not a prompt"),
+        ({"role": "user", "content": "x"}, "a dict is not a prompt"),
         ("", "an empty prompt"),
         ("\n\t ", "an empty prompt"),
         ([], "an empty list"),
-        ([USER, "text"], "a chat message has a role and a content, and 'text' is none"),
-        ([{"role": "user"}], "a chat message has"),
+        ([USER, "text"], "a chat message must have a role and a content, got 'text'"),
+        ([{"role": "user"}], "a chat message must have"),
         ([{"role": "", "content": "x"}], "the role of a chat message"),
         ([{"role": "user", "content": None}], "the content of a chat message"),
         ([{"role": "user", "content": [{"type": "image"}]}], "the content of a chat message"),
-        ([{"role": "system", "content": "x"}], "without a user's turn"),
-        ([USER, {"role": "user", "content": " "}], "an empty last turn"),
+        ([{"role": "system", "content": "x"}], "without a user message"),
+        ([USER, {"role": "user", "content": " "}], "an empty last user message"),
     ],
 )
 def test_what_asks_nothing_is_refused_with_the_reason(value, reason):

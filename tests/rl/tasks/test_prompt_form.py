@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +35,12 @@ def test_placeholders_are_filled_and_other_braces_stay(template, text):
     assert asked(template) == text
 
 
-@given(question=st.text(min_size=1), before=st.text("ab {}\\\n", max_size=5))
+# of the names that can come up, the row has only the column a
+UNKNOWN = re.compile(r"\{(b|[ab]{2,})\}")
+TEMPLATES = st.text("ab {}\\\n", max_size=5).filter(lambda text: not UNKNOWN.search(text))
+
+
+@given(question=st.text(min_size=1), before=TEMPLATES)
 def test_a_question_is_never_read_as_a_template(question, before):
     assert asked("{question}", question) == question
     assert asked(f"{before} : {{question}}", question).endswith(f" : {question}")

@@ -62,8 +62,8 @@ def test_nothing_left_to_train_on_is_an_error():
         ({"name": "zzzzzz"}, r"no task 'zzzzzz'; it has .*ab, acre, "),
         ({"params": {"max_number": 5}}, "number_sorting has no max_number; it has .*max_numbers"),
         ({"params": {"seed": 5}}, r"must not hold seed: set task\.seed"),
-        ({"params": {"min_numbers": 0}}, "number_sorting refuses: min_numbers must be"),
-        ({"params": {"min_numbers": "three"}}, "number_sorting refuses: "),
+        ({"params": {"min_numbers": 0}}, "number_sorting rejects them: min_numbers must be"),
+        ({"params": {"min_numbers": "three"}}, "number_sorting rejects them: "),
     ],
 )
 def test_a_bad_name_or_parameter_is_refused_with_the_reason(values, message):

@@ -199,7 +199,7 @@ def test_a_config_without_an_architecture_is_refused(spec_of, architectures):
     ],
 )
 def test_an_unsupported_rope_scaling_is_named(spec_of, rope):
-    with pytest.raises(ValueError, match=r"'yarn' .* default, linear and llama3 are"):
+    with pytest.raises(ValueError, match=r"'yarn' .* supported are default, linear and llama3"):
         spec_of(**rope)
 
 

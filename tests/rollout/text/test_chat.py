@@ -112,5 +112,5 @@ def test_a_template_that_cannot_render_the_messages_says_so_in_one_sentence(
 
 @pytest.mark.parametrize("content", [None, 3, [{"type": "text", "text": "x"}]])
 def test_a_reply_that_was_begun_must_be_text(content):
-    with pytest.raises(ValueError, match="a reply that was begun must be text"):
+    with pytest.raises(ValueError, match="the beginning of a reply must be text"):
         render_chat(begun(content), byte_tokenizer(CHATML))

@@ -64,7 +64,7 @@ def test_a_turn_that_ends_with_text_is_said_to_need_a_stop_string(ends_of):
     template = "{% for m in messages %}{{ m.content }}</turn>\n{% endfor %}"
     ends = ends_of(config={"eos_token_id": 258}, template=template)
     assert ends.end_of_turn is None
-    assert "'</turn>', which is no token" in ends.warnings[0]
+    assert "'</turn>', which is not a token" in ends.warnings[0]
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, PLAIN, "{{ raise_exception('x') }}", "{% for"])

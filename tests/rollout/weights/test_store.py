@@ -264,9 +264,9 @@ def test_an_unannounced_version_counts_neither_as_held_nor_as_kept(filled):
 @pytest.mark.parametrize("text", ["", "2", "v", "v7", "../v2", "v2 v1", "v02"])
 def test_a_broken_latest_is_an_error_and_not_an_empty_store(filled, text):
     (filled.root / "LATEST").write_text(text)
-    with pytest.raises(RuntimeError, match="must name a version beside it"):
+    with pytest.raises(RuntimeError, match="must name a version in the same directory"):
         filled.latest()
-    with pytest.raises(RuntimeError, match="must name a version beside it"):
+    with pytest.raises(RuntimeError, match="must name a version in the same directory"):
         filled.publish(3, writer(3))
     assert {"v0", "v1", "v2"} <= names(filled)
 

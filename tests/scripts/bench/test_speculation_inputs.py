@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rl.checkpoint import Checkpointer, RunState
+from rl.runs.checkpoint import Checkpointer, RunState
 from rl.tasks.config import ArithmeticConfig
 from rollout.config import EngineConfig, SamplingConfig
 from rollout.models.checkpoint import load_decoder

@@ -7,10 +7,10 @@ from statistics import fmean
 import pytest
 
 from rl.algorithms.grpo import GRPOConfig
-from rl.checkpoint import RunState
 from rl.config import TrainConfig
 from rl.environments.single_turn import SingleTurn
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
+from rl.runs.checkpoint import RunState
 from rl.tasks.config import ArithmeticConfig
 from rl.tasks.prompts import Prompt
 from rl.trainer.collect.batches import Batches

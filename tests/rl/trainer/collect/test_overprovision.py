@@ -12,12 +12,12 @@ import pytest
 from rl.algorithms.grpo import GRPOConfig
 from rl.algorithms.registry import make_algorithm
 from rl.algorithms.sft import SFTConfig
-from rl.checkpoint import RunState
 from rl.config import RunMode, TrainConfig
 from rl.environments.contract import Reply
 from rl.environments.single_turn import SingleTurn
 from rl.rewards.outcome import OutcomeKind, ScoreOutcome
 from rl.rollouts import Purpose, Rollout, RolloutGroup
+from rl.runs.checkpoint import RunState
 from rl.tasks.config import ArithmeticConfig
 from rl.trainer.checks import check_config
 from rl.trainer.collect.batches import CollectedBatch

@@ -1,9 +1,9 @@
-"""The directory of a run: claimed by one process before anything is written, and free again if nothing came of it.
+"""Directory of a run. One process claims it before anything is written; it is removed again if it stays empty.
 
-    <run_dir>/.lock     held while the run lives; the kernel lets go of it when the process dies
+    <run_dir>/.lock     locked while the run lives; the kernel unlocks it when the process dies
 
-A directory holds a run once a step, a checkpoint or a trainer state is in it. A start-up that failed leaves nothing; a run
-that ended before its first step leaves its events, and the next run in its directory writes over them.
+A directory contains a run as soon as it has a step, a checkpoint or a trainer state. A failed start leaves no files.
+A run that ended before its first step leaves its events, which the next run in the directory overwrites.
 """
 
 import errno
@@ -28,12 +28,12 @@ logger = logging.getLogger("paceline")
 _LOCK = ".lock"
 _START_UP_FILES = ("config.yaml", "events.jsonl", "samples.jsonl", "curves.png")
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
-"""Errors of file systems that have no locks."""
+"""Errors of file systems without locks."""
 
 
 @dataclass
 class RunDirectory:
-    """A claimed directory; leaving the context releases it, and removes it if it is new and holds no run."""
+    """Claimed directory. Leaving the context releases it, and removes it if it is new and contains no run."""
 
     path: Path
     is_new: bool
@@ -50,7 +50,7 @@ class RunDirectory:
     ) -> None:
         if not _has_event(self.path, "run_start", "step"):
             _remove_start_up(self.path, is_new=self.is_new)
-        # removed while it is locked: nobody else can have claimed a file that is gone
+        # removed before the unlock, because another process could claim the file after it
         (self.path / _LOCK).unlink(missing_ok=True)
         self._lock.close()
         if self.is_new and not any(self.path.iterdir()):
@@ -58,21 +58,21 @@ class RunDirectory:
 
 
 def claim_run_dir(run_dir: str, *, goes_on: bool = False) -> RunDirectory:
-    """Take a directory for one run.
+    """Claim a directory for one run.
 
     Args:
-        run_dir: the directory; empty: outputs/<date>/<time>, with a number behind it where that is taken.
-        goes_on: the run in it is resumed.
+        run_dir: path of the directory; empty: outputs/<date>/<time>, with a number appended if that exists.
+        goes_on: whether the run in it is resumed.
 
     Raises:
-        ValueError: it holds a run, or a living process has claimed it, or it cannot be made.
+        ValueError: the directory contains a run, a living process has claimed it, or it cannot be created.
     """
     path, is_new = _make(run_dir)
     lock = _lock(path)
     if not goes_on and holds_run(path):
         lock.close()
         raise ValueError(
-            f"run_dir={path} already holds a run; go on with it by resume_from={path}, choose another directory with "
+            f"run_dir={path} already contains a run; continue it with resume_from={path}, choose another directory with "
             f"run_dir=..., or remove {path}"
         )
     if not goes_on:
@@ -81,14 +81,17 @@ def claim_run_dir(run_dir: str, *, goes_on: bool = False) -> RunDirectory:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a step was made, or weights or trainer states were kept, in this directory."""
+    """Return whether a directory contains a step, weights or trainer states."""
     if any((path / "weights").glob("v*")) or any((path / "trainer").glob("v*")):
         return True
     return _has_event(path, "step")
 
 
 def run_dir_of(path: str) -> Path | None:
-    """The run that a path leads to: its directory, its weights/, weights/LATEST, or what is in weights/; None without one."""
+    """Return the run that a path belongs to; None if there is none.
+
+    The path may be the run's directory, its weights/, weights/LATEST, or a path inside weights/.
+    """
     if not path:
         return None
     given = Path(path).expanduser()
@@ -125,7 +128,7 @@ def _make(run_dir: str) -> tuple[Path, bool]:
 
 
 def _make_if_missing(path: Path) -> bool:
-    """Make a directory; returns False where it exists."""
+    """Create a directory; return False if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.mkdir()
@@ -137,10 +140,10 @@ def _make_if_missing(path: Path) -> bool:
 
 
 def _lock(path: Path) -> IO[str]:
-    """Lock a directory that exists.
+    """Lock an existing directory.
 
     Raises:
-        ValueError: it is locked, or nothing can be written there.
+        ValueError: it is locked, or not writable.
     """
     while True:
         try:
@@ -157,7 +160,7 @@ def _lock(path: Path) -> IO[str]:
             owner = file.read().strip() or "another process"
             file.close()
             raise ValueError(
-                f"run_dir={path} belongs to a run that is going on ({owner}); choose another with run_dir=..."
+                f"run_dir={path} belongs to a run in progress ({owner}); choose another with run_dir=..."
             ) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -166,7 +169,7 @@ def _lock(path: Path) -> IO[str]:
             logger.warning("run_dir=%s is on a file system without locks: %s", path, error.strerror)
         if _is_there(file, path / _LOCK):
             break
-        file.close()  # its owner left in between, and removed it
+        file.close()  # its owner removed the file between open and lock
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

@@ -1,10 +1,13 @@
-"""Checkpoints of a run: weights in the store that others follow, trainer state beside it.
+"""Checkpoints of a run: weights in a store that others can follow, and the trainer's state.
 
-    <run_dir>/weights/v<version>/     a Hugging Face directory with a manifest; weights/LATEST names the newest
-                                      (in it adapter/ in peft's format and ema/, a Hugging Face directory, where there are such)
-    <run_dir>/trainer/v<version>.pt   optimiser and master weights (the critic's too), where the run stands, and the fleet's history
+    <run_dir>/weights/v<version>/     Hugging Face directory with a manifest; weights/LATEST names the newest. It
+    contains
+                                      adapter/ in peft's format and ema/, a Hugging Face directory, if the run has
+                                      them.
+    <run_dir>/trainer/v<version>.pt   optimizer state, master weights (the critic's too), progress of the run, history
+    of the fleet
 
-The trainer state is written first, so that every version that LATEST has ever named can be resumed.
+The trainer's state is written first, so a run can be resumed from every version that LATEST has ever named.
 """
 
 import pickle
@@ -23,38 +26,39 @@ __all__ = ["Checkpoint", "Checkpointer", "RunState", "load_checkpoint"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where a run stands. Everything else follows, since data order and randomness are keyed; rollouts that were in flight
-    (`max_staleness` above 0) are begun again."""
+    """Progress of a run. Data order and randomness are keyed, so they need no state. Rollouts that were in flight
+    (`max_staleness` above 0) begin again after a resume."""
 
     policy_version: int
     accepted_groups: int
     dropped_groups: int = 0
-    """Begun and replaced by dynamic sampling, so that the next group is number accepted + dropped."""
+    """Number of groups that were begun and replaced by dynamic sampling. The next group has the number accepted +
+    dropped."""
     gave_up_int8: bool = False
-    """The engine was to have weights in 8 bits, and went on in plain ones: see `correction.max_k3`."""
+    """Whether the engine went back from 8-bit weights to plain ones; see `correction.max_k3`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """What a run begins with; of a new one, all but the weights is empty."""
+    """Starting point of a run. A new run has only weights."""
 
     weights: Path
-    """A Hugging Face directory."""
+    """Hugging Face directory."""
     state: RunState
     trainer_state: Mapping[str, Any] | None = None
     fleet_state: Mapping[str, Any] = field(default_factory=dict)
-    """Makes rollouts faster, and changes none."""
+    """State of the fleet, which makes rollouts faster and does not change them."""
 
 
 class Checkpointer:
-    """Writes checkpoints of one run and keeps the newest few.
+    """Writer of a run's checkpoints, which keeps only the newest.
 
     Args:
-        run_dir: of the run.
-        source: the model that the run began with.
-        keep: checkpoints kept.
-        grace_seconds: how long older weights stay for readers after a newer version; trainer states do not.
-        write_served: adds what a service needs to the directory of the weights.
+        run_dir: directory of the run.
+        source: directory of the model that the run began with.
+        keep: number of checkpoints to keep.
+        grace_seconds: time that older weights stay for readers after a newer version; trainer states do not stay.
+        write_served: function that adds the files for a server to the directory of the weights.
     """
 
     def __init__(
@@ -86,14 +90,14 @@ class Checkpointer:
         fleet_state: Mapping[str, Any],
         write_beside: Callable[[Path], None] | None = None,
     ) -> Path:
-        """Write version `state.policy_version`; returns its Hugging Face directory.
+        """Write version `state.policy_version`, and return its Hugging Face directory.
 
         Args:
-            state: where the run stands.
-            named_weights: under Hugging Face's names.
-            trainer_state: of the learner.
-            fleet_state: of the fleet.
-            write_beside: adds to the directory of the weights.
+            state: progress of the run.
+            named_weights: weights by Hugging Face's names.
+            trainer_state: state of the learner.
+            fleet_state: state of the fleet.
+            write_beside: function that adds files to the directory of the weights.
         """
         self._states.mkdir(parents=True, exist_ok=True)
         version = state.policy_version
@@ -112,7 +116,7 @@ class Checkpointer:
         try:
             path = self._store.publish(version, write)
         except Exception:
-            # nobody can resume from a state without its weights
+            # a state without its weights cannot be resumed
             _state_path(self._states, version).unlink()
             raise
         self._store.remove_old(self._keep, grace_seconds=self._grace_seconds)
@@ -128,10 +132,10 @@ class Checkpointer:
 
 
 def load_checkpoint(run_dir: Path) -> Checkpoint:
-    """A run's latest.
+    """Return the latest checkpoint of a run.
 
     Raises:
-        ValueError: the directory holds no checkpoint.
+        ValueError: the directory contains no checkpoint, or a damaged one.
     """
     store = WeightStore(run_dir / "weights")
     version = store.latest() if store.root.is_dir() else None
@@ -144,7 +148,7 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
         saved = torch.load(path, weights_only=True, mmap=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{path} is missing, truncated or damaged ({str(error).splitlines()[0]}); copy the run again, or go on from "
+            f"{path} is missing, truncated or damaged ({str(error).splitlines()[0]}); copy the run again, or continue from "
             "its weights: model.path=<run>/weights/v<version>"
         ) from error
     return Checkpoint(
@@ -156,10 +160,10 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
 
 
 def _save_state(saved: Mapping[str, Any], path: Path) -> None:
-    """Write a file that is there whole or not at all, and that takes no room if it could not be written."""
+    """Write a file that is complete or absent; a failed write frees its space."""
     partial = path.with_name(f".{path.name}")
     try:
-        # torch's own writer does not say that a disk is full
+        # a plain file reports a full disk, which torch's own writer does not
         with partial.open("wb") as file:
             torch.save(saved, file)
         partial.rename(path)

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from rl import stop_signal
-from rl.stop_signal import STOP_SIGNALS, Stopped, StopSignal
+from rl.runs import stop_signal
+from rl.runs.stop_signal import STOP_SIGNALS, Stopped, StopSignal
 
 
 def send(number: signal.Signals) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rl.checkpoint import Checkpointer, RunState, load_checkpoint
+from rl.runs.checkpoint import Checkpointer, RunState, load_checkpoint
 from rollout.models.checkpoint import load_decoder
 from rollout.models.sources.tiny import make_tiny_model
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rl.tracking import wandb_sink
 from rl.tracking.config import WandbConfig, WandbMode
 from rl.tracking.events import SAMPLE_COLUMNS
-from rl.tracking.wandb_sink import WandbSink
+from rl.tracking.wandb_run import sink as wandb_sink
+from rl.tracking.wandb_run.sink import WandbSink
 
 wandb = pytest.importorskip("wandb", reason='needs pip install "paceline[wandb]"')
 
@@ -236,7 +236,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from rl.tracking.config import WandbConfig
-from rl.tracking.wandb_sink import WandbSink
+from rl.tracking.wandb_run.sink import WandbSink
 
 console = Console()
 sink = WandbSink(WandbConfig(), Path(sys.argv[1]), {}, console=console)
@@ -285,7 +285,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from rl.tracking.config import WandbConfig, WandbMode
-from rl.tracking.wandb_sink import WandbSink
+from rl.tracking.wandb_run.sink import WandbSink
 
 config = WandbConfig(mode=WandbMode.online)
 sink = WandbSink(config, Path(sys.argv[1]), {}, console=Console(), init_timeout_seconds=0.5)

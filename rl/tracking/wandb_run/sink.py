@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from rl.tracking.config import WandbConfig, WandbMode
-from rl.tracking.sample_tables import SampleTables
-from rl.tracking.wandb_identity import WandbIdentity, wandb_mode
+from rl.tracking.wandb_run.identity import WandbIdentity, wandb_mode
+from rl.tracking.wandb_run.sample_tables import SampleTables
 
 if TYPE_CHECKING:
     import wandb

@@ -1,9 +1,9 @@
 """SIGINT, SIGTERM, SIGHUP and SIGUSR1 as requests to stop.
 
-    starting     a signal raises `Stopped` at once: there is nothing to keep yet
+    starting     a signal raises `Stopped` at once, because there is nothing to keep yet
     deferring    a signal sets `requested`, and the run ends where nothing is lost; a second Ctrl-C raises `Stopped`
 
-A batch system sends SIGTERM to every process of a job, and often twice, so only a repeated SIGINT is taken for impatience.
+A batch system sends SIGTERM to every process of a job, often twice. So only a repeated SIGINT stops a run at once.
 """
 
 import os
@@ -19,23 +19,25 @@ __all__ = ["STOP_SIGNALS", "StopSignal", "Stopped"]
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _BLAME_SECONDS = 1.0
 _ECHO_SECONDS = 1.0
-"""A SIGINT that comes so soon after the first is the same one: a terminal and a launcher both deliver it."""
+"""Time after the first SIGINT in which another one counts as the same, because a terminal and a launcher both
+deliver it."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A stop signal that ends the work at once; its text is the signal's name."""
+    """Error that ends the work at once after a stop signal. Its text is the signal's name."""
 
 
 class StopSignal:
-    """Takes stop signals while it is entered, in the main thread; elsewhere, where none arrives, it does nothing.
+    """Handler of stop signals, active while its context is entered. Outside the main thread, where none arrives, it
+    does nothing.
 
     Args:
-        is_quiet: print nothing when a signal is deferred.
+        is_quiet: whether to print no message about a deferred signal.
     """
 
     def __init__(self, *, is_quiet: bool = False) -> None:
         self.name = ""
-        """Name of the first signal; empty before it came."""
+        """Name of the first signal; empty before it."""
         self._is_quiet = is_quiet
         self._is_deferring = False
         self._came_at = 0.0
@@ -43,21 +45,22 @@ class StopSignal:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """True after a signal."""
         return bool(self.name)
 
     def defer(self) -> None:
-        """From now on, let a signal only set `requested`."""
+        """Let later signals only set `requested`."""
         self._is_deferring = True
 
     def explains_failure(self) -> bool:
-        """Whether something that failed just now did so because the processes of the job were told to stop."""
+        """Return whether a failure that has just happened was caused by a stop signal to all processes of the job."""
         return self.comes_within(_BLAME_SECONDS)
 
     def comes_within(self, seconds: float) -> bool:
-        """Whether a signal came or comes in so many seconds.
+        """Return whether a signal arrives within the next seconds, or has arrived before.
 
-        The processes of a job are signalled one after another: the end of one may be seen here before our own signal.
+        The processes of a job receive the signal one after another, so another process may end before this one gets
+        it.
         """
         deadline = time.monotonic() + seconds
         while not self.requested and time.monotonic() < deadline:
@@ -66,7 +69,7 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            # nohup asks that SIGHUP be ignored
+            # nohup sets SIGHUP to be ignored
             wanted = [
                 number
                 for number in STOP_SIGNALS
@@ -98,6 +101,6 @@ class StopSignal:
             raise Stopped(name)
 
     def _say(self, line: str) -> None:
-        # print() and logging may be in the middle of a line when a handler runs
+        # not print() or logging, which the signal may have interrupted
         if not self._is_quiet:
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{line}\n".encode())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rl import run_directory
-from rl.run_directory import claim_run_dir
+from rl.runs import directory as run_directory
+from rl.runs.directory import claim_run_dir
 from rl.tracking.events import EventLog
 
 
@@ -40,16 +40,16 @@ def test_runs_that_start_in_the_same_second_get_different_directories(in_one_sec
 
 def test_of_two_runs_with_the_same_explicit_directory_the_second_is_refused(tmp_path):
     with claim_run_dir(str(tmp_path / "run")):
-        message = rf"belongs to a run that is going on \(process {os.getpid()} on "
+        message = rf"belongs to a run in progress \(process {os.getpid()} on "
         with pytest.raises(ValueError, match=message):
             claim_run_dir(str(tmp_path / "run"))
-        with pytest.raises(ValueError, match="going on"):
+        with pytest.raises(ValueError, match="in progress"):
             claim_run_dir(str(tmp_path / "run"), goes_on=True)
 
 
 def test_a_claim_ends_with_the_process_that_died(tmp_path):
     code = (
-        "import os; from rl.run_directory import claim_run_dir\n"
+        "import os; from rl.runs.directory import claim_run_dir\n"
         f"claimed = claim_run_dir({str(tmp_path / 'run')!r})\nos._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
@@ -67,7 +67,9 @@ def test_a_directory_that_holds_something_of_a_run_is_refused_and_left_as_it_is(
         write_event(run_dir, "step")
     else:
         (run_dir / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match=rf"run_dir={re.escape(str(run_dir))} already holds a run"):
+    with pytest.raises(
+        ValueError, match=rf"run_dir={re.escape(str(run_dir))} already contains a run"
+    ):
         claim_run_dir(str(run_dir))
     assert (run_dir / name).exists()
     with claim_run_dir(str(run_dir), goes_on=True):

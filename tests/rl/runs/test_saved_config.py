@@ -11,8 +11,8 @@ from rl.composition.command_line import read_command_line
 from rl.composition.convert import to_config
 from rl.composition.schemas import ROOTS, register_schemas
 from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
-from rl.run_directory import run_dir_of
-from rl.saved_config import base_on_run, changed_keys, read_config, save_config, task_config_of
+from rl.runs.directory import run_dir_of
+from rl.runs.saved_config import base_on_run, changed_keys, read_config, save_config, task_config_of
 from rl.trainer.config import LRSchedule
 
 PLAIN = ("experiment=arithmetic_dapo", "trainer.learning_rate=3e-4", "sampling.max_tokens=9")

@@ -1,11 +1,12 @@
-"""A run's own config.yaml: written so that Hydra composes it again, and the base of whatever goes on from the run.
+"""Saved config of a run, in a form that Hydra can compose again, and the runs and scripts that start from it.
 
-    train.py     resume_from=<run>            the run's config, in the run's directory, with the command line on top
-    evaluate.py  model.path=<run or weights>  its task, prompt, sampling (greedily), engine, limits on scorers
-    generate.py  model.path=<run or weights>  its prompt, sampling, engine; of weights that were copied, their prompt and sampling
+    train      resume_from=<run>            the run's config, in the run's directory; the command line may override it
+    evaluate   model.path=<run or weights>  the run's task, prompts, greedy sampling, engine, limits of scorers
+    generate   model.path=<run or weights>  the run's prompts, sampling, engine; copied weights: only prompts and
+    sampling
 
-What a run saved becomes a primary config of Hydra, with an option `saved` in each group. So overrides mean what they
-always mean: `key=value` changes a key, `group=option` replaces a group, `experiment=...` is laid over all.
+The saved config becomes a primary config of Hydra, with an option `saved` in each group. Overrides therefore have
+their usual meaning: `key=value` changes a key, `group=option` replaces a group, and `experiment=...` applies on top.
 """
 
 import re
@@ -23,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rl.composition.command_line import CommandLine
 from rl.composition.schemas import register_schemas
 from rl.config import EvaluateConfig, GenerateConfig, TrainConfig
-from rl.run_directory import run_dir_of
+from rl.runs.directory import run_dir_of
 from rl.tasks.config import TaskConfig
 from rl.tracking.plain import plain_data
 from rl.version import commit, version
@@ -40,11 +41,12 @@ __all__ = [
 
 _SAVED = "saved"
 _FORM = ("system_prompt", "user_prompt", "reply_prefix")
-"""Keys of what stands around a question."""
+"""Keys of the texts around a question."""
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write every key, and the schemas of its groups, which `--config-dir=<run> --config-name=config` composes again.
+    """Write every key, and the schemas of the groups, so that `--config-dir=<run> --config-name=config` composes them
+    again.
 
     A comment at the top names the chosen options and the version of the project.
     """
@@ -61,12 +63,12 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 
 def option_names(config: TrainConfig) -> dict[str, str]:
-    """Return the option that a run takes in each group with a schema per option, such as {"algorithm": "ppo"}."""
+    """Return the option of a run in each group that has a schema per option, such as {"algorithm": "ppo"}."""
     return {group: schema.removesuffix("_schema") for group, schema in _schemas_of(config).items()}
 
 
 def read_config(run_dir: Path) -> dict[str, Any] | None:
-    """The content of a run's config.yaml; None where there is none that names its schemas.
+    """Return the content of a run's config.yaml; None if there is no such file, or one without schemas.
 
     Raises:
         ValueError: the file is not YAML.
@@ -87,11 +89,11 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def base_on_run(config_name: str, line: CommandLine) -> tuple[str, list[str]]:
-    """Returns the primary config to compose, and the overrides, of a command line that may name a run.
+    """Return the primary config to compose and the overrides, for a command line that may name a run.
 
     Args:
-        config_name: the script's own primary config.
-        line: the command line; `--config-name` may name another primary config, such as a run's.
+        config_name: primary config of the script.
+        line: command line; `--config-name` may name another primary config, such as a run's.
 
     Raises:
         ValueError: the run's config.yaml cannot be read.
@@ -122,7 +124,8 @@ def base_on_run(config_name: str, line: CommandLine) -> tuple[str, list[str]]:
 
 
 def _base_on_file(line: CommandLine) -> str:
-    """Returns the primary config that `--config-name` names; a run's own config.yaml runs again in a new directory."""
+    """Return the primary config that `--config-name` names. The config.yaml of a run starts a new run in a new
+    directory."""
     for directory in line.config_dirs:
         path = directory / f"{line.config_name}.yaml"
         saved = _read(path)
@@ -135,12 +138,12 @@ def _base_on_file(line: CommandLine) -> str:
 
 
 def _node_for(config_name: str, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What a script takes of a run's config."""
+    """Return the part of a run's config that a script uses."""
     if config_name == "train":
         return dict(saved)
     is_evaluation = config_name == "evaluate"
     node = _of_schema(saved, EvaluateConfig if is_evaluation else GenerateConfig)
-    # the weights are those of the command line
+    # the path of the weights is the one on the command line
     node["model"] = {key: value for key, value in saved["model"].items() if key != "path"}
     if is_evaluation:
         node["sampling"] = {**saved["sampling"], "temperature": 0.0}
@@ -150,7 +153,8 @@ def _node_for(config_name: str, saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _published_node(directory: Path) -> dict[str, Any]:
-    """What generate.py takes of published weights that have left their run: the files that were written for a service."""
+    """Return the config for `generate` from published weights outside their run, read from their files for
+    servers."""
     prompt = read_json(directory / "prompt.json")
     generation = read_json(directory / "generation_config.json")
     sampling = {
@@ -165,11 +169,11 @@ def _published_node(directory: Path) -> dict[str, Any]:
 
 
 def changed_keys(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys of a run's saved config that have another value now, with both values.
+    """Return the keys whose values differ from those of a run's saved config, with both values.
 
     Args:
-        saved: what `read_config` gave.
-        config: the config to compare it with.
+        saved: result of `read_config`.
+        config: config to compare with it.
     """
     before, now = dict(_flat(saved)), dict(_flat(_plain(config)))
     schemas = _groups(saved)
@@ -186,7 +190,7 @@ def changed_keys(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, tup
 
 
 def task_config_of(saved: Mapping[str, Any]) -> TaskConfig:
-    """The task of a run's saved config."""
+    """Return the task of a run's saved config."""
     register_schemas()
     options = ConfigStore.instance().repo["task"]
     schema = options[f"{_groups(saved)['task']}.yaml"].node
@@ -196,7 +200,7 @@ def task_config_of(saved: Mapping[str, Any]) -> TaskConfig:
 
 
 def _groups(saved: Mapping[str, Any]) -> dict[str, str]:
-    """The schema of each group, from a saved config's list of defaults."""
+    """Return the schema of each group, from a saved config's list of defaults."""
     entries = [entry for entry in saved["defaults"] if isinstance(entry, Mapping)]
     pairs = [(group, schema) for entry in entries for group, schema in entry.items()]
     return {group: schema for group, schema in pairs if not group.startswith("override")}
@@ -211,12 +215,12 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _of_schema(saved: Mapping[str, Any], schema: type) -> dict[str, Any]:
-    """The keys of a run that another script has as well."""
+    """Return the keys of a run's config that another script has as well."""
     return {f.name: saved[f.name] for f in fields(schema) if f.name in saved}
 
 
 def _store(config_name: str, node: dict[str, Any], schemas: Mapping[str, str]) -> str:
-    """Make a run's config known to Hydra; returns the name of the primary config."""
+    """Register a run's config with Hydra; return the name of the primary config."""
     store = ConfigStore.instance()
     groups: list[Any] = []
     for group in ("model", "task", "algorithm", "fleet"):
@@ -234,20 +238,20 @@ def _store(config_name: str, node: dict[str, Any], schemas: Mapping[str, str]) -
 
 
 def _value_of(key: str, arguments: Sequence[str]) -> str | None:
-    """What a command line sets a key to; None where it does not, or in no way that can be read."""
+    """Return the value that a command line sets a key to; None if it sets none, or one that cannot be parsed."""
     given = [a for a in arguments if a.lstrip("+").partition("=")[0] == key]
     if not given:
         return None
     try:
         override = OverridesParser.create().parse_override(given[-1])
-    except HydraException:  # which composition will say
+    except HydraException:  # the composition reports it
         return None
     value = override.value()
     return value if isinstance(value, str) else None
 
 
 def _schemas_of(config: TrainConfig) -> dict[str, str]:
-    """The schema of each group whose options have different ones, as Hydra knows it."""
+    """Return Hydra's name of the schema of each group that has a schema per option."""
     register_schemas()
     names = {}
     for group, options in ConfigStore.instance().repo.items():
@@ -262,7 +266,7 @@ def _schemas_of(config: TrainConfig) -> dict[str, str]:
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    """Every key as a YAML file of Hydra's spells it: enum members by name, and `${` in a text as no interpolation."""
+    """Return every key as in a YAML file of Hydra: enum members by name, and `${` in a text escaped."""
     return _escaped(plain_data(asdict(config)))
 
 

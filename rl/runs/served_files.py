@@ -1,8 +1,8 @@
-"""What a service needs beside a version's weights, so that a chat with it is the chat that was trained.
+"""Files for servers, written next to a version's weights, so that prompts and sampling are those of training.
 
-generation_config.json    the run's temperature, limits, stops and the ids that end a completion
-prompt.json               the system prompt, what stands around a question, and an example as the model saw it
-chat_template.jinja       the run's chat template, where the config gave one
+generation_config.json    temperature, limits, stops and end-of-sequence ids of the run
+prompt.json               system prompt, texts around a question, and an example in the form that the model saw
+chat_template.jinja       chat template of the run, if the config set one
 """
 
 import json
@@ -19,18 +19,18 @@ from rollout.text.chat import render_chat
 __all__ = ["ServedFiles"]
 
 _KEPT = ("bos_token_id", "pad_token_id")
-"""Keys of a model's own generation_config.json that the run leaves as they are."""
+"""Keys of a model's own generation_config.json that stay unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedFiles:
-    """Writes the files of one run.
+    """Writer of the files of one run.
 
     Args:
-        model: its chat template is written where the config gave one.
-        task: what stands around a question.
-        sampling: how the run samples.
-        tokenizer: with the chat template in use.
+        model: config of the model; its chat template is written if the config set one.
+        task: config of the task, with the texts around a question.
+        sampling: sampling parameters of the run.
+        tokenizer: tokenizer with the chat template in use.
         eos_token_ids: tokens that end a completion.
         example: a prompt of the run.
     """
@@ -43,7 +43,7 @@ class ServedFiles:
     example: Prompt
 
     def write(self, directory: Path) -> None:
-        """Add the files to a directory that has the model's own."""
+        """Write the files to a directory that already contains those of the model."""
         _write_json(directory / "generation_config.json", self._generation(directory))
         _write_json(directory / "prompt.json", self._prompt())
         if self.model.chat_template or self.model.chat_template_kwargs:
@@ -58,7 +58,7 @@ class ServedFiles:
         settings |= {
             "do_sample": sampling.temperature > 0,
             "max_new_tokens": sampling.max_tokens,
-            "top_k": sampling.top_k,  # 0 is off; without the key transformers would take 50
+            "top_k": sampling.top_k,  # 0 is off; without the key transformers would use 50
             "top_p": sampling.top_p,
         }
         if sampling.temperature > 0:

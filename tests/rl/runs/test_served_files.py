@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
-from rl.served_files import ServedFiles
+from rl.runs.served_files import ServedFiles
 from rl.tasks.config import TaskConfig
 from rl.tasks.form import PromptForm
 from rl.tasks.prompts import make_prompt, problem_of

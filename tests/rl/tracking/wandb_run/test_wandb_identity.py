@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from rl.tracking.config import WandbConfig, WandbMode
-from rl.tracking.wandb_identity import WandbIdentity, wandb_mode
+from rl.tracking.wandb_run.identity import WandbIdentity, wandb_mode
 
 
 @pytest.mark.parametrize(

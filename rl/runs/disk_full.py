@@ -1,4 +1,4 @@
-"""Errors of a disk that is full, as whoever wrote to it reports them."""
+"""Detection of a full disk in errors of different libraries."""
 
 import errno
 
@@ -8,7 +8,7 @@ _ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that it follows from, says that no space is left, or none within a quota."""
+    """Return whether an error, or one of its causes, reports that a disk or a quota is full."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -16,7 +16,7 @@ def is_disk_full(error: BaseException) -> bool:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        # safetensors says it in its text alone
+        # safetensors reports it only in the error's text
         if isinstance(one, OSError) and one.errno in _ERRNOS:
             return True
         if any(f"(os error {number})" in str(one) for number in _ERRNOS):
