@@ -182,7 +182,9 @@ def _stopped_at_once(config: TrainConfig, signal: Stopped) -> str:
     version = _latest(config)
     if version is None:
         return f"stopped by {signal} before the first step; run_dir={config.run_dir} is free again"
-    return f"stopped by {signal} at once; resume_from={config.run_dir} continues from step {version}"
+    return (
+        f"stopped by {signal} at once; resume_from={config.run_dir} continues from step {version}"
+    )
 
 
 def _disk_is_full(config: TrainConfig) -> str:
