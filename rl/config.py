@@ -98,6 +98,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", ">= 0", self.seed)
+        require(self.seed < 2**63, "seed", "< 2**63", self.seed)
         require(
             self.num_prompts_per_step > 0, "num_prompts_per_step", "> 0", self.num_prompts_per_step
         )

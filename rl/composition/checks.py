@@ -41,6 +41,8 @@ def checked_runs(
                 to_config(cfg, root)  # pyrefly: ignore
             return [], []
         runs = runs_of(overrides)
+        if not runs and not any(override.startswith("hydra/sweeper=") for override in overrides):
+            raise ValueError("the sweep has no runs: a glob(...) in it matches nothing")
         configs = [to_config(composed(config_name, run), root) for run in runs]  # pyrefly: ignore
     directories = [getattr(config, "run_dir", "") for config in configs]
     if not directories or not all(directories):

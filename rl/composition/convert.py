@@ -1,5 +1,6 @@
 """Conversion of Hydra's composed node to plain dataclasses."""
 
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -36,6 +37,11 @@ def to_config(cfg: DictConfig, root: type[Config]) -> Config:
         raise ValueError(
             f"config keys without a value: {', '.join(missing)}; set them, {missing[0]}=..."
         )
+    endless = [key for key, value in _numbers(cfg) if not math.isfinite(value)]
+    if endless:
+        raise ValueError(
+            f"{endless[0]} must be a finite number, got {OmegaConf.select(cfg, endless[0])}"
+        )
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, root):
         raise ValueError(
@@ -43,6 +49,16 @@ def to_config(cfg: DictConfig, root: type[Config]) -> Config:
             "without it the types of its keys are unknown"
         )
     return config
+
+
+def _numbers(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yields the floats of a node and of the nodes in it, with their keys."""
+    for key in node:
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(value, DictConfig):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", value
 
 
 def _unknown_keys(node: DictConfig, schema: type, *, prefix: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from rl.composition.keys import known_keys, options_with, suggest
@@ -34,6 +34,8 @@ def in_one_sentence(root: type) -> Iterator[None]:
 
 
 def _sentence(error: Exception, root: type) -> str:
+    if isinstance(error, OverrideParseException):
+        return _override_sentence(error)
     # OmegaConf's error, which may be the cause of Hydra's, has the key in a line of its own
     text = f"{error}\n{error.__cause__ or ''}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -57,6 +59,17 @@ def _sentence(error: Exception, root: type) -> str:
     if owners and ("is not in struct" in text or "not in '" in text):
         return f"{keys[0]} is a key of {' or '.join(owners)} only"
     return f"{keys[0]}: {str(error.__cause__ or error).splitlines()[0]}"
+
+
+def _override_sentence(error: OverrideParseException) -> str:
+    """Return a sentence with the override that cannot be read, and how to quote its value."""
+    key, _, value = error.override.partition("=")
+    escaped = re.sub(r'(\\*)(["\n])', r"\1\1\\\2", value)
+    reason = str(error.message).splitlines()[0]
+    return (
+        f"{error.override} cannot be read: {reason}; a value with spaces, brackets, quotes or = needs quotes "
+        f"within those of the shell: '{key}=\"{escaped}\"'"
+    )
 
 
 def _choice_sentence(key: str, value: str, names: list[str]) -> str:

@@ -14,7 +14,7 @@ from rollout.fleet.workers.process import WorkerSpec
 from rollout.fleet.workers.ray_pool import RayPool
 from rollout.models.decoder import Decoder
 from rollout.models.int8 import int8_weights
-from rollout.speculation.make import history_tokens
+from rollout.speculation.make import check_draft_model, history_tokens
 from rollout.weights.update import make_update
 
 __all__ = ["open_fleet"]
@@ -50,6 +50,7 @@ def open_fleet(
     if not isinstance(config, RayFleetConfig):
         yield InlineFleet(build_engine(decoder, tokenizer, engine, policy_version=policy_version))
         return
+    check_draft_model(engine, decoder)
     spec = WorkerSpec(
         weights=weights,
         dtype=dtype,

@@ -1,5 +1,7 @@
 """Makes the speculator that a config asks for."""
 
+from pathlib import Path
+
 from rollout.config import DrafterKind, EngineConfig, ModelConfig
 from rollout.engine.block_manager import BlockManager
 from rollout.engine.runner import Runner
@@ -15,7 +17,7 @@ from rollout.speculation.drafters.suffix import SuffixDrafter
 from rollout.speculation.measure_costs import measure_costs
 from rollout.speculation.speculator import Speculator
 
-__all__ = ["history_tokens", "make_speculator"]
+__all__ = ["check_draft_model", "history_tokens", "make_speculator"]
 
 
 def make_speculator(
@@ -83,16 +85,32 @@ def history_tokens(config: EngineConfig) -> int:
     return config.speculation.history_tokens if has_history else 0
 
 
-def _model_drafter(config: EngineConfig, target: Decoder) -> ModelDrafter:
-    """Loads the draft model, in the type and on the device of the target. Only the size of the vocabulary is compared."""
-    path = config.speculation.model_path
-    directory = resolve_model(ModelConfig(path=path))
+def check_draft_model(config: EngineConfig, target: Decoder) -> None:
+    """Refuses a draft model that workers could not load.
+
+    Raises:
+        ValueError: the draft model cannot be had, or has another vocabulary.
+    """
+    speculation = config.speculation
+    if speculation.model_path and speculation.drafter in (DrafterKind.model, DrafterKind.auto):
+        _draft_directory(speculation.model_path, target)
+
+
+def _draft_directory(path: str, target: Decoder) -> Path:
+    """Returns the directory of the draft model. Only the size of the vocabulary is compared."""
+    directory = resolve_model(ModelConfig(path=path), key="engine.speculation.model_path")
     size, target_size = read_spec(directory).vocab_size, target.spec.vocab_size
     if size != target_size:
         raise ValueError(
             f"engine.speculation.model_path must be a model of the same vocabulary: {path} has {size} tokens, "
             f"the model it drafts for has {target_size}"
         )
+    return directory
+
+
+def _model_drafter(config: EngineConfig, target: Decoder) -> ModelDrafter:
+    """Loads the draft model, in the type and on the device of the target."""
+    directory = _draft_directory(config.speculation.model_path, target)
     weight = target.embed_tokens
     return ModelDrafter(
         load_decoder(directory, dtype=weight.dtype, device=weight.device),

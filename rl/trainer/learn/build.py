@@ -159,7 +159,9 @@ def _corrector(config: CorrectionConfig) -> Corrector:
 def _teacher(
     teacher_path: str, model_dtype: Dtype, *, policy: Decoder, dtype: torch.dtype
 ) -> Decoder:
-    path = resolve_model(ModelConfig(path=teacher_path, dtype=model_dtype))
+    path = resolve_model(
+        ModelConfig(path=teacher_path, dtype=model_dtype), key="algorithm.teacher_path"
+    )
     teacher = load_decoder(path, dtype=dtype)
     if teacher.spec.vocab_size != policy.spec.vocab_size:
         raise ValueError(

@@ -12,7 +12,7 @@ _WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"
 _UNWANTED = ["*/*", "consolidated*"]
 
 
-def resolve_hf(path: str) -> Path:
+def resolve_hf(path: str, *, key: str = "model.path") -> Path:
     """Return the local directory of `path`. A hub id is downloaded first. Published weights give their newest
     version.
 
@@ -20,8 +20,8 @@ def resolve_hf(path: str) -> Path:
         ValueError: `path` is neither a directory nor an accessible repository, or has no safetensors files.
     """
     local = Path(path).expanduser()
-    directory = _newest(local) if local.exists() else _download(path)
-    _check_checkpoint(directory, path)
+    directory = _newest(local) if local.exists() else _download(path, key)
+    _check_checkpoint(directory, path, key)
     return directory
 
 
@@ -38,34 +38,34 @@ def _newest(path: Path) -> Path:
     return path
 
 
-def _download(repo_id: str) -> Path:
+def _download(repo_id: str, key: str) -> Path:
     try:
         return Path(snapshot_download(repo_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except HFValidationError:
         raise ValueError(
-            f"model.path must be an existing Hugging Face directory or a hub id, got {repo_id!r}: "
+            f"{key} must be an existing Hugging Face directory or a hub id, got {repo_id!r}: "
             "there is no such directory, and a hub id reads 'name' or 'organisation/name'"
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise ValueError(
-            f"model.path={repo_id!r} is not a local directory and could not be downloaded from the Hugging Face hub; "
+            f"{key}={repo_id!r} is not a local directory and could not be downloaded from the Hugging Face hub; "
             "check the spelling and the network (HF_HUB_OFFLINE=1 forbids downloads), "
-            "log in if the model is gated, or set model.path to a local directory"
+            "log in if the model is gated, or set it to a local directory"
         ) from error
 
 
-def _check_checkpoint(directory: Path, path: str) -> None:
+def _check_checkpoint(directory: Path, path: str, key: str) -> None:
     if not directory.is_dir():
-        raise ValueError(f"model.path must be a directory, got the file {path!r}; name its folder")
+        raise ValueError(f"{key} must be a directory, got the file {path!r}; name its folder")
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"model.path={path!r} holds no config.json; it must be a Hugging Face model directory"
+            f"{key}={path!r} holds no config.json; it must be a Hugging Face model directory"
         )
     if any(directory.glob("*.safetensors")):
         return
     has_pickles = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
     found = "weights in .bin or .pt files only" if has_pickles else "no weights"
     raise ValueError(
-        f"model.path={path!r} must hold *.safetensors, got {found}; "
+        f"{key}={path!r} must hold *.safetensors, got {found}; "
         "write them with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
     )

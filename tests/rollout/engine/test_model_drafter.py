@@ -4,12 +4,21 @@ import copy
 
 import pytest
 
-from rollout.config import DrafterKind, SpeculationConfig, StorageDtype
+from rollout.build.fleets import open_fleet
+from rollout.config import (
+    DrafterKind,
+    Dtype,
+    EngineConfig,
+    RayFleetConfig,
+    SpeculationConfig,
+    StorageDtype,
+)
 from rollout.core import RequestState, Status
 from rollout.models.checkpoint import load_decoder
 from rollout.speculation.cost_table import CostTable
 from rollout.speculation.drafters.drafter import NO_DRAFT, NO_ROOM
 from rollout.speculation.drafters.model import ModelDrafter
+from rollout.speculation.make import check_draft_model
 from rollout.speculation.speculator import Speculator
 from tests.rollout.engine.engines import make_engine, make_group, make_request, prompt, run
 from tests.rollout.engine.test_speculation import LIMITS, assert_same, make_eager, mixed
@@ -183,6 +192,28 @@ def test_another_vocabulary_is_refused_with_both_sizes(llama, tmp_path):
     config = SpeculationConfig(drafter=DrafterKind.model, model_path=str(tmp_path))
     with pytest.raises(ValueError, match=r"300 tokens, the model it drafts for has \d+"):
         make_engine(llama, speculation=config)
+
+
+def test_a_draft_model_that_is_not_there_is_named_by_its_own_key_before_a_fleet_starts(
+    llama, tmp_path
+):
+    config = SpeculationConfig(drafter=DrafterKind.auto, model_path=str(tmp_path / "none"))
+    engine = EngineConfig(speculation=config)
+    with pytest.raises(ValueError, match=r"^engine\.speculation\.model_path must be an existing"):
+        check_draft_model(engine, make_engine(llama).decoder)
+    (tmp_path / "file").write_text("")
+    config.model_path = str(tmp_path / "file")
+    fleet = open_fleet(
+        RayFleetConfig(),
+        engine,
+        make_engine(llama).decoder,
+        None,
+        weights=llama,
+        dtype=Dtype.float32,
+        policy_version=0,
+    )
+    with pytest.raises(ValueError, match=r"^engine\.speculation\.model_path must be a directory"):
+        fleet.__enter__()
 
 
 def test_a_model_needs_a_path_and_a_block():
