@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -174,6 +175,8 @@ def _explanation(line: CommandLine, config_name: str, root: type) -> str:
 
 
 def _configure_logging() -> None:
+    # sources of other packages are compiled on their first import, and tell users of their own faults then
+    warnings.filterwarnings("ignore", category=SyntaxWarning)
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
