@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_architecture_is_not_resumed(adapted, tmp_path):
         "trainer.num_steps=5",
         code=2,
     )
-    assert "must be a run of the model in `model`" in output.replace("\n", " ")
+    assert "must be a run of the same model as `model`" in output.replace("\n", " ")
     assert "num_layers 2 instead of 3" in output.replace("\n", " ")
 
 
