@@ -45,7 +45,7 @@ def test_a_prompt_that_is_too_long_is_named_by_the_row_of_its_file(config):
     prompts = EncodedPrompts(task_of(config).train, LetterTokenizer())
     with pytest.raises(
         ValueError,
-        match=r"50 tokens \(row 31 of .*a\.jsonl\).* holds 50 .*task\.max_prompt_tokens=49$",
+        match=r"50 tokens \(row 31 of .*a\.jsonl\).* has room for 50 .*task\.max_prompt_tokens=49$",
     ):
         check_context(prompts, len(prompts), max_tokens=9, max_context_tokens=50, what="training")
     assert check_context(prompts, 9, max_tokens=9, max_context_tokens=50, what="training") == 2
@@ -59,7 +59,7 @@ def test_completions_that_may_be_cut_by_the_context_are_said(config, caplog):
         check_context(
             prompts, len(prompts), max_tokens=4096, max_context_tokens=60, what="training"
         )
-    assert "sampling.max_tokens=4096 is more than fits: the context holds 60 tokens" in caplog.text
+    assert "sampling.max_tokens=4096 is more than fits: the context has room for 60 tokens" in caplog.text
 
 
 def test_long_prompts_are_left_out_and_counted_and_the_others_numbered_again(config, caplog):

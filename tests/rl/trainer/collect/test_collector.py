@@ -325,14 +325,14 @@ def test_a_turn_that_is_cut_off_ends_the_rollout_and_the_environment_may_still_j
 
 
 def test_an_environment_that_goes_on_without_a_word_or_a_renderer_is_an_error_that_names_it(worlds):
-    with pytest.raises(RuntimeError, match=r"World went on after turn 1 with 1 messages \(no "):
+    with pytest.raises(RuntimeError, match=r"World continued after turn 1 with 1 messages \(no "):
         ask(Collector(ScriptedFleet(), ScriptedPool(), World))
 
     class Mute(SingleTurn):
         def reply(self, turn):
             return Reply()
 
-    with pytest.raises(RuntimeError, match="Mute went on after turn 1 with 0 messages"):
+    with pytest.raises(RuntimeError, match="Mute continued after turn 1 with 0 messages"):
         ask(Collector(ScriptedFleet(), ScriptedPool(), Mute, render=render))
 
 
