@@ -83,7 +83,7 @@ def test_what_differs_is_said_key_by_key_with_what_it_changes(tmp_path, half):
     assert "another seed" in output
     # 2 of 3 steps are made, of 2 all were
     assert (
-        "the learning rate of the next step is 0.000167; by the schedule from before it would be 0"
+        "the learning rate of the next step is 0.000167; with the earlier schedule it would be 0"
         in output
     )
 
