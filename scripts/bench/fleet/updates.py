@@ -69,12 +69,7 @@ def measure_updates(
         sender.rebuild(num_receivers, 0)
         _ends(receivers)
         weights = [(name, tensor.detach()) for name, tensor in decoder.hf_tensors()]
-        rows = []
-        for version in range(1, repeats + 3):
-            weights[-1][1].add_(0.5)  # the next version
-            weights[0][1][-1, -1] += 1
-            rows.append(_update(sender, receivers, version, weights))
-        timed = rows[2:]  # each of an engine's two sets of weights was touched by then
+        timed = _timed_updates(sender, receivers, weights, repeats)
         num_bytes = sum(tensor.nbytes for _, tensor in weights)
     return {
         "measures": "weight_update",
@@ -84,11 +79,30 @@ def measure_updates(
         "mb": round(num_bytes / 1e6, 1),
         "bucket_mb": bucket_mb,
         "repeats": repeats,
-        **{name: round(statistics.median(row[name] for row in timed), 4) for name in timed[0]},
-        "publish_to_commit_seconds_max": round(
-            max(row["publish_to_commit_seconds"] for row in timed), 4
-        ),
+        **_medians(timed),
     }
+
+
+def _timed_updates(
+    sender: CollectiveSender,
+    receivers: Sequence["_Receiver"],
+    weights: Sequence[tuple[str, torch.Tensor]],
+    repeats: int,
+) -> list[dict[str, float]]:
+    """Publish `repeats` + 2 versions; returns the figures of all but the first two."""
+    rows = []
+    for version in range(1, repeats + 3):
+        weights[-1][1].add_(0.5)  # the next version
+        weights[0][1][-1, -1] += 1
+        rows.append(_update(sender, receivers, version, weights))
+    return rows[2:]  # each of an engine's two sets of weights was touched by then
+
+
+def _medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure, and the longest time from publish to commit."""
+    medians = {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
+    longest = max(row["publish_to_commit_seconds"] for row in rows)
+    return medians | {"publish_to_commit_seconds_max": round(longest, 4)}
 
 
 def _update(

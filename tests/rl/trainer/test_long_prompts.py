@@ -59,7 +59,10 @@ def test_completions_that_may_be_cut_by_the_context_are_said(config, caplog):
         check_context(
             prompts, len(prompts), max_tokens=4096, max_context_tokens=60, what="training"
         )
-    assert "sampling.max_tokens=4096 is more than fits: the context has room for 60 tokens" in caplog.text
+    assert (
+        "sampling.max_tokens=4096 is more than fits: the context has room for 60 tokens"
+        in caplog.text
+    )
 
 
 def test_long_prompts_are_left_out_and_counted_and_the_others_numbered_again(config, caplog):
