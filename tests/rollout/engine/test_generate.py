@@ -118,10 +118,19 @@ def fail():
     raise RuntimeError("broken")
 
 
+def interrupt() -> None:
+    """Do as Ctrl-C does, also in a process that was started in the background, where SIGINT is ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 @pytest.mark.parametrize("drafter", [DrafterKind.off, DrafterKind.suffix])
 @pytest.mark.parametrize(
     ("action", "error"),
-    [(fail, RuntimeError), (lambda: signal.raise_signal(signal.SIGINT), KeyboardInterrupt)],
+    [(fail, RuntimeError), (interrupt, KeyboardInterrupt)],
     ids=["exception", "interrupt"],
 )
 def test_the_next_call_works_after_one_that_was_broken_off(
