@@ -20,12 +20,14 @@ _joined = ""
 
 
 def join_ray(address: str) -> bool:
-    """Start Ray or join a cluster, unless this process already has; return whether this call did, so that its caller
-    shuts it down.
+    """Start Ray or join a cluster, unless this process already has.
 
     Args:
         address: address of a cluster, as `ray.init` takes it. Empty: use the Ray session of this process, or start
             one on this machine.
+
+    Returns:
+        True if this call started or joined it, so that the caller must shut it down.
 
     Raises:
         ValueError: no cluster answers at the address, or this process has joined another one.

@@ -52,7 +52,7 @@ def to_config(cfg: DictConfig, root: type[Config]) -> Config:
 
 
 def _numbers(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yields the floats of a node and of the nodes in it, with their keys."""
+    """Yield the floats of a node and of the nodes in it, with their keys."""
     for key in node:
         value = None if OmegaConf.is_missing(node, key) else node[key]
         if isinstance(value, DictConfig):

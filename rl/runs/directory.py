@@ -124,7 +124,7 @@ def _make(run_dir: str) -> tuple[Path, bool]:
             f"run_dir={run_dir or default} must be a directory that can be written to: {error.strerror}; "
             "choose another with run_dir=..."
         ) from error
-    raise AssertionError("numbers do not end")
+    raise AssertionError("itertools.count must not end")
 
 
 def _make_if_missing(path: Path) -> bool:

@@ -20,7 +20,8 @@ __all__ = ["CheckAnswer", "dataset_prompts"]
 logger = logging.getLogger("paceline")
 
 CheckAnswer = Callable[[Any], object]
-"""Function that raises a ValueError if a value is not a gold answer. Its message must be a clause."""
+"""Function that raises a ValueError if a value is not a gold answer. Another message quotes its message, which
+must be a clause."""
 
 _MAX_NUMBERS = 5
 

@@ -35,7 +35,7 @@ class Problem:
     answer: Any
     """Gold answer in the task's own form."""
     row: dict[str, Any]
-    """Unchanged columns of the task's data."""
+    """Columns of the problem's row in the task's data, unchanged."""
     origin: str = ""
     """Origin of the problem for messages, for example `row 31 of problems.jsonl`."""
 

@@ -269,7 +269,7 @@ def _with_type(field: pa.Field, kind: pa.DataType) -> pa.Field:
 
 
 def _replaced(old: pa.DataType, kind: pa.DataType) -> pa.DataType:
-    """Returns a type with `kind` in place of each float32 and float16 in it."""
+    """Return a type with `kind` in place of each float32 and float16 in it."""
     if pa.types.is_float32(old) or pa.types.is_float16(old):
         return kind
     if pa.types.is_struct(old):

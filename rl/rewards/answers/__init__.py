@@ -1,4 +1,4 @@
-"""Answers in text: gold ones, where a completion's final one stands, and when they are equal."""
+"""Answers in text: parsing of gold answers, search for a completion's final answer, and their comparison."""
 
 from rl.rewards.answers.gold import Gold, parse_gold
 

@@ -1,4 +1,5 @@
-"""When a final answer equals a gold one: numbers exactly, words as spelt, lists item by item, formulas by value."""
+"""Equality of a final answer and a gold one: numbers exactly, words as spelled, lists item by item, formulas by
+value."""
 
 import re
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ _VARIABLE = re.compile(r"\\?[A-Za-z]{1,8}(?:_\w|_\{\w+\})?(?:\([a-z]\))?")
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """A tuple, an interval, a set, or a list without brackets."""
+    """Tuple, interval, set, or list without brackets."""
 
     brackets: str
-    """Opening and closing one; empty: none."""
+    """Opening and closing bracket; empty if there are none."""
     items: tuple[str, ...]
 
     @property
@@ -34,7 +35,7 @@ class _Sequence:
 
 
 def are_equal(answer: str, gold: str) -> bool:
-    """Whether an answer, without the prose around it, equals the gold one."""
+    """Return whether an answer, without the prose around it, equals the gold answer."""
     plain, gold_plain = to_plain(answer), to_plain(gold)
     if answer.strip() == gold.strip() or (plain and fold(plain) == fold(gold_plain)):
         return True
@@ -72,7 +73,7 @@ def are_equal(answer: str, gold: str) -> bool:
 
 
 def _choice(plain: str, *, is_gold: bool = False) -> str:
-    """Returns the letter of a multiple choice, as in A, (A), `A. Paris`; empty if it is none."""
+    """Return the letter of a multiple choice, as in A, (A) or `A. Paris`; empty if there is none."""
     match = _CHOICE.fullmatch(plain)
     if match is None or (is_gold and match["text"].strip()) or _ANOTHER_CHOICE.match(match["text"]):
         return ""
@@ -80,20 +81,20 @@ def _choice(plain: str, *, is_gold: bool = False) -> str:
 
 
 def _defines(plain: str) -> bool:
-    """Whether it says what one variable is, as `x = 5` does."""
+    """Return whether a text gives the value of one variable, as `x = 5` does."""
     left, _, right = plain.partition("=")
     return bool(_VARIABLE.fullmatch(left.strip())) and "=" not in right
 
 
 def _define_different(plain: str, gold_plain: str) -> bool:
-    """Whether they say what two different variables are, as `x = 5` and `y = 5` do."""
+    """Return whether two texts give the values of different variables, as `x = 5` and `y = 5` do."""
     names = [text.partition("=")[0].strip() for text in (plain, gold_plain)]
     both_define = _defines(plain) and _defines(gold_plain)
     return both_define and names[0] != names[1] and all(len(name) == 1 for name in names)
 
 
 def _defines_each(plain: str) -> bool:
-    """Whether it lists values of one variable, as `x = 1 or x = 2` does."""
+    """Return whether a text lists values of one variable, as `x = 1 or x = 2` does."""
     items = _items(plain)
     if items is None or not all(map(_defines, items.items)):
         return False
@@ -101,7 +102,7 @@ def _defines_each(plain: str) -> bool:
 
 
 def _items(plain: str) -> _Sequence | None:
-    """Splits at the commas that no bracket encloses; None if it is no list."""
+    """Split a list at the commas outside brackets; return None if the text is no list."""
     is_enclosed = plain[:1] in tuple(_OPENING) and _end_of_group(plain) == len(plain) - 1
     inner = plain[1:-1] if is_enclosed else plain
     items, depth, start = [], 0, 0
@@ -120,7 +121,7 @@ def _items(plain: str) -> _Sequence | None:
 
 
 def _end_of_group(plain: str) -> int:
-    """Returns the index of the bracket that closes the first one, of any kind; -1 if none does."""
+    """Return the index of the bracket that closes the first one, of any kind; -1 if there is none."""
     depth = 0
     for index, char in enumerate(plain):
         depth += (char in _OPENING) - (char in _CLOSING)

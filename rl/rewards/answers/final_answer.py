@@ -1,8 +1,9 @@
-"""Where a completion's final answer stands.
+"""Search for a completion's final answer.
 
-In the last `<answer>` tags or after the thinking, if there are such, the first of these that is there counts: the last
-`\\boxed{}`, what follows the last `####`, what follows the last "answer is", the whole text or its last line, the last
-formula or number. A number that is part of a sum or another calculation is no answer, the calculation is taken whole.
+Only the text in the last `<answer>` tags, or else after the thinking, is searched. The first of these that exists is
+the answer: the last `\\boxed{}`; the text after the last `####`; the text after the last "answer is"; the whole text
+or its last line; the last formula or number. If a number is part of a calculation, the whole calculation is taken,
+not the number.
 """
 
 import re
@@ -49,12 +50,12 @@ _REFUSED = re.compile(
     r"(?:\bnot|n['\u2019]t|\bnever|\bcannot)\s+(?:be\s+|equal\s+(?:to\s+)?)?$|[<>≤≥≠]\s*$",
     re.IGNORECASE,
 )
-"""Stands before a number that is said not to be the answer, or to be a bound of it."""
+"""Pattern of words before a number which say that it is not the answer, or only a bound of it."""
 _MAX_CHARS = 20_000
 
 
 def final_answers(completion: str) -> list[str]:
-    """Returns readings of the completion's one final answer, the most literal first; empty if there is none."""
+    """Return readings of the completion's one final answer, the most literal first; empty if there is none."""
     text = completion.rpartition("</think>")[2]
     if tagged := _TAGS.findall(text):
         text = tagged[-1]
@@ -71,13 +72,13 @@ def final_answers(completion: str) -> list[str]:
 
 
 def _first_line(text: str) -> str:
-    """Returns the first line, or the formula set apart that begins there."""
+    """Return the first line, or the displayed formula that begins there."""
     display = _DISPLAY.match(text)
     return display[0] if display else text.partition("\n")[0]
 
 
 def _phrases(line: str) -> list[str]:
-    """Returns the line, its first sentence, and these without what leads to the answer or explains it."""
+    """Return the line, its first sentence, and both without words that introduce or explain the answer."""
     sentence = line[: end.start()] if (end := _SENTENCE_END.search(line)) else line
     clause = _CLAUSE_END.sub("", sentence)
     phrases = [line, sentence, clause]
@@ -102,7 +103,8 @@ def _undelimited(text: str) -> list[str]:
 
 
 def _last_number(text: str) -> list[str]:
-    """Returns the last formula or number with its unit, and all of a list that ends the text; empty if there is none."""
+    """Return the last formula or number with its unit, or the whole list at the end of the text; empty if there is
+    none."""
     if several := _SEVERAL_NUMBERS.search(text.rpartition("\n")[2]):
         return [several[1]]
     expressions = list(_EXPRESSION.finditer(text))

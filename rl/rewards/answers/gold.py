@@ -1,10 +1,10 @@
-"""Gold answers: what counts as one, and the texts that it stands for.
+"""Gold answers: the values that are accepted, and the texts that they stand for.
 
     "12", 12, 0.5, Decimal, Fraction, numpy scalars -> one text, with the digits of the value
     True -> "true" or "yes"          ["$2$", "two"] -> any of these
     "9 eggs ... #### 18" -> "18"     "... so $x = \\boxed{18}$" -> "18"
 
-Everything else (a struct, bytes, a date, NaN, nothing) is no answer, and refused when the data are loaded.
+Any other value (a struct, bytes, a date, NaN, None) is no answer, which is an error when the data are loaded.
 """
 
 import math
@@ -22,22 +22,22 @@ __all__ = ["Gold", "parse_gold"]
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """A gold answer, parsed once. A completion is right if its final answer equals one of the alternatives."""
+    """Parsed gold answer. A completion is right if its final answer equals one of the alternatives."""
 
     alternatives: tuple[str, ...]
-    """Texts without the solution that leads to them; never empty, and none of them is."""
+    """Texts of the answer, without the solution that leads to it. There is at least one, and none is empty."""
 
 
 def parse_gold(value: Any, *, column: str = "<column>") -> Gold:
-    """Returns the gold answer that a value of a dataset stands for.
+    """Return the gold answer in a value of a dataset.
 
     Args:
-        value: a text, a number, or a list of alternatives. A text that ends in `#### x`, as in GSM8K, or holds
-            `\\boxed{x}`, as in MATH, stands for x.
+        value: a text, a number, or a list of alternatives. A text that ends in `#### x`, as in GSM8K, or contains
+            `\\boxed{x}`, as in MATH, means x.
         column: name of the value's column, for the message.
 
     Raises:
-        ValueError: the value is no answer; the message is a clause that says why, and how to get one.
+        ValueError: the value is no answer; the message is a clause with the reason and the cure.
     """
     if _is_list(value):
         alternatives = [text for item in _items(value, column) for text in _texts(item, column)]

@@ -1,4 +1,4 @@
-"""Finds what the last `\\boxed{...}` of a text holds."""
+"""Search for the content of the last `\\boxed{...}` in a text."""
 
 import re
 
@@ -9,7 +9,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    """Returns the content of the last complete box, braced or bare as in `\\boxed 5`; None if there is none."""
+    """Return the content of the last complete box, braced or bare as in `\\boxed 5`; None if there is none."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
@@ -23,7 +23,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Returns the index of the brace that closes each one that opens; escaped ones are text."""
+    """Return the index of the closing brace for each opening brace. Escaped braces are text."""
     ends, opened = {}, []
     for brace in _BRACE.finditer(text):
         if brace[0] == "{":

@@ -1,4 +1,4 @@
-"""Answers as plain text: LaTeX, Unicode and markup that mean the same become the same characters."""
+"""Conversion of answers to plain text: LaTeX, Unicode and markup with the same meaning become the same characters."""
 
 import re
 import unicodedata
@@ -8,7 +8,7 @@ __all__ = ["fold", "to_plain"]
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUPERSCRIPT_RUN = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _BEFORE_VULGAR_FRACTION = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")
-_DOLLAR = "\ue000"  # of money, while those around formulas are removed
+_DOLLAR = "\ue000"  # stands for the dollar sign of money while those around formulas are removed
 _NUMBER = r"[-+]?[\d,]*\.?\d+"
 _RULES = [
     (re.compile(pattern), replacement)
@@ -55,7 +55,7 @@ _QUOTES = "\"'`“”\u2018\u2019*"
 
 
 def to_plain(text: str) -> str:
-    """Returns a text whose numbers, units and words can be read; formulas stay LaTeX."""
+    """Return plain text in which numbers, units and words are readable; formulas stay LaTeX."""
     if text.isascii() and text.isalnum() and "pi" not in text:
         return text
     text = text.replace("º", "°")
@@ -68,7 +68,8 @@ def to_plain(text: str) -> str:
 
 
 def fold(plain: str) -> str:
-    """Returns the text without what spelling leaves free: case, spaces, hyphens, punctuation that ends words."""
+    """Return the text without case, hyphens, repeated spaces and punctuation after words, which do not distinguish
+    answers."""
     text = plain.casefold()
     text = re.sub(r"(?<=[^\W\d_]{2})[!?]", "", text)
     text = re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", " ", text)

@@ -1,4 +1,4 @@
-"""Numbers with units, read and compared exactly: every number is a fraction of integers."""
+"""Numbers with units, parsed and compared exactly: every number is a fraction of integers."""
 
 import re
 from dataclasses import dataclass
@@ -37,13 +37,14 @@ _PERCENT = frozenset("%")
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number, or the several of a time or a ratio, and its unit."""
+    """Number with a unit, or the several numbers of a time or a ratio."""
 
     values: tuple[Fraction, ...]
     unit: Unit
 
     def equals(self, other: "Quantity") -> bool:
-        """Whether both are the same amount. A unit that only one of them names makes no difference, percent is 1/100 too."""
+        """Return whether both are the same amount. A unit that only one of them has is ignored; percent may also
+        mean 1/100."""
         if not same_unit(self.unit, other.unit):
             return False
         if self.values == other.values:
@@ -54,7 +55,7 @@ class Quantity:
         )
 
     def to_latex(self) -> str:
-        """Returns its number, written so that nobody takes 1e-5 for Euler's e, and its unit."""
+        """Return the number, as a fraction so that 1e-5 cannot mean Euler's e, and the unit."""
         number = " : ".join(f"\\frac{{{v.numerator}}}{{{v.denominator}}}" for v in self.values)
         return f"{number} \\text{{{' '.join(sorted(self.unit))}}}" if self.unit else number
 
@@ -63,7 +64,7 @@ class Quantity:
 
 
 def parse_quantity(plain: str) -> Quantity | None:
-    """Returns the quantity that a whole plain text is; None if it is something else, such as a sum."""
+    """Return the quantity in a plain text; None if the text is something else, such as a sum."""
     if len(plain) > _MAX_CHARS:
         return None
     match = _QUANTITY.fullmatch(plain)
@@ -103,7 +104,7 @@ def _first(match: re.Match[str], name: str) -> str:
 
 
 def _fraction(digits: str) -> Fraction:
-    # Decimal: int() refuses more than 4300 digits
+    # Decimal, because int() rejects more than 4300 digits
     return Fraction(Decimal(digits.replace(",", "").replace(" ", "")))
 
 
@@ -113,7 +114,7 @@ def _ratio(numerator: str, denominator: str) -> Fraction | None:
 
 
 def _power(base: str, exponent: str) -> Fraction | None:
-    """Returns base ** exponent; None if it has too many digits, or none."""
+    """Return base ** exponent; None if it has too many digits, or is undefined."""
     number, power = _fraction(base), int(exponent) if len(exponent) < 6 else _MAX_EXPONENT + 1
     if abs(power) > _MAX_EXPONENT or len(base) > 20 or (number == 0 and power <= 0):
         return None

@@ -1,7 +1,7 @@
-"""Equality of formulas, by math-verify.
+"""Equality of formulas, computed by math-verify.
 
-math-verify limits its own time by SIGALRM, which fails in threads; we switch that off, since the pool kills what
-takes too long. It is imported when the first formula comes: numbers and words do without it.
+math-verify limits its own time by SIGALRM, which fails in threads. Its limit is off here, because the pool kills a
+scorer that takes too long. It is imported for the first formula, since numbers and words do not need it.
 """
 
 import functools
@@ -19,19 +19,19 @@ _NAMES = re.compile(
     rf"\\(?:begin|end)\{{\w+\}}|\\[a-zA-Z]+|(?<![a-zA-Z])(?:{_FUNCTIONS})(?![a-zA-Z])"
 )
 _ARITHMETIC = re.compile(r"[\d\s.,+\-*/()^!%$={}÷]*")
-# what sympy may compute until it is killed: towers, powers of sums, powers and factorials of many digits, series
+# formulas that sympy might compute forever: towers, powers of sums, powers and factorials of many digits, series
 _ENDLESS = re.compile(
     r"\^[^+\-*/=]*\^|\*\*|[)}\]]\s*\^\s*\{?\s*\d{2,}|\^\s*\{?\s*[-+(]*\d{4,}|\d{4,}\s*\)*\s*!|[!})]\s*\)*\s*!"
     r"|\\(?:sum|prod|i*int|oint|lim)(?![a-z])|binom\D*\d{4,}"
 )
-_DATE_OR_CODE = re.compile(r"\d+(?:[-./]\d+){2,}|\d+-\d+")  # read as text, not as differences
+_DATE_OR_CODE = re.compile(r"\d+(?:[-./]\d+){2,}|\d+-\d+")  # compared as text, not as differences
 _UNIT_AT_END = re.compile(
     r"\s*\\(?:text|mathrm|mbox|textrm)\s*\{([^{}]*)\}\s*(\^\s*\{?\s*\d\s*\}?)?\s*\$?\s*$"
 )
 
 
 def is_formula(plain: str) -> bool:
-    """Whether a plain text is a formula that can be computed with, not words."""
+    """Return whether a plain text is a formula that can be computed, not words."""
     if not plain or len(plain) > _MAX_CHARS or _ENDLESS.search(plain):
         return False
     if _DATE_OR_CODE.fullmatch(plain):
@@ -40,12 +40,12 @@ def is_formula(plain: str) -> bool:
 
 
 def is_arithmetic(plain: str) -> bool:
-    """Whether it is a calculation with numbers that is not carried out."""
+    """Return whether a text is a calculation with numbers that has not been carried out."""
     return bool(_ARITHMETIC.fullmatch(plain))
 
 
 def are_same_formulas(answer: str, gold: str) -> bool:
-    """Whether two formulas in LaTeX are equal for all values of their variables."""
+    """Return whether two formulas in LaTeX are equal for all values of their variables."""
     (answer, unit), (gold, gold_unit) = _without_unit(answer), _without_unit(gold)
     if not same_unit(unit, gold_unit):
         return False
@@ -71,9 +71,9 @@ def _verify(expected: Any, given: Any) -> bool:
 def _parse(latex: str) -> Any:
     import math_verify
 
-    # at level WARNING it says that its time limit is off
+    # at level WARNING it reports that its time limit is off
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     latex = latex.strip().strip("$").strip()
     if not latex.startswith(("\\(", "\\[")):
-        latex = f"${latex}$"  # undelimited, math-verify reads 10^{5} as 10
+        latex = f"${latex}$"  # without delimiters, math-verify reads 10^{5} as 10
     return math_verify.parse(latex, parsing_timeout=0)

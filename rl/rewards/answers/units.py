@@ -1,11 +1,11 @@
-"""Units of quantities: physical ones, money, percent, and counted things."""
+"""Units of quantities: physical units, money, percent, and counted things."""
 
 import re
 
 __all__ = ["Unit", "is_known_unit", "parse_unit", "same_unit"]
 
 Unit = frozenset[str]
-"""Canonical words; empty: none is named."""
+"""Set of canonical words; empty if no unit is given."""
 
 _PREFIXES = {
     "k": "kilo",
@@ -62,12 +62,12 @@ _END_OF_UNIT = frozenset((
     "in", "on", "at", "of", "for", "from", "with", "by", "to", "as", "left", "more", "altogether",
     "total", "each", "every", "is", "are", "was", "were", "will", "there", "that", "which",
 ))  # fmt: skip
-"""Words after which a unit is over, as in `18 dollars in total`."""
+"""Words that end a unit, as in `18 dollars in total`."""
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3"}
 
 
 def parse_unit(text: str) -> Unit | None:
-    """Returns the unit that a text behind a number names; None if it is no unit."""
+    """Return the unit in the text after a number; None if the text is no unit."""
     text = text.strip().strip("()[]").strip().rstrip(".,;:")
     text = re.sub("(?<=[a-z]{2})[!?]+$", "", text)
     text = _SPEED.sub(lambda match: _SPEEDS[match[0].lower()], text)
@@ -97,13 +97,13 @@ def parse_unit(text: str) -> Unit | None:
 
 
 def is_known_unit(word: str) -> bool:
-    """Whether a word is a unit wherever it stands behind a number, as cm is and apples is not."""
+    """Return whether a word after a number is always a unit, as cm is and apples is not."""
     unit = parse_unit(word)
     return bool(unit) and unit <= _KNOWN and word not in ("in", "A", "a", "am", "min", "sec", "h")
 
 
 def same_unit(one: Unit, other: Unit) -> bool:
-    """Whether two units agree, as they do where one of them is not named."""
+    """Return whether two units agree; a missing unit agrees with any."""
     known, other_known = _measures(one), _measures(other)
     if known and other_known:
         return known == other_known
